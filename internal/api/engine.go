@@ -1,0 +1,86 @@
+// Package api is the control API: what the daemon and each engine process answer over HTTP with JSON on a
+// unix socket, and the clients for both. It knows nothing of how either does it.
+package api
+
+// ControlVersion is the version of the engine's control protocol. A daemon drives engines of this
+// version and the one before.
+const ControlVersion = 1
+
+// Paths of an engine's control socket.
+const (
+	PathEngineStatus    = "/v1/status"    // GET -> EngineStatus
+	PathEngineHydration = "/v1/hydration" // POST HydrationRequest -> EngineStatus
+	PathEngineSuspend   = "/v1/suspend"   // POST SuspendRequest -> EngineStatus
+	PathEngineResume    = "/v1/resume"    // POST -> EngineStatus
+	PathEngineStop      = "/v1/stop"      // POST: flush, close the store, end the process
+)
+
+// EngineStatus is what an engine process says of itself and its volume. Sizes are bytes.
+type EngineStatus struct {
+	ControlVersion int        `json:"controlVersion"`
+	Version        string     `json:"version"` // of the program
+	PID            int        `json:"pid"`
+	Volume         string     `json:"volume"`
+	UUID           string     `json:"uuid"`
+	Store          string     `json:"store"`  // path
+	Socket         string     `json:"socket"` // NBD, path
+	Size           int64      `json:"size"`
+	ChunkSize      int64      `json:"chunkSize"`
+	Target         string     `json:"target"` // linear, clone
+	Master         string     `json:"master,omitempty"`
+	Cache          string     `json:"cache"` // on, off
+	Epoch          uint32     `json:"epoch"`
+	ReadOnly       bool       `json:"readOnly,omitempty"`
+	Suspended      bool       `json:"suspended,omitempty"`
+	Connections    int        `json:"connections"`
+	Started        int64      `json:"started"`         // Unix seconds
+	Error          string     `json:"error,omitempty"` // why FLUSH fails, if it does
+	Hydration      *Hydration `json:"hydration,omitempty"`
+	IO             IOCounters `json:"io"`
+}
+
+// The states of a hydration.
+const (
+	HydrationPaused  = "paused"
+	HydrationRunning = "running"
+	HydrationFailed  = "failed" // some chunks could not be copied; Error says why
+	HydrationDone    = "done"   // cut loose
+)
+
+// Hydration tells how far the background copy is.
+type Hydration struct {
+	State string `json:"state"`
+	Done  int64  `json:"done"`            // bytes whose chunks are in the store
+	Total int64  `json:"total"`           // bytes
+	Rate  int64  `json:"rate,omitempty"`  // limit, bytes a second; 0: none
+	Error string `json:"error,omitempty"` // of the last failure
+}
+
+// IOCounters counts since the engine process started.
+type IOCounters struct {
+	Reads      uint64 `json:"reads"`
+	Writes     uint64 `json:"writes"`
+	Flushes    uint64 `json:"flushes"`
+	ReadBytes  uint64 `json:"readBytes"`
+	WriteBytes uint64 `json:"writeBytes"`
+	Copied     uint64 `json:"copiedBytes"` // from the master because of guest writes
+	Hydrated   uint64 `json:"hydratedBytes"`
+	Commits    uint64 `json:"commits"` // of the exception table
+	Errors     uint64 `json:"errors"`
+}
+
+// HydrationRequest starts or pauses the background copy, or changes its rate. Nil leaves as it is.
+type HydrationRequest struct {
+	Run  *bool  `json:"run,omitempty"`
+	Rate *int64 `json:"rate,omitempty"` // bytes a second; 0: no limit
+}
+
+// SuspendRequest holds the volume's I/O. The engine resumes by itself at the deadline.
+type SuspendRequest struct {
+	DeadlineMillis int64 `json:"deadlineMillis"`
+}
+
+// Error is the body of every answer that is not 2xx.
+type Error struct {
+	Message string `json:"error"`
+}
