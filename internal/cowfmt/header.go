@@ -48,7 +48,8 @@ const (
 	IdentitySamples IdentityKind = 3 // Size and a SHA-256 over samples of the content
 )
 
-// Identity is how a master or origin is known again, wherever it is found.
+// Identity is how a master or origin is known again, wherever it is found. Fields that another kind uses
+// are zero.
 type Identity struct {
 	Kind   IdentityKind
 	Size   int64     // bytes
@@ -63,8 +64,8 @@ type Owner struct {
 	Host     uuid.UUID // the host's UUID
 	Boot     uuid.UUID // its boot id (Linux: /proc/sys/kernel/random/boot_id)
 	Instance uuid.UUID // the engine process
-	HostName string    // for people
-	Address  string    // where the host's daemon answers, may be empty
+	HostName string    // for people, may be empty, at most MaxHostName bytes
+	Address  string    // where the host's daemon answers, may be empty, at most MaxHostAddress bytes
 	Since    int64     // Unix seconds
 }
 
@@ -74,7 +75,7 @@ type Grant struct {
 	Host     uuid.UUID
 	HostName string
 	Address  string
-	Slot     uint16 // the host's migration slot
+	Slot     uint16 // the host's migration slot, below MigrationSlots
 	Since    int64  // Unix seconds
 }
 
@@ -106,9 +107,21 @@ const (
 
 // Progress is an operation that must be gone on with or undone when the store is opened next.
 type Progress struct {
-	Kind uint16 // 0: none; the numbers are in docs/FORMAT.md
-	Data []byte
+	Kind uint16 // ProgressNone and so on; one that is not known here: do not write to the store
+	Data []byte // at most MaxProgress bytes
 }
+
+// The kinds of Progress. What is in Data is defined where the operation is.
+const (
+	ProgressNone     uint16 = 0
+	ProgressCreate   uint16 = 1 // the store is being made and not yet good
+	ProgressReset    uint16 = 2 // the table is being begun anew under the next generation
+	ProgressTakeover uint16 = 3 // the table is being written to the other area
+	ProgressResize   uint16 = 4 // the volume is being grown
+	ProgressMerge    uint16 = 5 // a snapshot's chunks are being copied back into the origin
+	ProgressCut      uint16 = 6 // stack entries are being put in place
+	ProgressRemove   uint16 = 7 // a stack entry is being taken out
+)
 
 // Features are bits that say what a reader of a store must know.
 type Features struct {
@@ -144,8 +157,9 @@ type Header struct {
 	OriginIdentity *Identity
 	Owner          *Owner
 	Grants         []Grant
-	Stack          []StackEntry
+	Stack          []StackEntry // oldest first
 	Progress       Progress
+	Extra          []Record // of newer programs, kept as they are
 }
 
 // Layout is where the parts of a store are, in bytes from its start. See docs/FORMAT.md.

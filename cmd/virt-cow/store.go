@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/master"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// StoreCmd makes and examines stores.
+type StoreCmd struct {
+	Create StoreCreateCmd `cmd:"" help:"Make a store: a clone of a master, or an empty disk."`
+	Info   StoreInfoCmd   `cmd:"" help:"Show what a store is and how to use it without virt-cow."`
+	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
+	Dump   StoreDumpCmd   `cmd:"" help:"Print header and table of a store, damaged ones too."`
+}
+
+// StoreCreateCmd makes a store.
+type StoreCreateCmd struct {
+	Store  string `arg:"" help:"A new file, or a block device." type:"path"`
+	Master string `help:"What to clone: a raw file or block device, store:PATH, nbd+unix:///EXPORT?socket=PATH or nbd://HOST/EXPORT." placeholder:"MASTER"`
+	Size   Size   `help:"Size of the volume, 10G or 512M; the master's by default. Behind the master's end it reads as zeros." placeholder:"SIZE"`
+	Chunk  Size   `help:"Size of a chunk, a power of two from 4K to 1M." default:"4K" placeholder:"SIZE"`
+	Name   string `help:"Name of the volume; the store's file name by default." placeholder:"VOLUME"`
+	Force  bool   `help:"Use a block device although something is on it."`
+}
+
+// Run makes the store. Nothing is left behind when it fails.
+func (c *StoreCreateCmd) Run(env *Env) error {
+	p := store.Params{Name: c.Name, Role: cowfmt.RoleClone, Size: int64(c.Size), ChunkSize: int64(c.Chunk), Now: time.Now()}
+	if p.Name == "" {
+		base := filepath.Base(c.Store)
+		p.Name = base[:len(base)-len(filepath.Ext(base))]
+	}
+	if err := cowfmt.ValidName(p.Name); err != nil {
+		return exitError{fmt.Errorf("%w; give one with --name", err), exitUsage}
+	}
+	if c.Master == "" && c.Size == 0 {
+		return exitError{errors.New("say what to make: --master, --size, or both"), exitUsage}
+	}
+	if c.Size%blockdev.SectorSize != 0 {
+		return exitError{fmt.Errorf("--size %d: not a multiple of %d bytes", c.Size, blockdev.SectorSize), exitUsage}
+	}
+	if c.Master != "" {
+		if err := c.identify(env, &p); err != nil {
+			return err
+		}
+	}
+	h, err := store.NewHeader(p)
+	if err != nil {
+		return exitError{err, exitUsage}
+	}
+	if err := c.create(env.Context, h); err != nil {
+		return err
+	}
+	if env.JSON {
+		return printJSON(env, newStoreInfo(c.Store, h))
+	}
+	fmt.Fprintf(env.Stdout, "%s: volume %s, %s in chunks of %s%s\n", c.Store, h.Name, formatSize(h.Size), formatSize(h.ChunkSize), ofMaster(h))
+	return nil
+}
+
+func ofMaster(h *cowfmt.Header) string {
+	if h.Master == nil {
+		return ""
+	}
+	return fmt.Sprintf(", a clone of %s", h.Master.Address)
+}
+
+// identify fills in the master, and the size where none was asked for.
+func (c *StoreCreateCmd) identify(env *Env, p *store.Params) error {
+	locator, err := master.ParseLocator(c.Master)
+	if err != nil {
+		return err
+	}
+	dev, err := master.Open(env.Context, locator, nil, env.Log)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if p.MasterIdentity, err = master.Identify(dev); err != nil {
+		return err
+	}
+	p.Master = &locator
+	switch size := dev.Info().Size; {
+	case p.Size == 0:
+		p.Size = size
+	case p.Size < size:
+		return exitError{fmt.Errorf("--size %s is less than the master's %s: a clone may be larger, not smaller", formatSize(p.Size), formatSize(size)), exitUsage}
+	}
+	return nil
+}
+
+// create puts the store in place: a new file appears under its name only when it is whole.
+func (c *StoreCreateCmd) create(ctx context.Context, h *cowfmt.Header) error {
+	if st, err := os.Stat(c.Store); err == nil && st.Mode()&os.ModeDevice != 0 {
+		return c.createOn(ctx, c.Store, h)
+	} else if err == nil {
+		return fmt.Errorf("%s: exists; a store is made in a new file or on a block device", c.Store)
+	}
+	tmp := filepath.Join(filepath.Dir(c.Store), "."+filepath.Base(c.Store)+"."+uuid.NewString()[:8])
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp)
+	err = f.Truncate(h.DataEnd())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := c.createOn(ctx, tmp, h); err != nil {
+		return err
+	}
+	// Link, not rename: it does not replace what somebody else made meanwhile.
+	if err := os.Link(tmp, c.Store); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(c.Store))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+func (c *StoreCreateCmd) createOn(ctx context.Context, path string, h *cowfmt.Header) error {
+	once, cancel := context.WithCancel(ctx)
+	cancel()
+	dev, err := blockdev.OpenFile(once, path, blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive})
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if dev.IsBlockDevice() && !c.Force {
+		name, _, err := master.Signature(dev)
+		if err != nil {
+			return err
+		}
+		if name != "" {
+			return fmt.Errorf("%s: there is a %s on it; --force overwrites it", path, name)
+		}
+	}
+	return store.Create(dev, h)
+}
+
+func printJSON(env *Env, v any) error {
+	e := json.NewEncoder(env.Stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

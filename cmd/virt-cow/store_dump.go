@@ -1,0 +1,70 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// StoreDumpCmd prints all of a store but its data.
+type StoreDumpCmd struct {
+	Store string `arg:"" help:"Store: a file or block device." type:"path"`
+}
+
+// chunkRun is a run of chunks that are in the store.
+type chunkRun struct {
+	First int64 `json:"first"`
+	Count int64 `json:"count"`
+}
+
+type dump struct {
+	Header *cowfmt.Header `json:"header"`
+	Here   []chunkRun     `json:"here"`
+	Bad    []string       `json:"bad,omitempty"`
+}
+
+// Run prints the header field by field, and the table as runs of chunks that are in the store.
+func (c *StoreDumpCmd) Run(env *Env) error {
+	dev, st, err := readStore(env.Context, c.Store)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	d := dump{Header: st.Header(), Here: []chunkRun{}}
+	for n, problem := range st.Problems() {
+		if problem != nil {
+			d.Bad = append(d.Bad, fmt.Sprintf("header copy %d: %v", n, problem))
+		}
+	}
+	_, err = st.ScanTable(env.Context, func(err error) { d.Bad = append(d.Bad, err.Error()) }, nil, func(first, count int64) {
+		if n := len(d.Here); n > 0 && d.Here[n-1].First+d.Here[n-1].Count == first {
+			d.Here[n-1].Count += count
+			return
+		}
+		d.Here = append(d.Here, chunkRun{first, count})
+	})
+	if err != nil {
+		return err
+	}
+	if env.JSON {
+		return printJSON(env, d)
+	}
+	d.print(env)
+	return nil
+}
+
+func (d *dump) print(env *Env) {
+	h, w := d.Header, env.Stdout
+	fmt.Fprintf(w, "header\n%+v\n", *h)
+	if id := h.MasterIdentity; id != nil {
+		fmt.Fprintf(w, "master identity %v, %d bytes, uuid %v, opens %d, wwid %q, digest %s\n", id.Kind, id.Size, id.UUID, id.Opens, id.WWID, hex.EncodeToString(id.Digest[:]))
+	}
+	fmt.Fprintf(w, "table: %d chunks, runs that are in the store:\n", h.Chunks())
+	for _, r := range d.Here {
+		fmt.Fprintf(w, "  %d +%d\n", r.First, r.Count)
+	}
+	for _, b := range d.Bad {
+		fmt.Fprintf(w, "bad: %s\n", b)
+	}
+}

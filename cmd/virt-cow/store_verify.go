@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/master"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// StoreVerifyCmd checks a store.
+type StoreVerifyCmd struct {
+	Store    string `arg:"" help:"Store: a file or block device." type:"path"`
+	NoMaster bool   `help:"Leave the master alone."`
+}
+
+type verdict struct {
+	Store    string   `json:"store"`
+	Volume   string   `json:"volume,omitempty"`
+	OK       bool     `json:"ok"`
+	Set      int64    `json:"chunksHere"`
+	Chunks   int64    `json:"chunks"`
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Run checks; exit code 5 says that something is wrong.
+func (c *StoreVerifyCmd) Run(env *Env) error {
+	v := &verdict{Store: c.Store}
+	if err := c.verify(env, v); err != nil {
+		return err
+	}
+	v.OK = len(v.Problems) == 0
+	if env.JSON {
+		if err := printJSON(env, v); err != nil {
+			return err
+		}
+	} else {
+		for _, p := range v.Problems {
+			fmt.Fprintln(env.Stdout, p)
+		}
+		if v.OK {
+			fmt.Fprintf(env.Stdout, "%s: ok, %d of %d chunks are in the store\n", c.Store, v.Set, v.Chunks)
+		}
+	}
+	if !v.OK {
+		return exitError{fmt.Errorf("%s: %d problems found", c.Store, len(v.Problems)), exitVerify}
+	}
+	return nil
+}
+
+// verify fills the verdict; its error says that the store could not be looked at.
+func (c *StoreVerifyCmd) verify(env *Env, v *verdict) error {
+	dev, st, err := readStore(env.Context, c.Store)
+	switch {
+	case errors.Is(err, cowfmt.ErrCorrupt), errors.Is(err, cowfmt.ErrInvalid), errors.Is(err, store.ErrTruncated):
+		v.Problems = append(v.Problems, err.Error())
+		return nil
+	case err != nil:
+		return err
+	}
+	defer dev.Close()
+	h := st.Header()
+	v.Volume, v.Chunks = h.Name, h.Chunks()
+	for n, problem := range st.Problems() {
+		if problem != nil {
+			v.Problems = append(v.Problems, fmt.Sprintf("header copy %d: %v", n, problem))
+		}
+	}
+	var progress *progress
+	if !env.JSON {
+		progress = newProgress(env.Stderr, "verify "+h.Name, 0)
+	}
+	v.Set, err = st.ScanTable(env.Context, func(err error) { v.Problems = append(v.Problems, err.Error()) }, func(done, total int64) {
+		if progress != nil {
+			progress.step(done, total)
+		}
+	}, nil)
+	if err != nil {
+		return err
+	}
+	if h.Master != nil && !h.CutLoose && !c.NoMaster {
+		base, err := master.Open(env.Context, *h.Master, h.MasterIdentity, env.Log)
+		if err != nil {
+			v.Problems = append(v.Problems, err.Error())
+			return nil
+		}
+		return base.Close()
+	}
+	return nil
+}

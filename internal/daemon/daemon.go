@@ -1,0 +1,185 @@
+// Package daemon gives guests their disks: it keeps a registry of volumes, starts one engine process for each
+// volume in use, and brings what libvirt says of a domain in line with what the domain should have.
+//
+// Nothing here moves data. An engine process is the same program run as "virt-cow serve"; it is spoken to
+// through package api only, is in a session of its own, outlives the daemon, and is found again by the next
+// one through a record in the run folder.
+//
+// A domain is reconciled, never reacted to: each event only says which domain to look at. The looking is
+// serialised per domain; what fails is tried again with backoff.
+//
+//	desired                    actual                          done
+//	in metadata, domain runs   no engine                       start it
+//	in metadata, domain runs   engine, no disk                 attach
+//	in metadata, domain runs   disk                            nothing
+//	in metadata, domain off    engine                          stop it cleanly
+//	not in metadata            disk with our alias             detach; DEVICE_REMOVED leads to the next line
+//	not in metadata            engine, no disk                 stop it cleanly
+//	not in metadata            disk plugged in by hand         keep its engine, leave the disk alone
+//	any                        guest paused by an I/O error    resume, once all its volumes are served
+//
+// Lock order: a domain's operation lock, then Daemon.mu. Daemon.mu is never held across a call to libvirt or
+// to an engine.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+)
+
+// Config says where things are.
+type Config struct {
+	RunDir  string // sockets and records; on tmpfs
+	LogDir  string // one log an engine
+	Libvirt string // libvirt's socket
+	Program string // virt-cow, run for the engines
+	Version string
+}
+
+// Daemon is the control daemon of one host.
+type Daemon struct {
+	config Config
+	log    zerolog.Logger
+	root   context.Context // ends with the daemon
+	tasks  sync.WaitGroup
+
+	mu           sync.Mutex
+	conn         libvirtx.Conn // nil while there is none
+	connError    error
+	connVersion  uint64
+	volumes      map[string]*volume // by name
+	domains      map[uuid.UUID]*domain
+	orphansAsked bool // engines that no domain claims are looked for once a connection
+}
+
+// Waits between attempts at what failed.
+var (
+	connectBackoff   = libvirtx.Backoff{Min: 200 * time.Millisecond, Max: 10 * time.Second}
+	reconcileBackoff = libvirtx.Backoff{Min: 500 * time.Millisecond, Max: 30 * time.Second}
+	engineBackoff    = libvirtx.Backoff{Min: 200 * time.Millisecond, Max: 30 * time.Second}
+)
+
+// ErrRunning says that another daemon has the run folder.
+var ErrRunning = errors.New("another virt-cow daemon is running")
+
+// Run is the daemon's life: it ends with ctx. Guests and engines go on.
+func Run(ctx context.Context, c Config, log zerolog.Logger) error {
+	for _, dir := range []string{c.RunDir, c.LogDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	unlock, err := lockRunDir(c.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	d := &Daemon{
+		config: c, log: log, root: ctx,
+		volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
+		connError: errors.New("not tried yet"),
+	}
+	defer d.tasks.Wait()
+	defer cancel()
+	if err := d.adopt(); err != nil {
+		return err
+	}
+	d.tasks.Go(func() {
+		dial := func(ctx context.Context) (libvirtx.Conn, error) { return libvirtx.Dial(ctx, c.Libvirt) }
+		libvirtx.Keep(ctx, dial, d, connectBackoff, log)
+	})
+	log.Info().Str("socket", filepath.Join(c.RunDir, api.DaemonSocket)).Msg("daemon ready")
+	return d.serve(ctx)
+}
+
+// lockRunDir makes sure of being alone. The lock ends with the process, however it ends.
+func lockRunDir(dir string) (unlock func(), err error) {
+	path := filepath.Join(dir, "daemon.lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%w: it holds %s", ErrRunning, path)
+	}
+	return func() { f.Close() }, nil
+}
+
+// Connected takes a new connection and looks at every domain, those libvirt no longer knows too.
+func (d *Daemon) Connected(c libvirtx.Conn) {
+	version, err := c.Version(d.root)
+	if err != nil {
+		c.Close()
+		return
+	}
+	list, err := c.Domains(d.root)
+	if err != nil {
+		d.log.Error().Err(err).Msg("list of domains")
+		c.Close() // and so another connection, with another list
+		return
+	}
+	d.mu.Lock()
+	d.conn, d.connError, d.connVersion, d.orphansAsked = c, nil, version, false
+	known := make([]*domain, 0, len(d.domains))
+	for _, dom := range d.domains {
+		known = append(known, dom)
+	}
+	d.mu.Unlock()
+	for _, x := range list {
+		known = append(known, d.domainFor(x))
+	}
+	for _, dom := range known {
+		dom.kick()
+	}
+}
+
+// Event looks at the domain it is about.
+func (d *Daemon) Event(e libvirtx.Event) {
+	dom := d.domainFor(e.Subject())
+	switch e := e.(type) {
+	case libvirtx.IOError:
+		dom.noteIOError(e.Alias)
+		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Str("reason", e.Reason).Msg("guest's disk failed a request")
+	case libvirtx.DeviceRemovalFailed:
+		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Msg("guest does not let go of the disk, asking again")
+		return // asked again by backoff
+	case libvirtx.MetadataChanged:
+		if e.Namespace != libvirtx.Namespace {
+			return
+		}
+	}
+	dom.kick()
+}
+
+// Disconnected leaves everything as it is until there is a connection again.
+func (d *Daemon) Disconnected(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn, d.connError = nil, err
+}
+
+// ErrNoLibvirt says that there is no connection to libvirt now.
+var ErrNoLibvirt = errors.New("not connected to libvirt")
+
+func (d *Daemon) libvirt() (libvirtx.Conn, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn == nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoLibvirt, d.connError)
+	}
+	return d.conn, nil
+}

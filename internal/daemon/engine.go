@@ -1,0 +1,203 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+)
+
+// engine looks after one engine process: it is started again whenever it ends without having been asked to.
+type engine struct {
+	d       *Daemon
+	volume  string
+	client  *api.Engine
+	release context.CancelFunc // ends the looking after, not the process
+	ctx     context.Context
+	ended   chan struct{} // closed when nothing looks after it any more: it was stopped, or never came up
+
+	mu       sync.Mutex
+	process  *process
+	ready    bool
+	stopping bool
+	err      error         // why it is not ready
+	changed  chan struct{} // closed and replaced when one of these four changes
+}
+
+// How long an engine may take to answer for the first time, which includes the wait for a killed
+// predecessor's lock, and to end when asked to, which includes a flush.
+const (
+	engineUp   = 2 * time.Minute
+	engineDown = 2 * time.Minute
+)
+
+func (d *Daemon) newEngine(volume string) *engine {
+	e := &engine{
+		d: d, volume: volume, client: api.NewEngine(d.controlPath(volume)),
+		ended: make(chan struct{}), changed: make(chan struct{}),
+	}
+	e.ctx, e.release = context.WithCancel(d.root)
+	return e
+}
+
+func (e *engine) set(f func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f()
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// pid is 0 while there is no process.
+func (e *engine) pid() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.process == nil {
+		return 0
+	}
+	return e.process.pid
+}
+
+// lastError is why the engine does not answer, nil if it does.
+func (e *engine) lastError() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.err
+}
+
+// wait returns once the engine answers, or has ended for good.
+func (e *engine) wait(ctx context.Context) error {
+	for {
+		e.mu.Lock()
+		ready, err, changed := e.ready, e.err, e.changed
+		e.mu.Unlock()
+		switch {
+		case ready:
+			return nil
+		case err != nil:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-e.ended:
+			if err := e.lastError(); err != nil {
+				return err
+			}
+			return fmt.Errorf("engine of volume %s has ended", e.volume)
+		case <-changed:
+		}
+	}
+}
+
+// run looks after the process until it is stopped or the daemon ends; p is the process if there is one already.
+// A first start that fails is not repeated here: the reconciler does that, with everything else.
+func (e *engine) run(p *process, start func() (*process, error)) {
+	defer close(e.ended)
+	adopted, wait := p != nil, time.Duration(0)
+	for first := true; ; first = false {
+		began := time.Now()
+		err := e.oneLife(p, start, func() {
+			if !first {
+				e.d.log.Info().Str("volume", e.volume).Int("pid", e.pid()).Msg("engine runs again")
+				e.d.pokeOwner(e.volume)
+			}
+		})
+		p = nil
+		if e.over() {
+			return
+		}
+		e.set(func() { e.process, e.ready, e.err = nil, false, err })
+		if first && !adopted && errors.Is(err, errNotUp) {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			wait = 0
+		}
+		wait = engineBackoff.Next(wait)
+		e.d.log.Error().Err(err).Str("volume", e.volume).Dur("again_in", wait).Msg("engine ended")
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// errNotUp says that an engine ended, or was silent, before it had answered.
+var errNotUp = errors.New("engine does not come up")
+
+// oneLife follows one process from its start to its end.
+func (e *engine) oneLife(p *process, start func() (*process, error), up func()) error {
+	var err error
+	if p == nil {
+		if p, err = start(); err != nil {
+			return fmt.Errorf("%w: volume %s: %w", errNotUp, e.volume, err)
+		}
+	}
+	e.set(func() { e.process = p })
+	if err := e.awaitStatus(p); err != nil {
+		return err
+	}
+	e.set(func() { e.ready, e.err = true, nil })
+	up()
+	select {
+	case <-p.done:
+		return fmt.Errorf("engine of volume %s (pid %d) ended: %s", e.volume, p.pid, p.why())
+	case <-e.ctx.Done():
+		return e.ctx.Err()
+	}
+}
+
+// awaitStatus waits until the process answers on its control socket.
+func (e *engine) awaitStatus(p *process) error {
+	deadline := time.After(engineUp)
+	for {
+		ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
+		_, err := e.client.Status(ctx)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("%w: volume %s: %s", errNotUp, e.volume, p.why())
+		case <-e.ctx.Done():
+			return e.ctx.Err()
+		case <-deadline:
+			p.terminate()
+			return fmt.Errorf("%w: volume %s: no answer in %s: %w", errNotUp, e.volume, engineUp, err)
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+}
+
+func (e *engine) over() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.stopping || e.ctx.Err() != nil
+}
+
+// stop has the process flush, close its store and end, and waits for it.
+func (e *engine) stop(ctx context.Context) error {
+	var p *process
+	e.set(func() { e.stopping, e.ready, p = true, false, e.process })
+	defer e.release()
+	if p == nil {
+		return nil
+	}
+	if err := e.client.Stop(ctx); err != nil {
+		p.terminate()
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(engineDown):
+		return fmt.Errorf("engine of volume %s (pid %d) does not end: it may be unable to flush, see its log", e.volume, p.pid)
+	}
+}

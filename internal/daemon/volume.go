@@ -1,0 +1,129 @@
+package daemon
+
+import (
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+)
+
+// volume is what the registry knows of one volume. Its fields are guarded by Daemon.mu.
+type volume struct {
+	name   string
+	want   libvirtx.Want
+	domain *domain // that has it, nil for none
+	state  string  // api.Volume…
+	err    error   // why it failed
+	engine *engine // nil while it has no process
+}
+
+func (d *Daemon) socketPath(volume string) string {
+	return filepath.Join(d.config.RunDir, volume+".sock")
+}
+
+func (d *Daemon) controlPath(volume string) string {
+	return filepath.Join(d.config.RunDir, volume+".ctl")
+}
+
+// volumeOfSocket is the volume whose socket this would be, "" if it is none of ours.
+func (d *Daemon) volumeOfSocket(socket string) string {
+	name, ok := trimSuffix(filepath.Base(socket), ".sock")
+	if !ok || filepath.Clean(socket) != d.socketPath(name) {
+		return ""
+	}
+	return name
+}
+
+func trimSuffix(s, suffix string) (string, bool) {
+	if len(s) <= len(suffix) || s[len(s)-len(suffix):] != suffix {
+		return s, false
+	}
+	return s[:len(s)-len(suffix)], true
+}
+
+// claim gives a volume to a domain, or says who has it.
+func (d *Daemon) claim(dom *domain, w libvirtx.Want) (*volume, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, v := range d.volumes {
+		if v.domain != nil && v.domain != dom && (v.name == w.Volume || v.want.Store == w.Store) {
+			return nil, &inUseError{volume: w.Volume, store: w.Store, domain: v.domain.name()}
+		}
+		if v.name != w.Volume && v.want.Store == w.Store && (v.domain != nil || v.engine != nil) {
+			return nil, &inUseError{volume: v.name, store: w.Store, domain: dom.name()}
+		}
+	}
+	v := d.volumes[w.Volume]
+	if v == nil {
+		v = &volume{name: w.Volume, state: api.VolumeOff}
+		d.volumes[w.Volume] = v
+	}
+	if v.engine != nil && v.want.Store != w.Store {
+		return nil, &inUseError{volume: w.Volume, store: v.want.Store, domain: dom.name()}
+	}
+	v.want, v.domain = w, dom
+	return v, nil
+}
+
+// inUseError says that a volume can't be given to a domain.
+type inUseError struct{ volume, store, domain string }
+
+func (e *inUseError) Error() string {
+	return "volume " + e.volume + " (" + e.store + ") belongs to domain " + e.domain +
+		": detach it there first: virt-cow detach " + e.domain + " " + e.volume
+}
+
+// setState records how a volume is; err is nil unless it failed.
+func (d *Daemon) setState(v *volume, state string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.state, v.err = state, err
+}
+
+// volumesOf lists a domain's volumes.
+func (d *Daemon) volumesOf(dom *domain) []*volume {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []*volume
+	for _, v := range d.volumes {
+		if v.domain == dom {
+			list = append(list, v)
+		}
+	}
+	return list
+}
+
+// domainFor finds or makes what the daemon keeps of a domain, and takes note of its present name.
+func (d *Daemon) domainFor(x libvirtx.Domain) *domain {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	dom := d.domains[x.UUID]
+	if dom == nil {
+		dom = newDomain(d, x)
+		d.domains[x.UUID] = dom
+		d.tasks.Go(dom.run)
+	}
+	dom.rename(x)
+	return dom
+}
+
+// forget drops a volume that nobody has and that has no process.
+func (d *Daemon) forget(v *volume) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if v.engine == nil {
+		v.domain = nil
+		if d.volumes[v.name] == v {
+			delete(d.volumes, v.name)
+		}
+	}
+}
+
+// forgetDomain drops a domain that libvirt no longer knows.
+func (d *Daemon) forgetDomain(id uuid.UUID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.domains, id)
+}

@@ -1,0 +1,272 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/rs/zerolog"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// ErrLoss says that data which a guest had been told was written may be lost. Options.AcceptLoss goes on
+// all the same.
+var ErrLoss = errors.New("acknowledged data may be lost")
+
+// Options say how to open a volume.
+type Options struct {
+	Store  *store.Store    // on a device of NewLatch that is locked against other processes
+	Master blockdev.Device // of a clone that needs one, else nil; only read, and closed with the volume
+
+	ReadOnly   bool
+	Owner      cowfmt.Owner // Host, Boot and what is told of them; Instance is made here
+	CachePath  string       // the exception cache, a file on tmpfs; "": memory that dies with the process
+	CacheMode  cowfmt.CacheMode
+	AcceptLoss bool // go on after ErrLoss
+
+	CommitEvery time.Duration // the longest a flag stays uncommitted; 0: a second; negative: until a FLUSH
+	Log         zerolog.Logger
+}
+
+// Volume is what a guest sees as one disk. It is a blockdev.Device, and takes requests that must not
+// block through Submit.
+type Volume struct {
+	st       *store.Store
+	info     blockdev.Info
+	log      zerolog.Logger
+	master   blockdev.Device
+	cache    *cacheFile
+	table    *table // nil: linear from the start
+	commit   *committer
+	gate     gate
+	inflight *inflight
+	stats    stats
+	current  atomic.Pointer[target]
+	hydrator *hydrator
+
+	masterMu  sync.Mutex
+	stopTicks context.CancelFunc
+	ticks     sync.WaitGroup
+	closed    atomic.Bool
+}
+
+// Open maps the volume of a store and, unless it is only read, becomes the store's owner.
+func Open(o Options) (*Volume, error) {
+	h := o.Store.Header()
+	info := o.Store.Device().Info()
+	v := &Volume{
+		st: o.Store, log: o.Log, master: o.Master, commit: &committer{st: o.Store}, inflight: new(inflight),
+		info: blockdev.Info{Name: h.Name, Size: h.Size, BlockSize: blockdev.SectorSize, ReadOnly: o.ReadOnly || info.ReadOnly},
+	}
+	if h.Role != cowfmt.RoleClone {
+		return nil, fmt.Errorf("%s: is a %v store, not a clone", o.Store.Name(), h.Role)
+	}
+	if o.Master == nil && h.Master != nil && !h.CutLoose {
+		return nil, fmt.Errorf("%s: its master is needed: %s", o.Store.Name(), h.Master.Address)
+	}
+	recovered, err := v.own(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.mapTarget(recovered, o.CacheMode); err != nil {
+		return nil, errors.Join(err, v.cache.close(false))
+	}
+	if !v.info.ReadOnly {
+		v.tick(o.CommitEvery)
+	}
+	return v, nil
+}
+
+// own takes the store and its exception cache. recovered: the cache is that of an engine of this boot
+// that died.
+func (v *Volume) own(o Options) (recovered bool, err error) {
+	leaves := v.st.Leaves()
+	if v.info.ReadOnly {
+		if owner := v.st.Header().Owner; owner != nil && owner.Host == o.Owner.Host && owner.Boot == o.Owner.Boot {
+			return false, fmt.Errorf("%s: its engine died in this boot: serve it for writing once before it is read", v.st.Name())
+		}
+		v.cache, err = createCache("", nil, uuid.Nil, leaves)
+		return false, err
+	}
+	me := o.Owner
+	if me.Instance = uuid.New(); me.Since == 0 {
+		me.Since = time.Now().Unix()
+	}
+	// The cache is there before the owner record that names its instance: an owner record without its
+	// cache then always means that the cache was lost.
+	if owner := v.st.Header().Owner; owner == nil || owner.Host != me.Host || owner.Boot != me.Boot {
+		if v.cache, err = createCache(o.CachePath, v.st.Header(), me.Instance, leaves); err != nil {
+			return false, err
+		}
+	}
+	resumed, err := v.st.Acquire(me)
+	if err != nil {
+		if v.cache != nil {
+			err = errors.Join(err, v.cache.close(true))
+		}
+		return false, err
+	}
+	if resumed {
+		if recovered, err = v.recover(o, leaves); err != nil {
+			return false, err
+		}
+	}
+	if l, ok := v.st.Device().(*latch); ok {
+		l.tell = v.cache.setFlushFailed
+	}
+	return recovered, nil
+}
+
+// recover takes over what a dead engine of this boot left in memory.
+func (v *Volume) recover(o Options, leaves int64) (recovered bool, err error) {
+	h := v.st.Header()
+	v.cache, err = openCache(o.CachePath, h, leaves)
+	switch {
+	case errors.Is(err, errNoCache) && !o.AcceptLoss:
+		return false, fmt.Errorf("%s: its engine died in this boot and the exception cache %s is gone or not its own: %w (--accept-loss goes on)", v.st.Name(), o.CachePath, ErrLoss)
+	case errors.Is(err, errNoCache):
+		v.cache, err = createCache(o.CachePath, h, h.Owner.Instance, leaves)
+		return false, err
+	case err != nil:
+		return false, err
+	}
+	if atomic.LoadUint32(v.cache.flushFailed()) == 0 {
+		return true, nil
+	}
+	if !o.AcceptLoss {
+		err := fmt.Errorf("%s: a flush failed while it was open: %w (--accept-loss goes on; check the guest's file systems)", v.st.Name(), ErrLoss)
+		return false, errors.Join(err, v.cache.close(false))
+	}
+	atomic.StoreUint32(v.cache.flushFailed(), 0)
+	return true, nil
+}
+
+// mapTarget builds the target that the header asks for.
+func (v *Volume) mapTarget(recovered bool, mode cowfmt.CacheMode) error {
+	h := v.st.Header()
+	section, err := v.st.Data()
+	if err != nil {
+		return err
+	}
+	data := newArea(section)
+	if h.CutLoose {
+		v.setTarget(&linear{size: h.Size, data: data, inflight: v.inflight, commit: v.commit})
+		return nil
+	}
+	v.table = newTable(v.st, v.cache, recovered)
+	if mode != 0 {
+		v.table.mode.Store(uint32(mode))
+	}
+	c := &clone{
+		size: h.Size, chunk: h.ChunkSize, data: data, table: v.table,
+		inflight: v.inflight, commit: v.commit, copied: &v.stats.copied,
+	}
+	if v.master != nil {
+		master := newArea(v.master)
+		c.master, c.end = &master, min(v.master.Info().Size, h.Size)
+	}
+	v.setTarget(c)
+	v.hydrator = newHydrator(v, c)
+	return nil
+}
+
+func (v *Volume) target() target { return *v.current.Load() }
+
+func (v *Volume) setTarget(t target) { v.current.Store(&t) }
+
+// tick commits flags that nobody flushes.
+func (v *Volume) tick(every time.Duration) {
+	ctx, cancel := context.WithCancel(context.Background())
+	v.stopTicks = cancel
+	if every < 0 || v.table == nil {
+		return
+	}
+	if every == 0 {
+		every = time.Second
+	}
+	v.ticks.Add(1)
+	go func() {
+		defer v.ticks.Done()
+		t := time.NewTicker(every)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				if v.table.isDirty() {
+					if err := v.commit.commit(v.table); err != nil {
+						v.log.Error().Err(err).Msg("commit of the exception table")
+					}
+				}
+			}
+		}
+	}()
+}
+
+// Target is the name of the current target: clone or linear.
+func (v *Volume) Target() string { return v.target().name() }
+
+// Header is the store's header as it is now.
+func (v *Volume) Header() *cowfmt.Header { return v.st.Header() }
+
+// FlushError is why FLUSH fails for good, or nil.
+func (v *Volume) FlushError() error {
+	if l, ok := v.st.Device().(*latch); ok {
+		if err := l.failed.Load(); err != nil {
+			return *err
+		}
+	}
+	return nil
+}
+
+// Close drains the volume, commits its table, gives up the store and closes the master. On an error what
+// a successor needs is left in place: open the volume again. The device stays the caller's to close.
+func (v *Volume) Close() error {
+	if v.closed.Swap(true) {
+		return os.ErrClosed
+	}
+	if v.hydrator != nil {
+		v.hydrator.stop()
+	}
+	v.gate.close()
+	if v.stopTicks != nil {
+		v.stopTicks()
+		v.ticks.Wait()
+	}
+	var err error
+	if !v.info.ReadOnly {
+		if err = v.commit.commit(v.table); err == nil {
+			err = v.st.Release()
+		}
+	}
+	if err == nil || v.info.ReadOnly {
+		err = errors.Join(err, v.cache.close(!v.info.ReadOnly))
+	} else {
+		err = errors.Join(err, v.cache.close(false))
+	}
+	return errors.Join(err, v.closeMaster())
+}
+
+// CacheMode says whether the exception cache is on.
+func (v *Volume) CacheMode() cowfmt.CacheMode {
+	if v.table != nil && v.table.off() {
+		return cowfmt.CacheOff
+	}
+	return cowfmt.CacheOn
+}
+
+// Suspended says whether the volume's I/O is being held.
+func (v *Volume) Suspended() bool {
+	v.gate.mu.Lock()
+	defer v.gate.mu.Unlock()
+	return v.gate.suspended != nil
+}

@@ -1,0 +1,65 @@
+package libvirtx
+
+import (
+	"encoding/xml"
+	"fmt"
+)
+
+// Namespace names virt-cow's metadata element in a domain's XML, version 1.0.
+const Namespace = "http://virt-cow.org/xmlns/libvirt/domain/1.0"
+
+// prefix is what the element is written with.
+const prefix = "virtcow"
+
+// Want is one disk a domain should have.
+type Want struct {
+	Volume string `xml:"volume,attr"`
+	Store  string `xml:"store,attr"`         // path
+	Target string `xml:"target,attr"`        // such as vdb
+	Bus    string `xml:"bus,attr,omitempty"` // "" for virtio
+
+	// What is not there is left to the engine. Both are kept here so that they hold at the next start too.
+	Hydrate string `xml:"hydrate,attr,omitempty"` // "no": not in the background
+	Rate    int64  `xml:"rate,attr,omitempty"`    // of hydration, bytes a second, 0: no limit
+}
+
+// wants is the element as libvirt takes it: it adds the namespace and its prefix itself.
+type wants struct {
+	XMLName xml.Name `xml:"disks"`
+	Disks   []Want   `xml:"disk"`
+}
+
+// ParseWants reads the element as Metadata returns it; "" is no disks. Prefixes are not looked at: libvirt
+// writes the element back with the namespace in several forms.
+func ParseWants(element string) ([]Want, error) {
+	if element == "" {
+		return nil, nil
+	}
+	var w wants
+	if err := xml.Unmarshal([]byte(element), &w); err != nil {
+		return nil, fmt.Errorf("metadata element %s disks: %w", prefix, err)
+	}
+	seen := map[string]bool{}
+	for _, d := range w.Disks {
+		switch {
+		case d.Volume == "" || d.Store == "" || d.Target == "":
+			return nil, fmt.Errorf("metadata element %s disks: a disk needs volume, store and target, this one has %q, %q, %q",
+				prefix, d.Volume, d.Store, d.Target)
+		case seen["v "+d.Volume]:
+			return nil, fmt.Errorf("metadata element %s disks: volume %s is there twice", prefix, d.Volume)
+		case seen["t "+d.Target]:
+			return nil, fmt.Errorf("metadata element %s disks: target %s is there twice", prefix, d.Target)
+		}
+		seen["v "+d.Volume], seen["t "+d.Target] = true, true
+	}
+	return w.Disks, nil
+}
+
+// FormatWants makes the element for SetMetadata; no disks make "".
+func FormatWants(disks []Want) (string, error) {
+	if len(disks) == 0 {
+		return "", nil
+	}
+	b, err := xml.Marshal(wants{Disks: disks})
+	return string(b), err
+}

@@ -1,0 +1,116 @@
+package master
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// Samples of a master's content, taken at even distances, first and last included; see docs/FORMAT.md.
+const (
+	samples    = 64
+	sampleSize = 4096 // bytes
+)
+
+// Identify tells how an open master will be known again.
+func Identify(dev blockdev.Device) (*cowfmt.Identity, error) {
+	id := &cowfmt.Identity{Size: dev.Info().Size}
+	switch d := dev.(type) {
+	case *volumeDevice:
+		h := d.Header()
+		id.Kind, id.UUID, id.Opens = cowfmt.IdentityStore, h.UUID, h.Opens
+		return id, nil
+	case *blockdev.File:
+		if w := wwid(d); w != "" {
+			id.Kind, id.WWID = cowfmt.IdentityWWID, w
+			return id, nil
+		}
+	}
+	id.Kind = cowfmt.IdentitySamples
+	var err error
+	id.Digest, err = sampleDigest(dev)
+	return id, err
+}
+
+// sampleDigest is the SHA-256 of the size and of 64 samples of 4 KiB, each at a multiple of 4 KiB.
+func sampleDigest(dev blockdev.Device) (digest [32]byte, err error) {
+	size := dev.Info().Size
+	sum := sha256.New()
+	_ = binary.Write(sum, binary.LittleEndian, uint64(size))
+	buf := blockdev.Alloc(sampleSize)
+	defer blockdev.Free(buf)
+	last := max(size-sampleSize, 0) / sampleSize
+	for i := range int64(samples) {
+		off := last * i / (samples - 1) * sampleSize
+		part := buf[:min(sampleSize, size-off)]
+		if _, err := dev.ReadAt(part, off); err != nil {
+			return digest, err
+		}
+		sum.Write(part)
+	}
+	return [32]byte(sum.Sum(nil)), nil
+}
+
+// wwid is the world wide identifier of a block device, "" where it has none.
+func wwid(f *blockdev.File) string {
+	if !f.IsBlockDevice() {
+		return ""
+	}
+	rdev := f.ID().Rdev
+	dir := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(rdev), unix.Minor(rdev))
+	part := "" // a partition has its disk's, and its number
+	if b, err := os.ReadFile(filepath.Join(dir, "partition")); err == nil {
+		part = "-part" + strings.TrimSpace(string(b))
+		if disk, err := filepath.EvalSymlinks(dir); err == nil {
+			dir = filepath.Dir(disk)
+		}
+	}
+	for _, name := range []string{"dm/uuid", "wwid", "device/wwid"} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if id := strings.TrimSpace(string(bytes.ToValidUTF8(b, nil))); err == nil && id != "" && len(id)+len(part) <= cowfmt.MaxWWID {
+			return id + part
+		}
+	}
+	return ""
+}
+
+// check compares what was opened with what the clone was made of.
+func check(dev blockdev.Device, want *cowfmt.Identity) error {
+	name := dev.Info().Name
+	if size := dev.Info().Size; size != want.Size {
+		return fmt.Errorf("%w: %s has %d bytes, the clone was made of %d", ErrWrong, name, size, want.Size)
+	}
+	got, err := Identify(dev)
+	if err != nil {
+		return err
+	}
+	if want.Kind == cowfmt.IdentitySamples && got.Kind != want.Kind {
+		// A file that was moved to a LUN is the same by its content.
+		got.Kind = want.Kind
+		if got.Digest, err = sampleDigest(dev); err != nil {
+			return err
+		}
+	}
+	switch {
+	case got.Kind != want.Kind:
+		return fmt.Errorf("%w: %s is known by %v, the clone's by %v", ErrWrong, name, got.Kind, want.Kind)
+	case want.Kind == cowfmt.IdentityStore && got.UUID != want.UUID:
+		return fmt.Errorf("%w: %s is store %v, not %v", ErrWrong, name, got.UUID, want.UUID)
+	case want.Kind == cowfmt.IdentityStore && got.Opens != want.Opens:
+		return fmt.Errorf("%w: %s was opened for writing since the clone was made", ErrWrong, name)
+	case want.Kind == cowfmt.IdentityWWID && got.WWID != want.WWID:
+		return fmt.Errorf("%w: %s is LUN %s, not %s", ErrWrong, name, got.WWID, want.WWID)
+	case want.Kind == cowfmt.IdentitySamples && got.Digest != want.Digest:
+		return fmt.Errorf("%w: the content of %s is not what the clone was made of", ErrWrong, name)
+	}
+	return nil
+}

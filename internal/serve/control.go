@@ -1,0 +1,145 @@
+package serve
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/engine"
+	"github.com/virt-cow/virt-cow/internal/nbd"
+)
+
+var errInUse = fmt.Errorf("socket of a running engine: %w", blockdev.ErrLocked)
+
+// control answers the engine's control API.
+type control struct {
+	volume  *engine.Volume
+	server  *nbd.Server
+	config  Config
+	started time.Time
+	stop    func()
+
+	mu         sync.Mutex
+	suspension *engine.Suspension
+}
+
+// maxBody bounds a request to the control API, bytes.
+const maxBody = 64 << 10
+
+func newControl(v *engine.Volume, s *nbd.Server, c Config, stop func()) http.Handler {
+	k := &control{volume: v, server: s, config: c, started: time.Now(), stop: stop}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+api.PathEngineStatus, func(w http.ResponseWriter, _ *http.Request) { k.answer(w, nil) })
+	mux.HandleFunc("POST "+api.PathEngineHydration, k.hydration)
+	mux.HandleFunc("POST "+api.PathEngineSuspend, k.suspend)
+	mux.HandleFunc("POST "+api.PathEngineResume, func(w http.ResponseWriter, _ *http.Request) { k.answer(w, k.resume()) })
+	mux.HandleFunc("POST "+api.PathEngineStop, func(w http.ResponseWriter, _ *http.Request) {
+		k.answer(w, nil)
+		stop()
+	})
+	return mux
+}
+
+// answer sends the status, or the error.
+func (k *control) answer(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(api.Error{Message: err.Error()})
+		return
+	}
+	_ = json.NewEncoder(w).Encode(k.status())
+}
+
+func decode(w http.ResponseWriter, r *http.Request, into any) bool {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	if err := d.Decode(into); err != nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		_ = json.NewEncoder(w).Encode(api.Error{Message: "request: " + err.Error()})
+		return false
+	}
+	return true
+}
+
+func (k *control) hydration(w http.ResponseWriter, r *http.Request) {
+	var in api.HydrationRequest
+	if !decode(w, r, &in) {
+		return
+	}
+	if in.Rate != nil {
+		k.volume.SetHydrationRate(*in.Rate)
+	}
+	var err error
+	if in.Run != nil && *in.Run {
+		err = k.volume.StartHydration()
+	} else if in.Run != nil {
+		k.volume.PauseHydration()
+	}
+	k.answer(w, err)
+}
+
+func (k *control) suspend(w http.ResponseWriter, r *http.Request) {
+	var in api.SuspendRequest
+	if !decode(w, r, &in) {
+		return
+	}
+	if in.DeadlineMillis <= 0 {
+		k.answer(w, fmt.Errorf("suspend %s: a deadline is needed", k.volume.Info().Name))
+		return
+	}
+	// Not r.Context(): a client that goes away leaves the deadline to end it.
+	s, err := k.volume.Suspend(context.Background(), time.Duration(in.DeadlineMillis)*time.Millisecond)
+	if err == nil {
+		k.mu.Lock()
+		k.suspension = s
+		k.mu.Unlock()
+	}
+	k.answer(w, err)
+}
+
+func (k *control) resume() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.suspension == nil {
+		return fmt.Errorf("%s: is not suspended", k.volume.Info().Name)
+	}
+	err := k.suspension.Resume()
+	k.suspension = nil
+	return err
+}
+
+func (k *control) status() *api.EngineStatus {
+	h, stats, hydration := k.volume.Header(), k.volume.Stats(), k.volume.Hydration()
+	out := &api.EngineStatus{
+		ControlVersion: api.ControlVersion, Version: k.config.Version, PID: os.Getpid(),
+		Volume: h.Name, UUID: h.UUID.String(), Store: k.config.Store, Socket: k.config.Socket,
+		Size: h.Size, ChunkSize: h.ChunkSize, Target: k.volume.Target(), Cache: k.volume.CacheMode().String(),
+		Epoch: h.Epoch, ReadOnly: k.volume.Info().ReadOnly, Suspended: k.volume.Suspended(),
+		Connections: k.server.Conns(), Started: k.started.Unix(),
+		Hydration: &api.Hydration{
+			State: string(hydration.State), Done: hydration.Done, Total: hydration.Total, Rate: hydration.Rate,
+		},
+		IO: api.IOCounters{
+			Reads: stats.Reads, Writes: stats.Writes, Flushes: stats.Flushes, ReadBytes: stats.ReadBytes,
+			WriteBytes: stats.WriteBytes, Copied: stats.Copied, Hydrated: stats.Hydrated,
+			Commits: stats.Commits, Errors: stats.Errors,
+		},
+	}
+	if h.Master != nil {
+		out.Master = h.Master.Address
+	}
+	if err := k.volume.FlushError(); err != nil {
+		out.Error = err.Error()
+	}
+	if hydration.Err != nil {
+		out.Hydration.Error = hydration.Err.Error()
+	}
+	return out
+}

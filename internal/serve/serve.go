@@ -1,0 +1,145 @@
+// Package serve is one engine process: it opens a store, its master and its volume, serves the volume
+// over NBD on one unix socket and its control API on another, and closes all of it in order.
+//
+// What it takes, in this order: the lock on the store's device, the lock on the store's UUID (the same
+// store by another path), the master, the store's ownership, the sockets. It gives back in reverse.
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/engine"
+	"github.com/virt-cow/virt-cow/internal/master"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// Config says what to serve and how.
+type Config struct {
+	Store      string // path
+	Name       string // the volume must have this name, if not ""
+	Socket     string // NBD
+	Control    string // control API; "": beside Socket
+	RunDir     string // of caches and locks, on tmpfs
+	HostUUID   string // "": the machine's own
+	Version    string // of the program
+	LockWait   time.Duration
+	Hydrate    bool
+	Rate       int64 // of hydration, bytes a second; 0: no limit
+	ReadOnly   bool
+	AcceptLoss bool
+	CacheOff   bool
+}
+
+// opened is a volume with all that it stands on.
+type opened struct {
+	file   *blockdev.File
+	lock   *os.File // on the store's UUID
+	volume *engine.Volume
+}
+
+func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err error) {
+	o = new(opened)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, o.close())
+		}
+	}()
+	owner, err := Host(c.HostUUID)
+	if err != nil {
+		return o, err
+	}
+	lock := blockdev.LockExclusive
+	if c.ReadOnly {
+		lock = blockdev.LockShared
+	}
+	// A predecessor that was killed keeps its lock until its last write has landed: wait for that.
+	waiting, cancel := context.WithTimeout(ctx, c.LockWait)
+	defer cancel()
+	o.file, err = blockdev.OpenFile(waiting, c.Store, blockdev.FileOptions{Direct: true, ReadOnly: c.ReadOnly, Lock: lock})
+	if err != nil {
+		return o, err
+	}
+	if !o.file.Direct() {
+		log.Warn().Str("store", c.Store).Msg("its file system has no O_DIRECT; using the page cache")
+	}
+	st, err := store.Open(engine.NewLatch(o.file))
+	if err != nil {
+		return o, err
+	}
+	for i, problem := range st.Problems() {
+		if problem != nil {
+			log.Warn().Err(problem).Int("copy", i).Str("store", c.Store).Msg("a header copy is damaged; the other one is used and mends it")
+		}
+	}
+	h := st.Header()
+	if c.Name != "" && h.Name != c.Name {
+		return o, fmt.Errorf("%s: holds volume %s, not %s", c.Store, h.Name, c.Name)
+	}
+	if o.lock, err = lockUUID(waiting, c.RunDir, h, c.ReadOnly); err != nil {
+		return o, err
+	}
+	var base blockdev.Device
+	if h.Master != nil && !h.CutLoose {
+		if base, err = master.Open(ctx, *h.Master, h.MasterIdentity, log); err != nil {
+			return o, err
+		}
+	}
+	options := engine.Options{
+		Store: st, Master: base, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
+		CachePath: engine.CachePath(filepath.Join(c.RunDir, "cache"), h.UUID),
+	}
+	if c.CacheOff {
+		options.CacheMode = cowfmt.CacheOff
+	}
+	o.volume, err = engine.Open(options)
+	if err != nil && base != nil {
+		err = errors.Join(err, base.Close())
+	}
+	return o, err
+}
+
+// lockUUID holds the store's UUID on this host: two paths may lead to one store.
+func lockUUID(ctx context.Context, runDir string, h *cowfmt.Header, shared bool) (*os.File, error) {
+	for _, dir := range []string{"lock", "cache"} {
+		if err := os.MkdirAll(filepath.Join(runDir, dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	path := filepath.Join(runDir, "lock", h.UUID.String())
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	mode := blockdev.LockExclusive
+	if shared {
+		mode = blockdev.LockShared
+	}
+	if err := blockdev.Flock(ctx, f, mode); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("volume %s (store %s): %w", h.Name, h.UUID, err)
+	}
+	return f, nil
+}
+
+func (o *opened) close() error {
+	var errs []error
+	if o.volume != nil {
+		errs = append(errs, o.volume.Close())
+	}
+	if o.lock != nil {
+		errs = append(errs, o.lock.Close())
+	}
+	if o.file != nil {
+		errs = append(errs, o.file.Close())
+	}
+	return errors.Join(errs...)
+}

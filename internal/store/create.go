@@ -1,0 +1,72 @@
+package store
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// Params say what store to make. Sizes are bytes.
+type Params struct {
+	Name           string
+	Role           cowfmt.Role
+	Size           int64 // of the volume
+	ChunkSize      int64
+	Master         *cowfmt.Locator
+	MasterIdentity *cowfmt.Identity
+	Now            time.Time
+}
+
+// NewHeader is the header of a fresh store, not yet on a device; its DataEnd is the room it needs.
+func NewHeader(p Params) (*cowfmt.Header, error) {
+	layout, err := cowfmt.NewLayout(p.Role, p.Size, p.ChunkSize)
+	if err != nil {
+		return nil, err
+	}
+	h := &cowfmt.Header{
+		UUID: uuid.New(), Name: p.Name, Role: p.Role, Size: p.Size, ChunkSize: p.ChunkSize, Layout: layout,
+		Created: p.Now.Unix(), Epoch: 1, Sequence: 1, Generation: 1, Cache: cowfmt.CacheOn, TableEpoch: 1,
+		Master: p.Master, MasterIdentity: p.MasterIdentity,
+	}
+	return h, h.Validate()
+}
+
+// Create puts a fresh store on dev, over whatever was there. Neither table nor data are written: no group
+// of the table counts before it was initialised, no chunk before its flag. Until Create returns nil the
+// device holds no store.
+func Create(dev blockdev.Device, h *cowfmt.Header) error {
+	info := dev.Info()
+	if need := h.DataEnd(); info.Size < need {
+		return fmt.Errorf("%s: has %d bytes, a store for %d bytes needs %d", info.Name, info.Size, h.Size, need)
+	}
+	encoded, err := h.Encode()
+	if err != nil {
+		return err
+	}
+	// Claims and half a header of an earlier store must not mix with this one's.
+	if err := zero(dev, 0, cowfmt.MetadataSize); err != nil {
+		return err
+	}
+	if err := dev.Flush(); err != nil {
+		return err
+	}
+	for i := range cowfmt.HeaderOffsets {
+		if err := writeHeader(dev, i, encoded); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// zero writes zeros: unlike a discard it is believed.
+func zero(dev blockdev.Device, off, length int64) error {
+	buf := blockdev.Alloc(int(length))
+	defer blockdev.Free(buf)
+	clear(buf)
+	_, err := dev.WriteAt(buf, off)
+	return err
+}

@@ -1,0 +1,42 @@
+package store
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// Acquire makes me the owner, durably. The caller holds the device's lock on this host, so an owner of
+// this host and boot is dead: resumed is then true, the owner record stays as it is, and the caller goes
+// on with what that engine left in this host's memory. An owner of this host but an earlier boot died
+// with it. Another host's owner is ErrOwned.
+func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
+	if owner := s.Header().Owner; owner != nil {
+		if owner.Host != me.Host {
+			return false, fmt.Errorf("%s: %w: %s has it since %s; stop the volume there first",
+				s.Name(), ErrOwned, ownerName(owner), time.Unix(owner.Since, 0).Format(time.RFC3339))
+		}
+		if owner.Boot == me.Boot {
+			return true, nil
+		}
+	}
+	return false, s.Update(func(h *cowfmt.Header) {
+		h.Owner = &me
+		h.Opens++
+	})
+}
+
+// Release clears the owner, durably: the clean close.
+func (s *Store) Release() error {
+	return s.Update(func(h *cowfmt.Header) { h.Owner = nil })
+}
+
+func ownerName(o *cowfmt.Owner) string {
+	if o.HostName == "" || o.Host == uuid.Nil {
+		return "host " + o.Host.String()
+	}
+	return fmt.Sprintf("%s (host %s)", o.HostName, o.Host)
+}

@@ -1,0 +1,148 @@
+package store
+
+import (
+	"fmt"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// The table is read and written in leaves of eight sectors: 4096 bytes, the largest logical sector a
+// device may have, so that no write of one leaf touches another.
+const (
+	LeafSectors = 8
+	LeafBytes   = LeafSectors * blockdev.SectorSize    // on the device
+	LeafFlags   = LeafSectors * sectorFlags            // bytes of flags, LSB first
+	LeafChunks  = LeafSectors * cowfmt.FlagsPerSector  // flags
+	groupLeaves = cowfmt.SectorsPerGroup / LeafSectors // leaves of a group
+	sectorFlags = cowfmt.FlagsPerSector / 8
+)
+
+// Leaf is one leaf's flags on their way to the device.
+type Leaf struct {
+	Index int64
+	Flags []byte // LeafFlags bytes
+}
+
+// Leaves is how many leaves the table has.
+func (s *Store) Leaves() int64 {
+	return (s.Header().TableSectors() + LeafSectors - 1) / LeafSectors
+}
+
+// LeafReady says whether a leaf's group was initialised; if not, all its flags are clear.
+func (s *Store) LeafReady(index int64) bool { return s.Header().GroupReady(int(index / groupLeaves)) }
+
+// ReadLeaf reads one leaf's flags from the device into flags, LeafFlags bytes. A sector that is not what
+// was written there is an error, never clear flags.
+func (s *Store) ReadLeaf(index int64, flags []byte) error {
+	h := s.Header()
+	if !h.GroupReady(int(index / groupLeaves)) {
+		clear(flags)
+		return nil
+	}
+	buf := blockdev.Alloc(LeafBytes)
+	defer blockdev.Free(buf)
+	if _, err := s.dev.ReadAt(buf, h.Layout.Table[h.ActiveTable]+index*LeafBytes); err != nil {
+		return fmt.Errorf("read exception table: %w", err)
+	}
+	for i := range int64(LeafSectors) {
+		part := flags[i*sectorFlags : (i+1)*sectorFlags]
+		if index*LeafSectors+i >= h.TableSectors() {
+			clear(part)
+			continue
+		}
+		got, _, err := h.DecodeSector(buf[i*blockdev.SectorSize:(i+1)*blockdev.SectorSize], index*LeafSectors+i)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.Name(), err)
+		}
+		copy(part, got)
+	}
+	return nil
+}
+
+// WriteLeaves makes the leaves, sorted by index, durable. A group that is written for the first time is
+// written whole, and counts from the header update after it.
+func (s *Store) WriteLeaves(leaves []Leaf) error {
+	if len(leaves) == 0 {
+		return nil
+	}
+	h := s.Header()
+	var fresh []int
+	for i := 0; i < len(leaves); {
+		group := int(leaves[i].Index / groupLeaves)
+		n := i
+		for n < len(leaves) && int(leaves[n].Index/groupLeaves) == group {
+			n++
+		}
+		if h.GroupReady(group) {
+			if err := s.writeRuns(h, leaves[i:n]); err != nil {
+				return err
+			}
+		} else {
+			if err := s.writeGroup(h, group, leaves[i:n]); err != nil {
+				return err
+			}
+			fresh = append(fresh, group)
+		}
+		i = n
+	}
+	if err := s.dev.Flush(); err != nil {
+		return fmt.Errorf("commit exception table: %w", err)
+	}
+	if fresh == nil {
+		return nil
+	}
+	return s.Update(func(h *cowfmt.Header) {
+		for _, g := range fresh {
+			h.SetGroupReady(g)
+		}
+	})
+}
+
+// writeRuns writes the leaves of a group that is ready, neighbours in one write.
+func (s *Store) writeRuns(h *cowfmt.Header, leaves []Leaf) error {
+	for i := 0; i < len(leaves); {
+		n := i + 1
+		for n < len(leaves) && leaves[n].Index == leaves[n-1].Index+1 {
+			n++
+		}
+		if err := s.writeSpan(h, leaves[i].Index, int64(n-i), leaves[i:n]); err != nil {
+			return err
+		}
+		i = n
+	}
+	return nil
+}
+
+// writeGroup writes all of a group, to the end of the area's capacity: the volume may grow into it.
+func (s *Store) writeGroup(h *cowfmt.Header, group int, leaves []Leaf) error {
+	first := int64(group) * groupLeaves
+	count := min(groupLeaves, h.Layout.TableSectors/LeafSectors-first)
+	return s.writeSpan(h, first, count, leaves)
+}
+
+var clearFlags [sectorFlags]byte
+
+// writeSpan writes count leaves from first on; those not in leaves are all clear.
+func (s *Store) writeSpan(h *cowfmt.Header, first, count int64, leaves []Leaf) error {
+	buf := blockdev.Alloc(int(count) * LeafBytes)
+	defer blockdev.Free(buf)
+	for i := range count {
+		var flags []byte
+		if len(leaves) > 0 && leaves[0].Index == first+i {
+			flags, leaves = leaves[0].Flags, leaves[1:]
+		}
+		for j := range int64(LeafSectors) {
+			part := clearFlags[:]
+			if flags != nil {
+				part = flags[j*sectorFlags : (j+1)*sectorFlags]
+			}
+			at := (i*LeafSectors + j) * blockdev.SectorSize
+			h.EncodeSector(buf[at:at+blockdev.SectorSize], (first+i)*LeafSectors+j, part, h.Epoch)
+		}
+	}
+	if _, err := s.dev.WriteAt(buf, h.Layout.Table[h.ActiveTable]+first*LeafBytes); err != nil {
+		return fmt.Errorf("write exception table: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+#!/bin/sh
+# Installs what the demo, the tests and the benchmark need, through apt-get, and only what is missing; unpacks
+# a Debian kernel for the tiny guest into a cache folder (never installed on this host).
+#
+#   scripts/deps.sh           packages and kernel
+#   scripts/deps.sh packages  packages only
+#   scripts/deps.sh kernel    kernel only
+#
+# The cache is ${XDG_CACHE_HOME:-~/.cache}/virt-cow. No service is started: libvirt-daemon, not
+# libvirt-daemon-system. Run it as root, or as one who may sudo.
+set -eu
+
+packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
+nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux"
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/virt-cow
+
+say() { echo "deps: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then
+		env DEBIAN_FRONTEND=noninteractive "$@"
+	elif command -v sudo >/dev/null; then
+		sudo env DEBIAN_FRONTEND=noninteractive "$@"
+	else
+		die "not root and no sudo: run as root: $*"
+	fi
+}
+
+# Package lists are fetched only once something is to be had, and only if apt does not know of it or fails.
+install_packages() {
+	command -v dpkg-query >/dev/null || die "not a Debian or Ubuntu: install by hand: $packages"
+	missing=
+	for p in $packages; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null || true)" = installed ] || missing="$missing $p"
+	done
+	[ -n "$missing" ] || return 0
+	say "installing$missing"
+	# shellcheck disable=SC2086 # a list of words
+	as_root apt-get install -y -q --no-install-recommends $missing >&2 && return 0
+	say "trying again with fresh package lists"
+	as_root apt-get update -q >&2
+	# shellcheck disable=SC2086
+	as_root apt-get install -y -q --no-install-recommends $missing >&2
+}
+
+kernel_package() {
+	apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
+}
+
+fetch_kernel() { # into the folder $1
+	k=$(kernel_package)
+	[ -n "$k" ] || return 1
+	say "unpacking $k into $cache/kernel"
+	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download "$k" >&2) || return 1
+	dpkg-deb -x "$1"/linux-image-*.deb "$1/tree"
+}
+
+unpack_kernel() {
+	for v in "$cache"/kernel/boot/vmlinuz-*; do
+		[ ! -e "$v" ] || return 0
+	done
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/kernel.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	fetch_kernel "$tmp" || {
+		as_root apt-get update -q >&2
+		fetch_kernel "$tmp" || die "linux-image-amd64 can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+	rm -rf "$cache/kernel"
+	mv "$tmp/tree" "$cache/kernel"
+}
+
+case ${1:-all} in
+all)
+	install_packages
+	unpack_kernel
+	;;
+packages) install_packages ;;
+kernel) unpack_kernel ;;
+*) die "usage: $0 [packages|kernel]" ;;
+esac

@@ -1,0 +1,123 @@
+// Command bench compares a virt-cow clone with other ways to have one, side by side in one run: the same
+// master, the same file system, the same load (fio over a unix socket), one server after the other within
+// each cell. "go run ./test/bench --help" lists what can be chosen; bench.json keeps every single run.
+//
+// Each copies in its own default unit unless --chunk and --our-chunk say otherwise: with a unit of 4 KiB a 4 KiB
+// first write copies nothing. What is equal for all: the master's page cache is filled before every cell, the file system is synced
+// before every cell, and each peer's clones live on the file system of the master. What is not, because
+// users would not have it so: qemu-nbd with cache=none reads the master past the page cache, and nbdkit's
+// cow filter answers FLUSH without flushing.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/rs/zerolog"
+)
+
+type options struct {
+	Bin            string         `default:"bin/virt-cow" help:"The virt-cow under test."`
+	Dir            string         `help:"Where the work folder is made (default: $TMPDIR). A real file system with O_DIRECT." placeholder:"DIR"`
+	JSON           string         `name:"json" default:"bench/out/bench.json" help:"Where every run is written."`
+	Part           []string       `default:"cells,create,idle,hydration" enum:"cells,create,idle,hydration" help:"What to measure: ${enum}."`
+	Cells          *regexp.Regexp `help:"Only cells whose name matches." placeholder:"REGEXP"`
+	Peers          *regexp.Regexp `help:"Only peers whose name matches." placeholder:"REGEXP"`
+	Size           size           `default:"1G" help:"Size of the master."`
+	Chunk          size           `default:"64K" help:"Cluster or block of the peers' copy-on-write; the default is theirs too."`
+	OurChunk       size           `help:"Chunk of virt-cow's clones (default: virt-cow's own default)." placeholder:"SIZE"`
+	Runtime        time.Duration  `default:"5s" help:"Length of a cell; first writes also end with the disk."`
+	Rounds         int            `default:"3" help:"Runs of each peer in each cell; medians are reported."`
+	ContentionSize size           `default:"4G" help:"Size of the master which is hydrated while a guest works."`
+	SparseSize     size           `default:"1T" help:"Size of the sparse master of the parts create and idle."`
+	HydrateRate    string         `help:"Passed to serve as --rate where hydration's throughput is measured." placeholder:"RATE"`
+	List           bool           `help:"List cells and peers, measure nothing."`
+	Quick          bool           `help:"A look, not a measurement: 1 round, 1 s, 256M (512M hydrated while a guest works)."`
+}
+
+func (o *options) AfterApply() error {
+	if o.Quick {
+		o.Size, o.ContentionSize = 256<<20, 512<<20
+		o.Runtime, o.Rounds = time.Second, 1
+	}
+	switch {
+	case o.Rounds < 1 || o.Runtime < time.Second:
+		return errors.New("--rounds must be at least 1 and --runtime at least 1s")
+	case o.Chunk < 4096 || o.Chunk&(o.Chunk-1) != 0:
+		return fmt.Errorf("--chunk %v: must be a power of two of at least 4K", o.Chunk)
+	case o.OurChunk > o.Chunk:
+		return fmt.Errorf("--our-chunk %v is more than --chunk %v: a first write would not hit each chunk once", o.OurChunk, o.Chunk)
+	case o.Size%(1<<20) != 0 || o.Size < 16<<20:
+		return fmt.Errorf("--size %v: must be whole megabytes, 16M or more", o.Size)
+	}
+	return nil
+}
+
+func main() {
+	var o options
+	kong.Parse(&o, kong.Name("bench"), kong.Description("Measure virt-cow beside its peers."))
+	st, err := os.Stderr.Stat()
+	plain := err != nil || st.Mode()&os.ModeCharDevice == 0
+	log := zerolog.New(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.TimeOnly, NoColor: plain}).With().Timestamp().Logger()
+	if o.List {
+		list(&o)
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	err = run(ctx, &o, log)
+	stop()
+	if err != nil {
+		log.Error().Err(err).Msg("bench")
+		os.Exit(1)
+	}
+}
+
+func list(o *options) {
+	for _, c := range selectCells(o.Cells) {
+		fmt.Println("cell", c.name())
+	}
+	for _, p := range allPeers() {
+		fmt.Printf("peer %-14s %s\n", p.name, p.title)
+	}
+}
+
+// run measures what was asked for and reports it, also when it was interrupted halfway.
+func run(ctx context.Context, o *options, log zerolog.Logger) error {
+	b, err := newBench(o, log)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	rep := newReport(o, b.peers)
+	parts := []struct {
+		name string
+		run  func(context.Context, *bench, *report) error
+	}{{"cells", runCells}, {"create", runCreate}, {"idle", runIdle}, {"hydration", runHydration}, {"hydration", runContention}}
+	var errs []error
+	for _, p := range parts {
+		if !slices.Contains(o.Part, p.name) || ctx.Err() != nil {
+			continue
+		}
+		if p.name != "cells" && b.ours() == nil {
+			log.Warn().Msgf("SKIPPED: part %s needs %s (and --peers that matches virt-cow)", p.name, o.Bin)
+			continue
+		}
+		if err := p.run(ctx, b, rep); err != nil {
+			errs = append(errs, fmt.Errorf("part %s: %w", p.name, err))
+		}
+	}
+	if ctx.Err() != nil {
+		errs = append(errs, errors.New("interrupted: what follows is incomplete"))
+	}
+	rep.print(os.Stdout)
+	errs = append(errs, rep.write(o.JSON))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,72 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// qemuConf lets libvirtd run QEMU without D-Bus, cgroups, AppArmor or virtlogd.
+const qemuConf = `security_driver = "none"
+user = "root"
+group = "root"
+namespaces = []
+cgroup_controllers = []
+remember_owner = 0
+stdio_handler = "file"
+`
+
+func libvirtdConf(hostUUID string) string {
+	return fmt.Sprintf(`host_uuid = "%s"
+listen_tls = 0
+unix_sock_group = "root"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
+`, hostUUID)
+}
+
+// writeConfig fills a host's folder: what is bound over /etc/libvirt, /var/lib, /var/log and /var/cache.
+func writeConfig(dir, hostUUID string) error {
+	for _, d := range []string{"etc/hooks", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	users, err := withLine("/etc/passwd", "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin")
+	if err != nil {
+		return err
+	}
+	groups, err := withLine("/etc/group", "libvirt-qemu:x:64055:")
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string]string{
+		"passwd":            users,
+		"group":             groups,
+		"etc/qemu.conf":     qemuConf,
+		"etc/libvirtd.conf": libvirtdConf(hostUUID),
+		"etc/libvirt.conf":  "",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withLine is a file of this machine with a user or group added if it has none of that name: libvirtd wants
+// the user libvirt-qemu to exist even where its configuration names another, and only the package
+// libvirt-daemon-system, which the lab does not need, makes it.
+func withLine(path, line string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	name, _, _ := strings.Cut(line, ":")
+	if strings.Contains("\n"+string(b), "\n"+name+":") {
+		return string(b), nil
+	}
+	return strings.TrimRight(string(b), "\n") + "\n" + line + "\n", nil
+}

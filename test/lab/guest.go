@@ -1,0 +1,196 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/template"
+	"time"
+)
+
+// GuestConfig says what a guest is to be.
+type GuestConfig struct {
+	Name     string
+	Metadata string // XML put inside <metadata>
+	Devices  string // XML put inside <devices>
+	Ports    int    // free PCI ports for hot-plug, 0 for six, -1 for none
+}
+
+// Guest is a domain defined on a host.
+type Guest struct {
+	Name string
+
+	host    *Host
+	console *console // nil while nobody is connected
+}
+
+// guestUp bounds a boot under TCG on a busy machine.
+const guestUp = 3 * time.Minute
+
+var domainXML = template.Must(template.New("domain").Parse(`<domain type='qemu'>
+  <name>{{.Name}}</name>
+  <memory unit='MiB'>256</memory>
+  <vcpu>1</vcpu>
+  <metadata>{{.Metadata}}</metadata>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{{.Kernel}}</kernel>
+    <initrd>{{.Initrd}}</initrd>
+    <cmdline>console=ttyS0 quiet panic=-1 random.trust_cpu=on</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='maximum'/>
+  <on_poweroff>destroy</on_poweroff>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='pci' model='pcie-root'/>
+    {{range .PortList}}<controller type='pci' model='pcie-root-port'/>
+    {{end}}<controller type='usb' model='none'/>
+    <serial type='file'><source path='{{.Log}}'/><target type='isa-serial' port='0'/></serial>
+    <serial type='unix'><source mode='bind' path='{{.Serial}}'/><target type='isa-serial' port='1'/></serial>
+    <memballoon model='none'/>
+    {{.Devices}}
+  </devices>
+</domain>
+`))
+
+// Define defines a domain that boots the lab's kernel and initramfs. Start it with Start or with virsh.
+func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
+	k, err := findKernel()
+	if err != nil {
+		return nil, err
+	}
+	initrd := filepath.Join(h.Dir, "initramfs")
+	if _, err := os.Stat(initrd); errors.Is(err, os.ErrNotExist) {
+		b, err := initramfs(k)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(initrd, b, 0o644); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case c.Ports == 0:
+		c.Ports = 6
+	case c.Ports < 0:
+		c.Ports = 0
+	}
+	g := &Guest{Name: c.Name, host: h}
+	var b bytes.Buffer
+	if err := domainXML.Execute(&b, map[string]any{
+		"Name": c.Name, "Metadata": c.Metadata, "Devices": c.Devices, "PortList": make([]int, c.Ports),
+		"Kernel": k.image, "Initrd": initrd, "Log": g.logPath(), "Serial": g.serialPath(),
+	}); err != nil {
+		return nil, err
+	}
+	if err := h.DefineXML(ctx, b.String()); err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	h.guests = append(h.guests, g)
+	h.mu.Unlock()
+	return g, nil
+}
+
+// DefineXML defines any domain.
+func (h *Host) DefineXML(ctx context.Context, xml string) error {
+	f, err := os.CreateTemp(h.Dir, "domain-*.xml")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(xml)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	_, err = h.Virsh(ctx, "define", f.Name())
+	return err
+}
+
+// Virsh runs virsh on the host and returns what it printed, trimmed.
+func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
+	out, err := h.Run(ctx, "virsh", append([]string{"-c", "qemu:///system"}, args...)...)
+	return strings.TrimSpace(out), err
+}
+
+func (g *Guest) logPath() string    { return "/var/log/libvirt/qemu/" + g.Name + "-console.log" }
+func (g *Guest) serialPath() string { return "/run/lab/" + g.Name + ".serial" }
+
+// Boot starts the domain and waits until its agent answers.
+func (g *Guest) Boot(ctx context.Context) error {
+	if err := g.Start(ctx); err != nil {
+		return err
+	}
+	return g.WaitUp(ctx)
+}
+
+// Start starts the domain with virsh, and does not wait for it to be up.
+func (g *Guest) Start(ctx context.Context) error {
+	_, err := g.host.Virsh(ctx, "start", g.Name)
+	return err
+}
+
+// State is the domain's state in virsh's words: running, paused, shut off.
+func (g *Guest) State(ctx context.Context) (string, error) {
+	return g.host.Virsh(ctx, "domstate", g.Name)
+}
+
+// Destroy ends the domain as if its power was cut.
+func (g *Guest) Destroy(ctx context.Context) error {
+	g.hangUp()
+	_, err := g.host.Virsh(ctx, "destroy", g.Name)
+	return err
+}
+
+// PowerOff has the guest shut itself down and waits until the domain is off.
+func (g *Guest) PowerOff(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, guestUp)
+	defer cancel()
+	if _, err := g.Run(ctx, "sync; (sleep 1; poweroff -f) >/dev/null 2>&1 &"); err != nil {
+		return err
+	}
+	for {
+		s, err := g.State(ctx)
+		if err != nil {
+			return err
+		}
+		if s == "shut off" {
+			g.hangUp()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("guest %s does not shut down: it is %s\n%s", g.Name, s, g.ConsoleLog())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// ConsoleLog is the end of what the guest's kernel and init said.
+func (g *Guest) ConsoleLog() string {
+	b, err := os.ReadFile(g.host.Path(g.logPath()))
+	if err != nil {
+		return err.Error()
+	}
+	if len(b) > 4096 {
+		b = b[len(b)-4096:]
+	}
+	return string(b)
+}
+
+// Disk waits until the guest sees a virtio disk with this serial number and returns its device: the guest
+// names disks as it finds them, whatever the target in the domain's XML.
+func (g *Guest) Disk(ctx context.Context, serial string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, guestUp)
+	defer cancel()
+	out, err := g.Run(ctx, `while :; do for s in /sys/block/*/serial; do
+if [ "$(cat $s 2>/dev/null)" = `+serial+` ]; then d=${s#/sys/block/}; echo /dev/${d%/serial}; exit; fi
+done; sleep 0.2; done`)
+	return strings.TrimSpace(out), err
+}

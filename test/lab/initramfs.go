@@ -1,0 +1,163 @@
+package lab
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+)
+
+// guestModules are loaded at boot, after what they depend on. Those built into the kernel are passed over.
+var guestModules = []string{"virtio_pci", "virtio_blk", "crc32c_generic", "ext4"}
+
+// guestPrograms are copied from this machine with their libraries.
+var guestPrograms = []string{"mke2fs", "e2fsck", "resize2fs"}
+
+const guestInit = `#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp /run /mnt /etc
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin
+ln -s /sbin/mke2fs /sbin/mkfs.ext4; ln -s /sbin/e2fsck /sbin/fsck.ext4
+ln -s /proc/mounts /etc/mtab
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
+while read -r m; do insmod "$m" || echo "insmod $m failed"; done </modules
+echo GUEST-UP
+while :; do /bin/guest agent /dev/ttyS1; sleep 1; done
+`
+
+var buildInitramfs = struct {
+	sync.Mutex
+	data []byte
+}{}
+
+// initramfs makes the guest's file system, once a program: busybox, kernel modules, e2fsprogs and the agent.
+func initramfs(k kernel) ([]byte, error) {
+	buildInitramfs.Lock()
+	defer buildInitramfs.Unlock()
+	if buildInitramfs.data != nil {
+		return buildInitramfs.data, nil
+	}
+	var a archive
+	a.file("/init", 0o755, []byte(guestInit))
+	agent, err := buildGo("./test/lab/guest")
+	if err != nil {
+		return nil, err
+	}
+	a.file("/bin/guest", 0o755, agent)
+	if err := a.copy("/bin/busybox", "busybox"); err != nil {
+		return nil, err
+	}
+	libs := map[string]bool{}
+	for _, p := range guestPrograms {
+		if err := a.copy("/sbin/"+p, p); err != nil {
+			return nil, err
+		}
+		out, err := exec.Command("ldd", mustLook(p)).Output()
+		if err != nil {
+			return nil, fmt.Errorf("ldd %s: %w", p, err)
+		}
+		for _, l := range regexp.MustCompile(`/\S*lib\S*`).FindAllString(string(out), -1) {
+			libs[l] = true
+		}
+	}
+	for l := range libs {
+		if err := a.copy(l, l); err != nil {
+			return nil, err
+		}
+	}
+	if b, err := os.ReadFile("/etc/mke2fs.conf"); err == nil {
+		a.file("/etc/mke2fs.conf", 0o644, b)
+	}
+	if err := addModules(&a, k); err != nil {
+		return nil, err
+	}
+	buildInitramfs.data = a.bytes()
+	return buildInitramfs.data, nil
+}
+
+// addModules adds guestModules and what they need, and a list of them in the order of loading.
+func addModules(a *archive, k kernel) error {
+	files := map[string]string{}
+	err := filepath.WalkDir(k.modules, func(p string, d fs.DirEntry, err error) error {
+		if name, ok := strings.CutSuffix(filepath.Base(p), ".ko"); ok && err == nil {
+			files[strings.ReplaceAll(name, "-", "_")] = p
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(files) == 0 {
+		return fmt.Errorf("%w: no modules under %s", ErrMissing, k.modules)
+	}
+	var order []string
+	done := map[string]bool{}
+	var add func(name string) error
+	add = func(name string) error {
+		p, ok := files[name]
+		if done[name] || !ok {
+			return nil
+		}
+		done[name] = true
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		deps, err := moduleDepends(b)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		for _, d := range deps {
+			if err := add(d); err != nil {
+				return err
+			}
+		}
+		dst := "/mod/" + name + ".ko"
+		a.file(dst, 0o644, b)
+		order = append(order, dst+"\n")
+		return nil
+	}
+	for _, m := range guestModules {
+		if err := add(m); err != nil {
+			return err
+		}
+	}
+	a.file("/modules", 0o644, []byte(strings.Join(order, "")))
+	return nil
+}
+
+// moduleDepends reads the depends= field of a kernel module's .modinfo section.
+func moduleDepends(module []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(module))
+	if err != nil {
+		return nil, err
+	}
+	s := f.Section(".modinfo")
+	if s == nil {
+		return nil, errors.New("no .modinfo section")
+	}
+	info, err := s.Data()
+	if err != nil {
+		return nil, err
+	}
+	for field := range strings.SplitSeq(string(info), "\x00") {
+		if v, ok := strings.CutPrefix(field, "depends="); ok && v != "" {
+			return strings.Split(strings.ReplaceAll(v, "-", "_"), ","), nil
+		}
+	}
+	return nil, nil
+}
+
+func mustLook(program string) string {
+	if p, err := exec.LookPath(program); err == nil {
+		return p
+	}
+	return filepath.Join("/usr/sbin", program)
+}

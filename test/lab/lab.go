@@ -1,0 +1,160 @@
+// Package lab runs real hypervisors for tests and for the demo: a libvirtd with its own network, mount, UTS
+// and PID namespaces, its own /etc/libvirt, /run, /var/lib, /var/log and /var/cache, and tiny guests (a Debian
+// kernel and an initramfs made here, under TCG) driven over a serial port.
+//
+// A Host lives as long as the first process of its PID namespace, the supervisor: this very program, started
+// again. The supervisor ends when its standard input does, that is when Close is called or the program that
+// made the host is gone for whatever reason; the kernel then kills all that ran in the namespace and drops its
+// mounts and interfaces. So nothing stays behind.
+//
+// A program that uses this package calls Main first thing, in main or TestMain.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Config says what a Host is to be.
+type Config struct {
+	Name string    // host name, "" for lab
+	Log  io.Writer // gets what the processes started by Start say, nil for nothing
+}
+
+// Host is one hypervisor. Its methods may be called at the same time.
+type Host struct {
+	Name string
+	Dir  string // outside the namespaces: temporary files, removed by Close; the same path is good inside
+
+	log        io.Writer
+	supervisor *exec.Cmd
+	stdin      io.Closer // ends the supervisor
+	libvirtd   *Process
+
+	mu      sync.Mutex
+	guests  []*Guest
+	started []*Process
+}
+
+// libvirtUp bounds how long libvirtd may take to answer for the first time.
+const libvirtUp = 60 * time.Second
+
+// New makes a host and starts its libvirtd. Close it. An error that wraps ErrMissing says that this machine
+// lacks something.
+func New(ctx context.Context, c Config) (h *Host, err error) {
+	if err := Check(); err != nil {
+		return nil, err
+	}
+	if c.Name == "" {
+		c.Name = "lab"
+	}
+	if c.Log == nil {
+		c.Log = io.Discard
+	}
+	dir, err := os.MkdirTemp("", "virt-cow-lab-")
+	if err != nil {
+		return nil, err
+	}
+	h = &Host{Name: c.Name, Dir: dir, log: c.Log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+			h = nil
+		}
+	}()
+	if err := writeConfig(dir, uuid.NewString()); err != nil {
+		return h, err
+	}
+	if err := h.startSupervisor(); err != nil {
+		return h, err
+	}
+	if err := h.StartLibvirtd(ctx); err != nil {
+		return h, err
+	}
+	return h, nil
+}
+
+// StartLibvirtd starts libvirtd and waits until it answers. New did it once.
+func (h *Host) StartLibvirtd(ctx context.Context) error {
+	p, err := h.Start("libvirtd", "-p", "/run/libvirtd.pid")
+	if err != nil {
+		return err
+	}
+	h.libvirtd = p
+	ctx, cancel := context.WithTimeout(ctx, libvirtUp)
+	defer cancel()
+	for {
+		out, err := h.Command(ctx, "virsh", "-c", "qemu:///system", "version").CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.Done():
+			return fmt.Errorf("libvirtd ended at once: %w, its log:\n%s", p.Err(), h.libvirtdLog())
+		case <-ctx.Done():
+			return fmt.Errorf("libvirtd doesn't answer: %s, its log:\n%s", strings.TrimSpace(string(out)), h.libvirtdLog())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// Libvirtd is the process running now.
+func (h *Host) Libvirtd() *Process { return h.libvirtd }
+
+func (h *Host) libvirtdLog() string {
+	b, _ := os.ReadFile(filepath.Join(h.Dir, "log", "libvirt", "libvirtd.log"))
+	if len(b) > 4096 {
+		b = b[len(b)-4096:]
+	}
+	return string(b)
+}
+
+// Path is where a path inside the host is reached from outside, sockets included.
+func (h *Host) Path(inside string) string {
+	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.supervisor.Process.Pid), inside)
+}
+
+// LibvirtSocket is libvirtd's socket, reached from outside.
+func (h *Host) LibvirtSocket() string { return h.Path("/run/libvirt/libvirt-sock") }
+
+// Close ends everything on the host and removes its files. It may be called more than once.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	guests, started := h.guests, h.started
+	h.guests, h.started = nil, nil
+	h.mu.Unlock()
+	for _, g := range guests {
+		g.hangUp()
+	}
+	if h.supervisor != nil {
+		h.stdin.Close()
+		// The namespace ends once all in it are reaped: by the supervisor, or, as long as it lives, by the
+		// nsenter that started them, which may be stopped.
+		for _, p := range started {
+			p.cmd.Process.Kill()
+		}
+		done := make(chan struct{})
+		go func() {
+			h.supervisor.Wait() // its exit status is of no interest: nothing inside outlives it
+			close(done)
+		}()
+		select {
+		case <-done:
+		case <-time.After(30 * time.Second):
+			h.supervisor.Process.Kill()
+			<-done
+		}
+		h.supervisor = nil
+	}
+	return os.RemoveAll(h.Dir)
+}

@@ -1,0 +1,158 @@
+// Package records writes numbered, checksummed records to a disk and says afterwards whether anything
+// acknowledged was lost. The same code runs in the guest, which writes and verifies, and outside, which
+// verifies what came to rest.
+package records
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+)
+
+// Size is the length of a record in bytes, and of its slot on the disk.
+const Size = 4096
+
+const (
+	magic     = 0x76637265636f7264 // "vcrecord"
+	headerLen = 8 + 8 + 8          // magic, slot, sequence; then random bytes; CRC-32C last
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Fill makes buf (Size bytes) the record with this sequence number for this slot.
+func Fill(buf []byte, slot int, seq uint64) {
+	binary.LittleEndian.PutUint64(buf, magic)
+	binary.LittleEndian.PutUint64(buf[8:], uint64(slot))
+	binary.LittleEndian.PutUint64(buf[16:], seq)
+	r := rand.NewPCG(uint64(slot), seq)
+	for i := headerLen; i < Size-8; i += 8 {
+		binary.LittleEndian.PutUint64(buf[i:], r.Uint64())
+	}
+	binary.LittleEndian.PutUint64(buf[Size-8:], uint64(crc32.Checksum(buf[:Size-8], castagnoli)))
+}
+
+// Check returns the sequence number of the record in buf, or an error if it is none for this slot.
+func Check(buf []byte, slot int) (uint64, error) {
+	switch {
+	case binary.LittleEndian.Uint64(buf) != magic:
+		return 0, errors.New("no record")
+	case binary.LittleEndian.Uint64(buf[Size-8:]) != uint64(crc32.Checksum(buf[:Size-8], castagnoli)):
+		return 0, errors.New("checksum is wrong")
+	case binary.LittleEndian.Uint64(buf[8:]) != uint64(slot):
+		return 0, fmt.Errorf("record of slot %d", binary.LittleEndian.Uint64(buf[8:]))
+	}
+	return binary.LittleEndian.Uint64(buf[16:]), nil
+}
+
+// Slot tells what was written to one slot: sequence numbers, 0 for never.
+type Slot struct {
+	Issued uint64 `json:"i"` // the last write begun
+	Acked  uint64 `json:"a"` // the last write that returned without an error
+}
+
+// Log is what a Writer did.
+type Log struct {
+	Slots   []Slot `json:"slots"`
+	Flushes uint64 `json:"flushes"`
+}
+
+// Disk is what a Writer writes to.
+type Disk interface {
+	io.WriterAt
+	Sync() error
+}
+
+// Writer writes records to random slots from several goroutines until it is stopped.
+type Writer struct {
+	Disk       Disk
+	Slots      int
+	Workers    int
+	FlushEvery int                   // writes of one worker between its flushes
+	Alloc      func(size int) []byte // buffers, for direct I/O
+
+	acked atomic.Uint64
+}
+
+// Acked is how many writes have been acknowledged so far.
+func (w *Writer) Acked() uint64 { return w.acked.Load() }
+
+// Run writes until stop is closed or a write fails, and says what it did either way. Each worker has every
+// Workers-th slot to itself, so that one slot never has two writes in flight.
+func (w *Writer) Run(stop <-chan struct{}) (Log, error) {
+	log := Log{Slots: make([]Slot, w.Slots)}
+	var flushes atomic.Uint64
+	errs := make([]error, w.Workers)
+	var wg sync.WaitGroup
+	for id := range w.Workers {
+		wg.Go(func() { errs[id] = w.work(id, log.Slots, &flushes, stop) })
+	}
+	wg.Wait()
+	log.Flushes = flushes.Load()
+	return log, errors.Join(errs...)
+}
+
+func (w *Writer) work(id int, slots []Slot, flushes *atomic.Uint64, stop <-chan struct{}) error {
+	const most = 8 // records a write
+	buf := w.Alloc(most * Size)
+	own := w.Slots / w.Workers // slots [id*own, (id+1)*own)
+	for seq := uint64(1); ; seq++ {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		n := 1 + rand.IntN(most)
+		first := id*own + rand.IntN(own-n+1)
+		for i := range n {
+			Fill(buf[i*Size:(i+1)*Size], first+i, seq)
+			slots[first+i].Issued = seq
+		}
+		if _, err := w.Disk.WriteAt(buf[:n*Size], int64(first)*Size); err != nil {
+			return fmt.Errorf("write %d to slot %d: %w", seq, first, err)
+		}
+		for i := range n {
+			slots[first+i].Acked = seq
+		}
+		w.acked.Add(1)
+		if seq%uint64(w.FlushEvery) == 0 {
+			if err := w.Disk.Sync(); err != nil {
+				return fmt.Errorf("flush after write %d: %w", seq, err)
+			}
+			flushes.Add(1)
+		}
+	}
+}
+
+// Verify reads every slot that was written: each must hold a whole record, no older than the last one
+// acknowledged and no newer than the last one begun. It returns how many slots it looked at.
+func (l Log) Verify(r io.ReaderAt, alloc func(size int) []byte) (int, error) {
+	buf := alloc(Size)
+	var checked int
+	var errs []error
+	for i, s := range l.Slots {
+		if s.Acked == 0 {
+			continue
+		}
+		checked++
+		if _, err := r.ReadAt(buf, int64(i)*Size); err != nil {
+			return checked, fmt.Errorf("read slot %d: %w", i, err)
+		}
+		switch seq, err := Check(buf, i); {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("slot %d: %w", i, err))
+		case seq < s.Acked:
+			errs = append(errs, fmt.Errorf("slot %d holds record %d, but %d was acknowledged: lost", i, seq, s.Acked))
+		case seq > s.Issued:
+			errs = append(errs, fmt.Errorf("slot %d holds record %d, but %d was the last written", i, seq, s.Issued))
+		}
+		if len(errs) == 10 {
+			break // enough to see
+		}
+	}
+	return checked, errors.Join(errs...)
+}
