@@ -133,26 +133,27 @@ func (d *Daemon) Connected(c libvirtx.Conn) {
 		return
 	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.conn, d.connError, d.connVersion, d.orphansAsked = c, nil, version, false
-	known := make([]*domain, 0, len(d.domains))
-	for _, dom := range d.domains {
-		known = append(known, dom)
-	}
-	d.mu.Unlock()
 	for _, x := range list {
-		known = append(known, d.domainFor(x))
+		d.domainFor(x)
 	}
-	for _, dom := range known {
-		dom.kick()
+	for _, m := range d.domains {
+		m.looked = false
+		m.kick()
+	}
+	if len(d.domains) == 0 {
+		d.tasks.Go(func() { d.stopOrphans(d.root) })
 	}
 }
 
 // Event looks at the domain it is about.
 func (d *Daemon) Event(e libvirtx.Event) {
-	dom := d.domainFor(e.Subject())
 	switch e := e.(type) {
 	case libvirtx.IOError:
-		dom.noteIOError(e.Alias)
+		d.mu.Lock()
+		d.domainFor(e.Domain).noteIOError(e.Alias)
+		d.mu.Unlock()
 		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Str("reason", e.Reason).Msg("guest's disk failed a request")
 	case libvirtx.DeviceRemovalFailed:
 		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Msg("guest does not let go of the disk, asking again")
@@ -162,7 +163,7 @@ func (d *Daemon) Event(e libvirtx.Event) {
 			return
 		}
 	}
-	dom.kick()
+	d.poke(e.Subject())
 }
 
 // Disconnected leaves everything as it is until there is a connection again.

@@ -108,6 +108,7 @@ func (e *engine) run(p *process, start func() (*process, error)) {
 		})
 		p = nil
 		if e.over() {
+			e.leaveNoneBehind()
 			return
 		}
 		e.set(func() { e.process, e.ready, e.err = nil, false, err })
@@ -157,10 +158,13 @@ func (e *engine) awaitStatus(p *process) error {
 	deadline := time.After(engineUp)
 	for {
 		ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
-		_, err := e.client.Status(ctx)
+		s, err := e.client.Status(ctx)
 		cancel()
-		if err == nil {
+		switch {
+		case err == nil && s.PID == p.pid:
 			return nil
+		case err == nil: // one that was still on its way up when nobody looked; the next start adopts it
+			err = fmt.Errorf("process %d has its socket", s.PID)
 		}
 		select {
 		case <-p.done:
@@ -175,6 +179,17 @@ func (e *engine) awaitStatus(p *process) error {
 	}
 }
 
+// leaveNoneBehind ends a process that was started while stop was called.
+func (e *engine) leaveNoneBehind() {
+	e.mu.Lock()
+	p, stopping := e.process, e.stopping
+	e.mu.Unlock()
+	if p != nil && stopping {
+		p.terminate()
+		<-p.done
+	}
+}
+
 func (e *engine) over() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -186,8 +201,14 @@ func (e *engine) stop(ctx context.Context) error {
 	var p *process
 	e.set(func() { e.stopping, e.ready, p = true, false, e.process })
 	defer e.release()
-	if p == nil {
-		return nil
+	if p == nil { // it may be about to be started
+		e.release()
+		select {
+		case <-e.ended:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if err := e.client.Stop(ctx); err != nil {
 		p.terminate()

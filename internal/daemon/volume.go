@@ -3,7 +3,6 @@ package daemon
 import (
 	"path/filepath"
 
-	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
@@ -95,10 +94,30 @@ func (d *Daemon) volumesOf(dom *domain) []*volume {
 	return list
 }
 
-// domainFor finds or makes what the daemon keeps of a domain, and takes note of its present name.
-func (d *Daemon) domainFor(x libvirtx.Domain) *domain {
+// poke has a domain looked at.
+func (d *Daemon) poke(x libvirtx.Domain) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.domainFor(x).kick() // under the lock: a domain with a kick is not forgotten
+}
+
+// lockDomain takes a domain's operation lock.
+func (d *Daemon) lockDomain(x libvirtx.Domain) *domain {
+	for {
+		d.mu.Lock()
+		m := d.domainFor(x)
+		d.mu.Unlock()
+		m.op.Lock()
+		if !m.gone {
+			return m
+		}
+		m.op.Unlock()
+	}
+}
+
+// domainFor finds or makes what the daemon keeps of a domain, and takes note of its present name. The caller
+// holds d.mu.
+func (d *Daemon) domainFor(x libvirtx.Domain) *domain {
 	dom := d.domains[x.UUID]
 	if dom == nil {
 		dom = newDomain(d, x)
@@ -121,9 +140,26 @@ func (d *Daemon) forget(v *volume) {
 	}
 }
 
-// forgetDomain drops a domain that libvirt no longer knows.
-func (d *Daemon) forgetDomain(id uuid.UUID) {
+// forgetDomain drops a domain that libvirt no longer knows, unless something of it is left or to be looked at.
+// The caller holds m.op.
+func (d *Daemon) forgetDomain(m *domain) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.domains, id)
+	for _, v := range d.volumes {
+		if v.domain == m {
+			return false
+		}
+	}
+	if len(m.kicks) > 0 {
+		return false
+	}
+	delete(d.domains, m.ident().UUID)
+	return true
+}
+
+// noteLooked records that a domain was looked at over this connection.
+func (d *Daemon) noteLooked(m *domain) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m.looked = true
 }

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+)
+
+// AttachCmd gives a domain a volume.
+type AttachCmd struct {
+	Domain    string `arg:"" help:"Name or UUID of the domain."`
+	Store     string `required:"" help:"Store of the volume." type:"path" placeholder:"PATH"`
+	Volume    string `help:"Refuse a store that holds another volume." placeholder:"NAME"`
+	Target    string `help:"Where the domain has it, such as vdb; the first free one by default." placeholder:"DEV"`
+	Bus       string `help:"virtio by default, scsi, sata or another that libvirt knows." placeholder:"BUS"`
+	NoHydrate bool   `help:"Do not copy from the master in the background."`
+	Rate      Size   `help:"Limit of the background copy, bytes a second." placeholder:"SIZE"`
+}
+
+// Run attaches now if the domain runs, and in any case whenever it starts.
+func (c *AttachCmd) Run(env *Env) error {
+	s, err := api.NewDaemon(env.RunDir).Attach(env.Context, api.AttachRequest{
+		Domain: c.Domain, Store: c.Store, Volume: c.Volume, Target: c.Target, Bus: c.Bus,
+		Hydrate: !c.NoHydrate, Rate: int64(c.Rate),
+	})
+	if err != nil {
+		return daemonError(err)
+	}
+	if env.JSON {
+		return printJSON(env, s)
+	}
+	when := "attached"
+	if s.State == api.VolumeOff {
+		when = "will be attached when the domain starts"
+	}
+	fmt.Fprintf(env.Stdout, "volume %s: %s to %s as %s\n", s.Volume, when, s.Domain, s.Target)
+	return nil
+}
+
+// DetachCmd takes a volume from a domain.
+type DetachCmd struct {
+	Domain string `arg:"" help:"Name or UUID of the domain."`
+	Volume string `arg:"" help:"Name of the volume."`
+}
+
+// Run returns once the guest let go of the disk and the store is closed.
+func (c *DetachCmd) Run(env *Env) error {
+	s, err := api.NewDaemon(env.RunDir).Detach(env.Context, api.DetachRequest{Domain: c.Domain, Volume: c.Volume})
+	if err != nil {
+		return daemonError(err)
+	}
+	if env.JSON {
+		return printJSON(env, s)
+	}
+	fmt.Fprintf(env.Stdout, "volume %s: detached from %s\n", s.Volume, s.Domain)
+	return nil
+}
+
+// daemonError gives what the daemon refused its exit code.
+func daemonError(err error) error {
+	var r *api.RemoteError
+	if !errors.As(err, &r) {
+		return err
+	}
+	switch r.Code {
+	case http.StatusBadRequest:
+		return exitError{err, exitUsage}
+	case http.StatusConflict:
+		return exitError{err, exitLocked}
+	}
+	return err
+}

@@ -1,0 +1,51 @@
+// Package arrows holds the map of ARCHITECTURE.md: which package may import which.
+package arrows
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/virt-cow/virt-cow/"
+
+// may lists, for each package, what of this module it may import. A package that is not here is a
+// package nobody decided on.
+var may = map[string][]string{
+	"internal/api":                   {},
+	"internal/arrows":                {},
+	"internal/blockdev":              {},
+	"internal/blockdev/blockdevtest": {"internal/blockdev"},
+	"internal/cowfmt":                {},
+	"internal/uring":                 {"internal/blockdev"},
+	"internal/nbd":                   {"internal/blockdev", "internal/uring"},
+	"internal/store":                 {"internal/blockdev", "internal/cowfmt"},
+	"internal/engine":                {"internal/blockdev", "internal/cowfmt", "internal/store"},
+	"internal/master":                {"internal/blockdev", "internal/cowfmt", "internal/engine", "internal/nbd", "internal/store"},
+	"internal/serve": {
+		"internal/api", "internal/blockdev", "internal/cowfmt", "internal/engine", "internal/master", "internal/nbd", "internal/store",
+	},
+	"internal/libvirtx": {"internal/cowfmt"},
+	"internal/daemon":   {"internal/api", "internal/cowfmt", "internal/libvirtx"},
+}
+
+func TestArrows(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", "{{.ImportPath}} {{join .Imports \" \"}}", module+"internal/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		pkg := strings.TrimPrefix(fields[0], module)
+		allowed, known := may[pkg]
+		if !known {
+			t.Errorf("%s is not on the map: add it to ARCHITECTURE.md and here", pkg)
+		}
+		for _, imp := range fields[1:] {
+			if rest, ours := strings.CutPrefix(imp, module); ours && !slices.Contains(allowed, rest) {
+				t.Errorf("%s must not import %s", pkg, rest)
+			}
+		}
+	}
+}

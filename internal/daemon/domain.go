@@ -1,0 +1,124 @@
+package daemon
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+)
+
+// domain is what the daemon keeps of a domain, with a goroutine that reconciles it.
+type domain struct {
+	d     *Daemon
+	kicks chan struct{} // one is enough: it means look again
+
+	op   sync.Mutex // held during a reconciliation and by the control API: one thing at a time
+	gone bool       // no longer in Daemon.domains; guarded by op
+
+	looked bool // since the connection to libvirt was made; guarded by Daemon.mu
+
+	mu       sync.Mutex
+	id       libvirtx.Domain
+	ioErrors map[string]bool // aliases of disks that failed a request since the guest ran last
+	watchers []chan struct{} // closed after the next reconciliation
+}
+
+func newDomain(d *Daemon, x libvirtx.Domain) *domain {
+	return &domain{d: d, id: x, kicks: make(chan struct{}, 1), ioErrors: map[string]bool{}}
+}
+
+func (m *domain) ident() libvirtx.Domain {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.id
+}
+
+func (m *domain) name() string { return m.ident().Name }
+
+func (m *domain) rename(x libvirtx.Domain) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if x.Name != "" {
+		m.id.Name = x.Name
+	}
+}
+
+// kick asks for a reconciliation.
+func (m *domain) kick() {
+	select {
+	case m.kicks <- struct{}{}:
+	default:
+	}
+}
+
+func (m *domain) noteIOError(alias string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ioErrors[alias] = true
+}
+
+// takeIOErrors returns the disks that failed since it was called last.
+func (m *domain) takeIOErrors() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.ioErrors
+	m.ioErrors = map[string]bool{}
+	return e
+}
+
+// reconciled is closed after the next reconciliation.
+func (m *domain) reconciled() <-chan struct{} {
+	ch := make(chan struct{})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.watchers = append(m.watchers, ch)
+	return ch
+}
+
+func (m *domain) tellWatchers() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, ch := range m.watchers {
+		close(ch)
+	}
+	m.watchers = nil
+}
+
+// run reconciles whenever asked to, and again with backoff after what did not succeed.
+func (m *domain) run() {
+	var wait time.Duration
+	var again <-chan time.Time
+	var last string
+	for {
+		select {
+		case <-m.d.root.Done():
+			return
+		case <-m.kicks:
+		case <-again:
+		}
+		m.op.Lock()
+		err := m.reconcile(m.d.root)
+		over := errors.Is(err, libvirtx.ErrNoDomain) && m.d.forgetDomain(m)
+		m.gone = over
+		m.op.Unlock()
+		m.tellWatchers()
+		if over {
+			return
+		}
+		again = nil
+		if err == nil || errors.Is(err, libvirtx.ErrNoDomain) {
+			wait, last = 0, ""
+			continue
+		}
+		if m.d.root.Err() != nil {
+			return
+		}
+		wait = reconcileBackoff.Next(wait)
+		again = time.After(wait)
+		if err.Error() != last && !errors.Is(err, errUnfinished) { // once, not at each attempt
+			last = err.Error()
+			m.d.log.Error().Err(err).Str("domain", m.name()).Msg("reconcile, trying on")
+		}
+	}
+}
