@@ -31,11 +31,11 @@ func (c *AttachCmd) Run(env *Env) error {
 	if env.JSON {
 		return printJSON(env, s)
 	}
-	when := "attached"
+	format := "volume %s: %s has it as %s\n"
 	if s.State == api.VolumeOff {
-		when = "will be attached when the domain starts"
+		format = "volume %s: %s gets it as %s when it starts\n"
 	}
-	fmt.Fprintf(env.Stdout, "volume %s: %s to %s as %s\n", s.Volume, when, s.Domain, s.Target)
+	fmt.Fprintf(env.Stdout, format, s.Volume, s.Domain, s.Target)
 	return nil
 }
 

@@ -16,6 +16,8 @@ type domain struct {
 	op   sync.Mutex // held during a reconciliation and by the control API: one thing at a time
 	gone bool       // no longer in Daemon.domains; guarded by op
 
+	resumes resumes
+
 	looked bool // since the connection to libvirt was made; guarded by Daemon.mu
 
 	mu       sync.Mutex
@@ -58,13 +60,11 @@ func (m *domain) noteIOError(alias string) {
 	m.ioErrors[alias] = true
 }
 
-// takeIOErrors returns the disks that failed since it was called last.
-func (m *domain) takeIOErrors() map[string]bool {
+// clearIOErrors forgets which disks failed.
+func (m *domain) clearIOErrors() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e := m.ioErrors
-	m.ioErrors = map[string]bool{}
-	return e
+	clear(m.ioErrors)
 }
 
 // reconciled is closed after the next reconciliation.
@@ -116,7 +116,8 @@ func (m *domain) run() {
 		}
 		wait = reconcileBackoff.Next(wait)
 		again = time.After(wait)
-		if err.Error() != last && !errors.Is(err, errUnfinished) { // once, not at each attempt
+		// Once, not at each attempt; an engine's end was logged where it was seen.
+		if err.Error() != last && !errors.Is(err, errUnfinished) && !errors.Is(err, errEnded) {
 			last = err.Error()
 			m.d.log.Error().Err(err).Str("domain", m.name()).Msg("reconcile, trying on")
 		}

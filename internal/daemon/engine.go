@@ -119,7 +119,7 @@ func (e *engine) run(p *process, start func() (*process, error)) {
 			wait = 0
 		}
 		wait = engineBackoff.Next(wait)
-		e.d.log.Error().Err(err).Str("volume", e.volume).Dur("again_in", wait).Msg("engine ended")
+		e.d.log.Error().Err(err).Str("volume", e.volume).Dur("again_in", wait).Msg("engine is to be started again")
 		select {
 		case <-e.ctx.Done():
 			return
@@ -128,8 +128,12 @@ func (e *engine) run(p *process, start func() (*process, error)) {
 	}
 }
 
-// errNotUp says that an engine ended, or was silent, before it had answered.
-var errNotUp = errors.New("engine does not come up")
+var (
+	// errNotUp says that an engine ended, or was silent, before it had answered.
+	errNotUp = errors.New("engine does not come up")
+	// errEnded says that an engine ended that had answered.
+	errEnded = errors.New("engine ended")
+)
 
 // oneLife follows one process from its start to its end.
 func (e *engine) oneLife(p *process, start func() (*process, error), up func()) error {
@@ -147,7 +151,7 @@ func (e *engine) oneLife(p *process, start func() (*process, error), up func()) 
 	up()
 	select {
 	case <-p.done:
-		return fmt.Errorf("engine of volume %s (pid %d) ended: %s", e.volume, p.pid, p.why())
+		return fmt.Errorf("%w: volume %s, process %d: %s", errEnded, e.volume, p.pid, p.why())
 	case <-e.ctx.Done():
 		return e.ctx.Err()
 	}

@@ -65,7 +65,8 @@ func (d *Daemon) spawn(w libvirtx.Want) (*process, error) {
 	return p, nil
 }
 
-// lastLine is the last thing an engine logged since offset from, or how it ended if it said nothing.
+// lastLine is how an engine ended and, if it ended with an error of its own, which: its last line since offset
+// from.
 func lastLine(path string, from int64, end error) string {
 	said := "exit status 0"
 	if end != nil {
@@ -85,11 +86,10 @@ func lastLine(path string, from int64, end error) string {
 		return said
 	}
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	last := strings.TrimPrefix(lines[len(lines)-1], "virt-cow: ")
-	if last == "" {
-		return said
+	if last, ok := strings.CutPrefix(lines[len(lines)-1], "virt-cow: "); ok {
+		return said + ": " + last
 	}
-	return said + ": " + last
+	return said
 }
 
 // adoptProcess finds the process behind a control socket. It is nil, without an error, if nobody answers.

@@ -13,7 +13,7 @@ import (
 )
 
 // errUnfinished says that nothing is wrong but something is still to come: look again.
-var errUnfinished = errors.New("waiting for the guest")
+var errUnfinished = errors.New("not finished, look again")
 
 // view is what libvirt says of a domain at one moment.
 type view struct {
@@ -40,6 +40,12 @@ func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
 	text, err := c.XML(ctx, id)
 	if err != nil {
 		return v, err
+	}
+	// The XML of a domain that has just ended is another one, without our disks.
+	if after, err := c.State(ctx, id); err != nil {
+		return v, err
+	} else if after.Active != v.state.Active {
+		return v, fmt.Errorf("domain %s is starting or ending: %w", id.Name, errUnfinished)
 	}
 	disks, err := libvirtx.Disks(text)
 	if err != nil {
@@ -182,25 +188,4 @@ func (m *domain) takeBack(ctx context.Context, c libvirtx.Conn, name string, dis
 		m.d.log.Debug().Err(err).Str("volume", name).Msg("detach")
 	}
 	return errUnfinished
-}
-
-// resume lets a guest go on that QEMU paused because one of our disks failed a request. It may pause at once
-// again, as the first request after QEMU reconnected fails: that is another event.
-func (m *domain) resume(ctx context.Context, c libvirtx.Conn, v view) error {
-	failed := m.takeIOErrors()
-	if !v.state.IOError || len(v.disks) == 0 {
-		return nil
-	}
-	ours := len(failed) == 0 // nobody saw which disk it was: an earlier daemon may have
-	for _, disk := range v.disks {
-		ours = ours || failed[disk.Alias]
-	}
-	if !ours {
-		return nil
-	}
-	if err := c.Resume(ctx, m.ident()); err != nil {
-		return err
-	}
-	m.d.log.Info().Str("domain", m.name()).Msg("resumed a guest that an I/O error had paused: its disks are served again")
-	return errUnfinished // look whether it stays up
 }

@@ -3,7 +3,6 @@ package daemon
 import (
 	"path/filepath"
 
-
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )

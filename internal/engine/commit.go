@@ -61,7 +61,7 @@ func (c *committer) round(t *table) error {
 	if err == nil {
 		err = c.st.WriteLeaves(leaves)
 	}
-	if err != nil && leaves != nil {
+	if err != nil && t != nil {
 		t.recapture(leaves)
 	}
 	return err

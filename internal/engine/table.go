@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"maps"
 	"math/bits"
 	"slices"
 	"sync"
@@ -296,19 +297,21 @@ func (t *table) set(c, n int64) {
 }
 
 // capture takes what a commit is to write, sorted: every flag that was set before, and so whose data was
-// complete before.
+// complete before. Leaf by leaf, so that the guest's writes don't wait for all of it; a flag that is set
+// meanwhile is captured or makes its leaf dirty again.
 func (t *table) capture() []store.Leaf {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.dirty) == 0 {
-		return nil
+	dirty := t.dirty
+	if len(dirty) > 0 {
+		t.dirty = map[int64]struct{}{}
 	}
-	out := make([]store.Leaf, 0, len(t.dirty))
-	for leaf := range t.dirty {
+	t.mu.Unlock()
+	out := make([]store.Leaf, 0, len(dirty))
+	for _, leaf := range slices.Sorted(maps.Keys(dirty)) {
+		t.mu.Lock()
 		out = append(out, store.Leaf{Index: leaf, Flags: t.flags(leaf)})
+		t.mu.Unlock()
 	}
-	clear(t.dirty)
-	slices.SortFunc(out, func(a, b store.Leaf) int { return int(a.Index - b.Index) })
 	return out
 }
 

@@ -33,6 +33,19 @@ type memory struct {
 
 func newMemory(size int) *memory { return &memory{data: make([]byte, size)} }
 
+// content returns a copy of the bytes; change changes them. Tests take care to lock as servers do.
+func (m *memory) content() []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return bytes.Clone(m.data)
+}
+
+func (m *memory) change(f func(data []byte)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f(m.data)
+}
+
 func (m *memory) Info() blockdev.Info {
 	return blockdev.Info{Name: "memory", Size: int64(len(m.data)), BlockSize: 512, ReadOnly: m.readOnly}
 }

@@ -313,11 +313,8 @@ func (c *Client) WriteZeroes(off, length int64, unmap bool) error {
 // Flush makes every write that returned before survive a power cut of the server. When a connection
 // broke with writes not flushed it fails, and goes on failing: nobody can tell whether they survived.
 func (c *Client) Flush() error {
-	if c.info.ReadOnly {
-		return nil
-	}
 	l, err := c.ready() // notices a broken connection
-	if err != nil {
+	if err != nil || c.info.ReadOnly {
 		return err
 	}
 	c.mu.Lock()

@@ -95,11 +95,11 @@ func (l *link) goodbye() {
 	var b [requestSize]byte
 	binary.BigEndian.PutUint32(b[:], magicRequest)
 	binary.BigEndian.PutUint16(b[6:], cmdDisc)
-	// A server that does not read must not keep us: the deadline also ends a write that hangs now.
-	l.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	l.wmu.Lock()
-	l.conn.Write(b[:])
-	l.wmu.Unlock()
+	if l.wmu.TryLock() { // or a request is on its way out: then it is cut off, politeness or not
+		l.conn.SetWriteDeadline(time.Now().Add(time.Second)) // a server that does not read must not keep us
+		l.conn.Write(b[:])
+		l.wmu.Unlock()
+	}
 	l.fail(net.ErrClosed)
 }
 

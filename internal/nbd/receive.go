@@ -212,7 +212,7 @@ func (c *Client) Extents(off, length int64) ([]blockdev.Extent, error) {
 	if err := c.check(off, length, false); err != nil || length == 0 {
 		return nil, err
 	}
-	if !c.export.status {
+	if !c.export.status && c.life.Err() == nil {
 		return []blockdev.Extent{{Offset: off, Length: length}}, nil
 	}
 	var out []blockdev.Extent

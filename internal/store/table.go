@@ -3,6 +3,8 @@ package store
 import (
 	"fmt"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
@@ -99,19 +101,26 @@ func (s *Store) WriteLeaves(leaves []Leaf) error {
 	})
 }
 
+// writesAtOnce bounds how many runs of leaves are written at a time.
+const writesAtOnce = 16
+
 // writeRuns writes the leaves of a group that is ready, neighbours in one write.
 func (s *Store) writeRuns(h *cowfmt.Header, leaves []Leaf) error {
+	var runs errgroup.Group
+	runs.SetLimit(writesAtOnce)
 	for i := 0; i < len(leaves); {
 		n := i + 1
 		for n < len(leaves) && leaves[n].Index == leaves[n-1].Index+1 {
 			n++
 		}
-		if err := s.writeSpan(h, leaves[i].Index, int64(n-i), leaves[i:n]); err != nil {
-			return err
+		run := leaves[i:n]
+		if len(run) == len(leaves) {
+			return s.writeSpan(h, run[0].Index, int64(len(run)), run)
 		}
+		runs.Go(func() error { return s.writeSpan(h, run[0].Index, int64(len(run)), run) })
 		i = n
 	}
-	return nil
+	return runs.Wait()
 }
 
 // writeGroup writes all of a group, to the end of the area's capacity: the volume may grow into it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 )
@@ -44,15 +45,15 @@ func (b *bench) contend(ctx context.Context, rep *report, master string, l load)
 	rows[2].Unit, rows[3].Unit, rows[4].Unit = "IOPS", "IOPS", "MB/s"
 	rows[2].Higher, rows[3].Higher, rows[4].Higher = true, true, true
 	for range b.o.Rounds {
-		for with, flags := range [][]string{nil, {"--hydrate"}} {
-			s, h, err := b.beside(ctx, master, l, flags)
+		for with := range 2 {
+			s, h, err := b.beside(ctx, master, l, with == 1)
 			if ctx.Err() != nil {
 				return nil
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", group, err)
 			}
-			b.log.Info().Msgf("%s, %v: p99 %.0f µs", group, flags, s.P99)
+			b.log.Info().Msgf("%s, hydration %v: p99 %.0f µs", group, with == 1, s.P99)
 			rows[with].add(s.P99)
 			rows[2+with].add(s.IOPS)
 			if with == 0 {
@@ -72,19 +73,43 @@ func (b *bench) contend(ctx context.Context, rep *report, master string, l load)
 	return nil
 }
 
-// beside runs a load on a fresh clone and says how far hydration was at its end.
-func (b *bench) beside(ctx context.Context, master string, l load, flags []string) (s sample, h *api.Hydration, err error) {
-	i, err := b.startOurs(ctx, master, func() error { return errors.Join(syncDir(b.dir), warm(master)) }, flags...)
+// beside runs a load on a fresh clone and says how far hydration was at its end. Hydration begins once the
+// guest is at work: before that it would copy at full speed.
+func (b *bench) beside(ctx context.Context, master string, l load, hydrate bool) (s sample, h *api.Hydration, err error) {
+	i, err := b.startOurs(ctx, master, func() error { return errors.Join(syncDir(b.dir), warm(master)) })
 	if err != nil {
 		return sample{}, nil, err
 	}
 	defer func() { err = errors.Join(err, i.close()) }()
+	started := make(chan error, 1)
+	if hydrate {
+		go func() { started <- hydrateUnderLoad(ctx, i.socket) }()
+	} else {
+		started <- nil
+	}
 	if s, err = i.measure(ctx, l); err != nil {
 		return sample{}, nil, err
 	}
 	st, err := engineStatus(ctx, i.socket)
-	if err != nil {
+	if err = errors.Join(err, <-started); err != nil {
 		return sample{}, nil, err
 	}
 	return s, st.Hydration, nil
+}
+
+// hydrateUnderLoad waits for the guest's first requests and then starts the background copy.
+func hydrateUnderLoad(ctx context.Context, socket string) error {
+	for ctx.Err() == nil {
+		st, err := engineStatus(ctx, socket)
+		if err != nil {
+			return err
+		}
+		if st.IO.Reads+st.IO.Writes > 1000 {
+			run := true
+			_, err := api.NewEngine(controlOf(socket)).Hydration(ctx, api.HydrationRequest{Run: &run})
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return ctx.Err()
 }

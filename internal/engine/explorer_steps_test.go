@@ -1,0 +1,266 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
+)
+
+// step does one random thing.
+func (x *explorer) step() error {
+	if x.rng.IntN(25) == 0 {
+		x.cutMu.Lock()
+		x.killAt = x.crash.Ops() + 1 + x.rng.IntN(6)
+		x.cutMu.Unlock()
+	}
+	err := x.something()
+	if x.late != nil {
+		return x.successor()
+	}
+	return err
+}
+
+func (x *explorer) something() error {
+	switch n := x.rng.IntN(100); {
+	case n < 70:
+		return x.guest(x.rng, x.off, x.length, 1)
+	case n < 76:
+		return x.verify()
+	case n < 88:
+		return x.hydrate()
+	case n < 91:
+		return x.v.commit.commit(x.v.table)
+	case n < 93:
+		return x.cutLoose()
+	case n < 97:
+		return x.reopen()
+	}
+	return x.powerCut()
+}
+
+// guest makes one random request inside [off, off+length) and keeps the model. Trims of several at a
+// time are multiples of unit bytes: what a trim does to less depends on the target of that moment.
+func (x *explorer) guest(rng *rand.Rand, off, length, unit int64) error {
+	n := x.randomLength(rng, length)
+	at := off + rng.Int64N((length-n)/sector+1)*sector
+	if rng.IntN(4) == 0 { // whole chunks, to the end
+		at = max(at/x.chunk*x.chunk, off)
+		n = min((n+x.chunk-1)/x.chunk*x.chunk, off+length-at)
+	}
+	r := &blockdev.Request{Op: blockdev.OpWrite, Off: at, Length: n, FUA: rng.IntN(6) == 0}
+	switch k := rng.IntN(16); {
+	case k < 3:
+		r = &blockdev.Request{Op: blockdev.OpFlush}
+	case k < 5:
+		r.Op = blockdev.OpTrim
+		if unit > 1 {
+			r.Off = (at + unit - 1) / unit * unit
+			if r.Length = (at+n)/unit*unit - r.Off; r.Length <= 0 {
+				return nil
+			}
+		}
+	case k < 7:
+		r.Op, r.NoHole = blockdev.OpWriteZeroes, rng.IntN(2) == 0
+	}
+	return x.submit(r)
+}
+
+func (x *explorer) randomLength(rng *rand.Rand, limit int64) int64 {
+	n := sector + rng.Int64N(min(x.chunk, limit)/sector)*sector
+	if rng.IntN(6) == 0 { // larger than a chunk
+		n = sector + rng.Int64N(min(4*x.chunk, limit)/sector)*sector
+	}
+	return min(n, limit)
+}
+
+func (x *explorer) submit(r *blockdev.Request) error {
+	if r.Op == blockdev.OpFlush {
+		marks := x.model.beginFlush()
+		err := request(x.v, r)
+		if err == nil {
+			x.model.endFlush(marks)
+		}
+		return err
+	}
+	off, length := r.Off, r.Length
+	content := func(int64) uint64 { return 0 }
+	switch r.Op {
+	case blockdev.OpWrite:
+		x.versionMu.Lock()
+		x.version++
+		version := x.version
+		x.versionMu.Unlock()
+		r.Buf = filled(off, length, version)
+		content = func(at int64) uint64 { return word(version, at) }
+	case blockdev.OpTrim:
+		switch t := x.v.target().(type) {
+		case *clone:
+			start, end := t.wholeChunks(off, length)
+			off, length = start, end-start
+		case *linear:
+			start, end := inner(off, length, zeroUnit)
+			off, length = start, end-start
+		}
+	}
+	durable := r.FUA
+	if x.forgetFUA {
+		r.FUA = false
+	}
+	x.model.issue(off, length, content)
+	if err := request(x.v, r); err != nil {
+		return err
+	}
+	x.model.ack(off, length, durable)
+	return nil
+}
+
+// together has several workers make requests at the same time, each in its own pieces, which share
+// chunks with others'.
+func (x *explorer) together() error {
+	if x.rng.IntN(12) == 0 {
+		return x.reopen()
+	}
+	if x.rng.IntN(16) == 0 {
+		return x.powerCut()
+	}
+	piece := x.chunk*3/2/sector*sector + sector
+	errs := make([]error, x.workers+1)
+	var wg sync.WaitGroup
+	for k := range x.workers {
+		rng := rand.New(rand.NewPCG(x.rng.Uint64(), uint64(k)))
+		wg.Go(func() {
+			for range 3 {
+				p := rng.Int64N((x.length/piece)/int64(x.workers))*int64(x.workers) + int64(k)
+				if err := x.guest(rng, x.off+p*piece, piece, x.chunk); err != nil {
+					errs[k] = err
+					return
+				}
+			}
+		})
+	}
+	if !x.cacheOff && x.rng.IntN(3) == 0 {
+		loose := x.rng.IntN(6) == 0
+		job := x.rng.Uint64()
+		wg.Go(func() {
+			if loose {
+				errs[x.workers] = hydrateNow(x.v)
+			} else {
+				errs[x.workers] = x.hydrateOne(int(job % (1 << 30)))
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// jobs are pieces of hydration that are left, of the window.
+func (x *explorer) jobs() (jobs []job) {
+	h := x.v.hydrator
+	if h == nil || x.cacheOff || x.v.Target() != "clone" {
+		return nil
+	}
+	if x.length == x.size {
+		_ = h.plan(context.Background(), func(j job) { jobs = append(jobs, split(j, 2*x.chunk)...) })
+		return jobs
+	}
+	for off := x.off / x.chunk * x.chunk; off < x.off+x.length; off += x.chunk {
+		extents, err := h.c.masterExtents(off, min(x.chunk, x.size-off))
+		if err == nil {
+			jobs = append(jobs, jobsOf(extents, off, x.chunk, x.chunk)...)
+		}
+	}
+	return jobs
+}
+
+func (x *explorer) hydrate() error { return x.hydrateOne(x.rng.IntN(1 << 30)) }
+
+func (x *explorer) hydrateOne(n int) error {
+	jobs := x.jobs()
+	if len(jobs) == 0 {
+		return nil
+	}
+	return x.v.hydrator.do(context.Background(), jobs[n%len(jobs)])
+}
+
+func (x *explorer) cutLoose() error {
+	if x.cacheOff || x.length < x.size || x.v.Target() != "clone" || x.rng.IntN(3) > 0 {
+		return nil
+	}
+	return hydrateNow(x.v)
+}
+
+// reopen closes the volume cleanly and opens it again in the same boot.
+func (x *explorer) reopen() error {
+	marks := x.model.beginFlush()
+	if err := x.v.Close(); err != nil {
+		if x.late == nil {
+			x.v = nil
+		}
+		return err
+	}
+	x.model.endFlush(marks)
+	x.cutMu.Lock()
+	x.killAt = 0
+	x.cutMu.Unlock()
+	v, err := x.openDev(x.crash, x.boot, x.cachePath())
+	if err == nil {
+		x.v = v
+	}
+	return err
+}
+
+// successor follows an engine that was killed: its last writes land or don't, then its cache is taken
+// over. What was acknowledged is there.
+func (x *explorer) successor() error {
+	if !x.v.closed.Load() {
+		abandon(x.v)
+	}
+	x.cut(1)
+	for x.late.Len() > 0 && x.rng.IntN(4) > 0 {
+		x.late.Land(x.rng.IntN(x.late.Len()))
+	}
+	x.late.Drop()
+	x.late = nil
+	if x.loseCache {
+		x.boot = uuid.New()
+	}
+	if err := x.start(x.crash.Open(false)); err != nil {
+		return fmt.Errorf("after its engine was killed: %w", err)
+	}
+	p, err := x.read(x.v)
+	if err == nil {
+		err = x.model.visible(p, x.off)
+	}
+	if err != nil {
+		return fmt.Errorf("after its engine was killed: %w", err)
+	}
+	x.model.found(p, false)
+	return nil
+}
+
+// powerCut is one that happens: the disk is what it left, and the host boots again.
+func (x *explorer) powerCut() error {
+	before := x.model.snapshot()
+	state := x.crash.PowerCut(x.rng)
+	abandon(x.v)
+	x.boot = uuid.New()
+	if err := x.start(blockdevtest.NewCrash(state, blockdevtest.CrashOptions{})); err != nil {
+		return fmt.Errorf("after a power cut: %w", err)
+	}
+	p, err := x.read(x.v)
+	if err == nil {
+		err = x.model.allows(p, x.off, before)
+	}
+	if err != nil {
+		return fmt.Errorf("after a power cut: %w", err)
+	}
+	x.model.found(p, true)
+	return nil
+}

@@ -1,0 +1,211 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// world is what the explorer explores: a volume, and the part of it that is used.
+type world struct {
+	name        string
+	chunk, size int64
+	block       int   // of the store's device
+	master      int64 // bytes, 0: none
+	holes       bool
+	cacheOff    bool
+	off, length int64 // the window; length 0: all of the volume
+	workers     int   // that make requests at the same time; 0 or 1: one, and what happens is the seed's alone
+}
+
+// explorer drives one volume through random requests, deaths and power cuts, all of them drawn from one
+// seed, and looks at what power cuts could leave at every step.
+type explorer struct {
+	world
+	seed   uint64
+	rng    *rand.Rand // of the workload
+	dir    string     // of exception caches
+	master *blockdevtest.Memory
+	model  *model
+
+	boot   uuid.UUID
+	crash  *blockdevtest.Crash
+	v      *Volume
+	late   *blockdevtest.Late
+	killAt int // operation of the device, 0 none
+
+	versionMu sync.Mutex
+	version   uint32
+
+	cutMu  sync.Mutex
+	cutRNG *rand.Rand
+	states int
+	err    error // the first thing that was wrong
+	caches int
+
+	// What a mutation check breaks.
+	mutate    func(blockdev.Device, cowfmt.Layout) blockdev.Device
+	forgetFUA bool
+	loseCache bool
+}
+
+var errDead = errors.New("the engine was killed")
+
+func newExplorer(w world, seed uint64, dir string) (*explorer, error) {
+	if w.length == 0 {
+		w.off, w.length = 0, w.size
+	}
+	x := &explorer{world: w, seed: seed, dir: dir, boot: uuid.New()}
+	x.rng = rand.New(rand.NewPCG(seed, 1))
+	x.cutRNG = rand.New(rand.NewPCG(seed, 2))
+	initial := func(int64) uint64 { return 0 }
+	if w.master > 0 {
+		x.master = memoryMaster(w.master, w.holes, w.off, w.off+w.length)
+		initial = func(at int64) uint64 {
+			if at*sector >= w.master || w.holes && at*sector/4096%4 == 3 {
+				return 0
+			}
+			return word(0, at)
+		}
+	}
+	x.model = newModel(w.off, w.length, initial)
+	dev, err := newStore(w.size, w.chunk, w.master > 0, func(size int64) (blockdev.Device, error) {
+		return blockdevtest.NewMemory("store", size, w.block), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	x.crash = blockdevtest.NewCrash(dev.(*blockdevtest.Memory), blockdevtest.CrashOptions{})
+	return x, nil
+}
+
+// openDev opens the volume on a device.
+func (x *explorer) openDev(dev blockdev.Device, boot uuid.UUID, cache string) (*Volume, error) {
+	var master blockdev.Device
+	if x.master != nil {
+		master = x.master.Open(true)
+	}
+	if x.mutate != nil {
+		layout, err := cowfmt.NewLayout(cowfmt.RoleClone, x.size, x.chunk)
+		if err != nil {
+			return nil, err
+		}
+		dev = x.mutate(dev, layout)
+	}
+	return openOn(dev, master, boot, cache, func(o *Options) {
+		if x.cacheOff {
+			o.CacheMode = cowfmt.CacheOff
+		}
+	})
+}
+
+func (x *explorer) cachePath() string { return filepath.Join(x.dir, "main.cache") }
+
+// start opens the volume on a disk that has just been put in place.
+func (x *explorer) start(crash *blockdevtest.Crash) error {
+	x.crash = crash
+	crash.OnOp = x.onOp
+	v, err := x.openDev(crash, x.boot, x.cachePath())
+	if err == nil {
+		x.v = v
+	}
+	return err
+}
+
+// onOp runs while an operation of the device is in flight.
+func (x *explorer) onOp(n int, op string, _, _ int64) {
+	count := 1
+	if op == "flush" {
+		count = 3
+	}
+	x.cut(count)
+	x.cutMu.Lock()
+	defer x.cutMu.Unlock()
+	if x.killAt > 0 && n >= x.killAt {
+		x.killAt = 0
+		x.late = x.crash.Kill()
+	}
+}
+
+// run makes steps steps and ends with a clean close. What was wrong comes with the seed.
+func (x *explorer) run(steps int) error {
+	err := x.start(x.crash)
+	for i := 0; i < steps && err == nil; i++ {
+		if x.workers > 1 {
+			err = x.together()
+		} else {
+			err = x.step()
+		}
+		if err == nil {
+			x.cut(1)
+			err = x.problem()
+		}
+	}
+	if err == nil {
+		err = x.end()
+	}
+	if err != nil {
+		return fmt.Errorf("%s, seed %d: %w", x.name, x.seed, err)
+	}
+	return nil
+}
+
+func (x *explorer) problem() error {
+	x.cutMu.Lock()
+	defer x.cutMu.Unlock()
+	return x.err
+}
+
+// end closes the volume and looks at all of it for the last time, and at the master.
+func (x *explorer) end() error {
+	if err := x.reopen(); err != nil {
+		return err
+	}
+	if err := x.verify(); err != nil {
+		return err
+	}
+	if err := x.v.Close(); err != nil {
+		return err
+	}
+	if x.master == nil {
+		return x.problem()
+	}
+	same := memoryMaster(x.world.master, x.holes, x.off, x.off+x.length)
+	a, b := make([]byte, 4096), make([]byte, 4096)
+	for off := x.off; off < min(x.off+x.length, x.world.master); off += 4096 {
+		n := min(4096, x.world.master-off)
+		_, err := x.master.ReadAt(a[:n], off)
+		_, err2 := same.ReadAt(b[:n], off)
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		if string(a[:n]) != string(b[:n]) {
+			return fmt.Errorf("the master changed at %d", off)
+		}
+	}
+	return x.problem()
+}
+
+// verify reads the whole window of the live volume.
+func (x *explorer) verify() error {
+	p, err := x.read(x.v)
+	if err != nil {
+		return err
+	}
+	return x.model.visible(p, x.off)
+}
+
+// read reads the whole window.
+func (x *explorer) read(v *Volume) ([]byte, error) {
+	p := make([]byte, x.length)
+	_, err := v.ReadAt(p, x.off)
+	return p, err
+}

@@ -1,0 +1,158 @@
+package engine
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+var (
+	crashStates = flag.Int("crash.states", 12_000, "power cuts to explore")
+	crashSeed   = flag.Uint64("crash.seed", 1, "the first seed to explore with")
+)
+
+const (
+	mib = int64(1) << 20
+	tib = int64(1) << 40
+)
+
+// worlds are the volumes that are explored.
+func worlds() []world {
+	edge := int64(store.LeafChunks * 4096)                    // bytes of a leaf of 4 KiB chunks
+	group := cowfmt.SectorsPerGroup * int64(4032) << 12 // bytes of a table group of them
+	return []world{
+		{name: "plain", chunk: 4096, size: 16 << 12, block: 512, master: 16 << 12},
+		{name: "odd size", chunk: 4096, size: 21<<12 + 3*512, block: 512, master: 21<<12 + 3*512, holes: true},
+		{name: "short master", chunk: 4096, size: 32<<12 + 512, block: 512, master: 11<<12 + 5*512, holes: true},
+		{name: "no master", chunk: 4096, size: 24 << 12, block: 512},
+		{name: "4096-byte sectors", chunk: 4096, size: 24<<12 + 7*512, block: 4096, master: 30 << 12, holes: true},
+		{name: "64K chunks", chunk: 64 << 10, size: 6<<16 + 9*512, block: 512, master: 6 << 16, holes: true},
+		{name: "64K chunks, 4096-byte sectors", chunk: 64 << 10, size: 5<<16 + 3*512, block: 4096, master: 3<<16 + 512},
+		{name: "cache off", chunk: 4096, size: 20<<12 + 512, block: 512, master: 13 << 12, holes: true, cacheOff: true},
+		{name: "cache off, 4096-byte sectors", chunk: 8192, size: 12<<13 + 512, block: 4096, master: 20 << 13, cacheOff: true},
+		{name: "between leaves", chunk: 4096, size: 2 * edge, block: 512, master: edge + 3<<12, off: edge - 8<<12, length: 16 << 12},
+		{name: "workers", chunk: 4096, size: 33<<12 + 512, block: 512, master: 28 << 12, holes: true, workers: 4},
+		{name: "workers, 4096-byte sectors", chunk: 16 << 10, size: 16<<14 + 512, block: 4096, master: 12 << 14, workers: 3},
+		{name: "workers, cache off", chunk: 4096, size: 33 << 12, block: 512, master: 20 << 12, cacheOff: true, workers: 4},
+		{name: "between table groups", chunk: 4096, size: group + 64<<12, block: 512, master: group, off: group - 8<<12, length: 16 << 12},
+	}
+}
+
+// Power cuts are explored at every operation of the device while random requests, hydration, deaths of
+// the engine and power cuts go on. With -crash.states the same goes on for longer.
+func TestPowerCut(t *testing.T) {
+	dir := cacheDir(t)
+	total, runs, shown := 0, 0, time.Now()
+	all := worlds()
+	for seed := *crashSeed; total < *crashStates; seed++ {
+		w := all[seed%uint64(len(all))]
+		if w.size > tib && seed%3 != 0 {
+			continue // costly: two large tables
+		}
+		x, err := newExplorer(w, seed, dir)
+		if err == nil {
+			err = x.run(30)
+		}
+		if err != nil {
+			t.Fatalf("%v (again with -crash.seed=%d)", err, seed)
+		}
+		total += x.states
+		runs++
+		if time.Since(shown) > 10*time.Second {
+			shown = time.Now()
+			t.Logf("seed %d: %d of %d power cuts", seed, total, *crashStates)
+			fmt.Printf("seed %d: %d of %d power cuts\n", seed, total, *crashStates)
+		}
+	}
+	t.Logf("%d power cuts in %d runs", total, runs)
+}
+
+// mutant is a device that breaks a promise.
+type mutant struct {
+	blockdev.Device
+	layout cowfmt.Layout
+	skip   func(m *mutant) bool // this flush
+	lose   func(m *mutant) bool // this write to the table
+
+	data, table, header bool // written since the last flush
+	tables              int
+}
+
+func (m *mutant) wrote(off int64) {
+	switch {
+	case off >= m.layout.Data:
+		m.data = true
+	case off >= m.layout.Table[0]:
+		m.table = true
+		m.tables++
+	default:
+		m.header = true
+	}
+}
+
+func (m *mutant) WriteAt(p []byte, off int64) (int, error) {
+	m.wrote(off)
+	if m.lose != nil && off >= m.layout.Table[0] && off < m.layout.Data && m.lose(m) {
+		return len(p), nil
+	}
+	return m.Device.WriteAt(p, off)
+}
+
+func (m *mutant) WriteZeroes(off, length int64, unmap bool) error {
+	m.wrote(off)
+	return m.Device.WriteZeroes(off, length, unmap)
+}
+
+func (m *mutant) Flush() error {
+	if m.skip != nil && m.skip(m) {
+		m.data, m.table, m.header = false, false, false
+		return nil
+	}
+	m.data, m.table, m.header = false, false, false
+	return m.Device.Flush()
+}
+
+// The explorer finds what is broken on purpose.
+func TestPowerCutFindsMutants(t *testing.T) {
+	onDevice := func(skip, lose func(m *mutant) bool) func(*explorer) {
+		return func(x *explorer) {
+			x.mutate = func(dev blockdev.Device, l cowfmt.Layout) blockdev.Device {
+				return &mutant{Device: dev, layout: l, skip: skip, lose: lose}
+			}
+		}
+	}
+	mutants := map[string]func(*explorer){
+		"flags may be durable before their data": onDevice(func(m *mutant) bool { return m.data }, nil),
+		"flags are not flushed":                  onDevice(func(m *mutant) bool { return m.table }, nil),
+		"header copies are not flushed":          onDevice(func(m *mutant) bool { return m.header }, nil),
+		"nothing is flushed":                     onDevice(func(m *mutant) bool { return true }, nil),
+		"every fifth table write is lost":        onDevice(nil, func(m *mutant) bool { return m.tables%5 == 4 }),
+		"FUA is forgotten":                       func(x *explorer) { x.forgetFUA = true },
+		"the exception cache dies with the engine": func(x *explorer) {
+			x.loseCache = true
+		},
+	}
+	for name, mutate := range mutants {
+		t.Run(name, func(t *testing.T) {
+			dir := cacheDir(t)
+			all := worlds()[:3]
+			for seed := uint64(1); seed < 200; seed++ {
+				x, err := newExplorer(all[seed%3], seed, dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				mutate(x)
+				if err := x.run(60); err != nil {
+					t.Logf("found in run %d: %v", seed, err)
+					return
+				}
+			}
+			t.Error("not found")
+		})
+	}
+}
