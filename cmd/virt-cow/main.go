@@ -3,11 +3,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -58,6 +60,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { ended = code }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ValueFormatter(helpWithDefault),
 		kong.Vars{"version": version},
 		sizeMapper,
 	)
@@ -66,7 +69,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return ended
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "virt-cow: %v\nTry: virt-cow --help\n", err)
+		fmt.Fprintf(stderr, "virt-cow: %v\nTry: %s --help\n", err, commandOf(err))
 		return exitUsage
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
@@ -77,10 +80,33 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	env := &Env{Context: ctx, Stdout: stdout, Stderr: stderr, JSON: c.JSON, RunDir: c.RunDir, Log: newLog(stderr, level)}
 	if err := k.Run(env); err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			err = errors.New("interrupted")
+		}
 		fmt.Fprintf(stderr, "virt-cow: %v\n", err)
 		return exitCode(err)
 	}
 	return exitOK
+}
+
+// helpWithDefault shows a flag's default behind its help: kong shows it only where there is no placeholder.
+func helpWithDefault(v *kong.Value) string {
+	help := kong.DefaultHelpValueFormatter(v)
+	if v.HasDefault && v.Default != "" {
+		help = strings.TrimSuffix(help, ".") + " (default " + v.Default + ")."
+	}
+	return help
+}
+
+// commandOf is the command that could not be parsed, as far as it was understood.
+func commandOf(err error) string {
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.Context != nil {
+		if node := parse.Context.Selected(); node != nil {
+			return node.FullPath()
+		}
+	}
+	return "virt-cow"
 }
 
 // newLog writes lines for people on a terminal and JSON elsewhere, where a log collector reads.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"reflect"
@@ -28,7 +29,6 @@ var sizeMapper = kong.TypeMapper(reflect.TypeFor[Size](), kong.MapperFunc(func(c
 const sizeUnits = "KMGTPE"
 
 func parseSize(s string) (int64, error) {
-	bad := fmt.Errorf("size %q: write bytes, or a number with K, M, G or T", s)
 	number := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(strings.TrimSpace(s)), "B"), "I")
 	shift := 0
 	if n := len(number); n > 0 {
@@ -37,8 +37,11 @@ func parseSize(s string) (int64, error) {
 		}
 	}
 	n, err := strconv.ParseUint(number, 10, 63)
-	if err != nil || bits.Len64(n)+shift > 63 {
-		return 0, bad
+	if errors.Is(err, strconv.ErrRange) || err == nil && bits.Len64(n)+shift > 63 {
+		return 0, fmt.Errorf("size %q: too large", s)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("size %q: write bytes, or a whole number with K, M, G or T, like 512M", s)
 	}
 	return int64(n) << shift, nil
 }
@@ -56,4 +59,12 @@ func formatSize(n int64) string {
 	text := strconv.FormatFloat(value, 'f', 2, 64)
 	text = strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
 	return text + " " + sizeUnits[unit:unit+1] + "iB"
+}
+
+// count is for people: 1 problem, 2 problems.
+func count[N int | uint64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
@@ -48,8 +44,8 @@ func (c *StoreCreateCmd) Run(env *Env) error {
 	if c.Master == "" && c.Size == 0 {
 		return exitError{errors.New("say what to make: --master, --size, or both"), exitUsage}
 	}
-	if c.Size%blockdev.SectorSize != 0 {
-		return exitError{fmt.Errorf("--size %d: not a multiple of %d bytes", c.Size, blockdev.SectorSize), exitUsage}
+	if err := c.checkSizes(); err != nil {
+		return exitError{err, exitUsage}
 	}
 	if c.Master != "" {
 		if err := c.identify(env, &p); err != nil {
@@ -60,13 +56,25 @@ func (c *StoreCreateCmd) Run(env *Env) error {
 	if err != nil {
 		return exitError{err, exitUsage}
 	}
-	if err := c.create(env.Context, h); err != nil {
+	if err := c.create(env, h); err != nil {
 		return err
 	}
 	if env.JSON {
 		return printJSON(env, newStoreInfo(c.Store, h))
 	}
 	fmt.Fprintf(env.Stdout, "%s: volume %s, %s in chunks of %s%s\n", c.Store, h.Name, formatSize(h.Size), formatSize(h.ChunkSize), ofMaster(h))
+	return nil
+}
+
+func (c *StoreCreateCmd) checkSizes() error {
+	switch {
+	case c.Size%blockdev.SectorSize != 0:
+		return fmt.Errorf("--size %d: not a multiple of %d bytes", c.Size, blockdev.SectorSize)
+	case c.Size > cowfmt.MaxSize:
+		return fmt.Errorf("--size %s: the largest volume has %s", formatSize(int64(c.Size)), formatSize(cowfmt.MaxSize))
+	case c.Chunk < cowfmt.MinChunk, c.Chunk > cowfmt.MaxChunk, c.Chunk&(c.Chunk-1) != 0:
+		return fmt.Errorf("--chunk %s: want a power of two from %s to %s", formatSize(int64(c.Chunk)), formatSize(cowfmt.MinChunk), formatSize(cowfmt.MaxChunk))
+	}
 	return nil
 }
 
@@ -93,64 +101,14 @@ func (c *StoreCreateCmd) identify(env *Env, p *store.Params) error {
 	}
 	p.Master = &locator
 	switch size := dev.Info().Size; {
+	case size == 0:
+		return fmt.Errorf("master %s: is empty", dev.Info().Name)
 	case p.Size == 0:
 		p.Size = size
 	case p.Size < size:
 		return exitError{fmt.Errorf("--size %s is less than the master's %s: a clone may be larger, not smaller", formatSize(p.Size), formatSize(size)), exitUsage}
 	}
 	return nil
-}
-
-// create puts the store in place: a new file appears under its name only when it is whole.
-func (c *StoreCreateCmd) create(ctx context.Context, h *cowfmt.Header) error {
-	if st, err := os.Stat(c.Store); err == nil && st.Mode()&os.ModeDevice != 0 {
-		return c.createOn(ctx, c.Store, h)
-	} else if err == nil {
-		return fmt.Errorf("%s: exists; a store is made in a new file or on a block device", c.Store)
-	}
-	tmp := filepath.Join(filepath.Dir(c.Store), "."+filepath.Base(c.Store)+"."+uuid.NewString()[:8])
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp)
-	err = f.Truncate(h.DataEnd())
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := c.createOn(ctx, tmp, h); err != nil {
-		return err
-	}
-	// Link, not rename: it does not replace what somebody else made meanwhile.
-	if err := os.Link(tmp, c.Store); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(c.Store))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-func (c *StoreCreateCmd) createOn(ctx context.Context, path string, h *cowfmt.Header) error {
-	once, cancel := context.WithCancel(ctx)
-	cancel()
-	dev, err := blockdev.OpenFile(once, path, blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive})
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-	if dev.IsBlockDevice() && !c.Force {
-		name, _, err := master.Signature(dev)
-		if err != nil {
-			return err
-		}
-		if name != "" {
-			return fmt.Errorf("%s: there is a %s on it; --force overwrites it", path, name)
-		}
-	}
-	return store.Create(dev, h)
 }
 
 func printJSON(env *Env, v any) error {

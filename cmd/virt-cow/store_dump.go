@@ -1,8 +1,9 @@
 package main
 
 import (
-	"encoding/hex"
 	"fmt"
+	"reflect"
+	"text/tabwriter"
 
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
@@ -56,11 +57,14 @@ func (c *StoreDumpCmd) Run(env *Env) error {
 
 func (d *dump) print(env *Env) {
 	h, w := d.Header, env.Stdout
-	fmt.Fprintf(w, "header\n%+v\n", *h)
-	if id := h.MasterIdentity; id != nil {
-		fmt.Fprintf(w, "master identity %v, %d bytes, uuid %v, opens %d, wwid %q, digest %s\n", id.Kind, id.Size, id.UUID, id.Opens, id.WWID, hex.EncodeToString(id.Digest[:]))
+	fmt.Fprintln(w, "header:")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fields := reflect.ValueOf(*h)
+	for i := range fields.NumField() {
+		fmt.Fprintf(t, "  %s\t%v\n", fields.Type().Field(i).Name, fields.Field(i).Interface())
 	}
-	fmt.Fprintf(w, "table: %d chunks, runs that are in the store:\n", h.Chunks())
+	_ = t.Flush()
+	fmt.Fprintf(w, "table: %s, runs of those in the store:\n", count(uint64(h.Chunks()), "chunk"))
 	for _, r := range d.Here {
 		fmt.Fprintf(w, "  %d +%d\n", r.First, r.Count)
 	}

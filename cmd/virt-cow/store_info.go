@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/master"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
@@ -79,6 +81,9 @@ func readStore(ctx context.Context, path string) (*blockdev.File, *store.Store, 
 		return nil, nil, err
 	}
 	st, err := store.Open(dev)
+	if errors.Is(err, cowfmt.ErrNotStore) {
+		err = fmt.Errorf("%s: %w: there is no header on it", path, cowfmt.ErrNotStore)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, dev.Close())
 	}
@@ -127,7 +132,7 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 		line("owner", "%s since %s", i.Owner.HostName, i.Owner.Since.Local().Format(time.RFC3339))
 	}
 	line("cache", "%s", i.Cache)
-	line("epoch", "%d, sequence %d, generation %d, opened %d times", i.Epoch, i.Sequence, i.Generation, i.Opens)
+	line("epoch", "%d, sequence %d, generation %d, opened %s", i.Epoch, i.Sequence, i.Generation, count(i.Opens, "time"))
 	if i.Grants+i.Stack > 0 {
 		line("shared", "%d grants, %d snapshots and trackers", i.Grants, i.Stack)
 	}
@@ -146,12 +151,14 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 
 // plain tells three ways to the data area without virt-cow.
 func (i *storeInfo) plain(block bool) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "  losetup --find --show --offset %d --sizelimit %d %s\n", i.DataOffset, i.Size, i.Store)
+	var b, xmlPath strings.Builder
+	_ = xml.EscapeText(&xmlPath, []byte(i.Store))
+	path := master.Quote(i.Store)
+	fmt.Fprintf(&b, "  losetup --find --show --offset %d --sizelimit %d %s\n", i.DataOffset, i.Size, path)
 	if block {
 		fmt.Fprintf(&b, "  dmsetup create %s --table '0 %d linear %s %d'\n", i.Name, i.Size/blockdev.SectorSize, i.Store, i.DataOffset/blockdev.SectorSize)
 	} else {
-		fmt.Fprintf(&b, "  dmsetup create %s --table \"0 %d linear $(losetup --find --show %s) %d\"\n", i.Name, i.Size/blockdev.SectorSize, i.Store, i.DataOffset/blockdev.SectorSize)
+		fmt.Fprintf(&b, "  dmsetup create %s --table \"0 %d linear $(losetup --find --show %s) %d\"\n", i.Name, i.Size/blockdev.SectorSize, path, i.DataOffset/blockdev.SectorSize)
 	}
 	kind, attr := "file", "file"
 	if block {
@@ -159,6 +166,6 @@ func (i *storeInfo) plain(block bool) string {
 	}
 	fmt.Fprintf(&b, "  <disk type='%s' device='disk'><driver name='qemu' type='raw' cache='none'/>"+
 		"<source %s='%s'><slices><slice type='storage' offset='%d' size='%d'/></slices></source><target dev='vdb' bus='virtio'/></disk>\n",
-		kind, attr, i.Store, i.DataOffset, i.Size)
+		kind, attr, &xmlPath, i.DataOffset, i.Size)
 	return b.String()
 }

@@ -44,7 +44,7 @@ func (c *StoreVerifyCmd) Run(env *Env) error {
 		}
 	}
 	if !v.OK {
-		return exitError{fmt.Errorf("%s: %d problems found", c.Store, len(v.Problems)), exitVerify}
+		return exitError{fmt.Errorf("%s: %s found", c.Store, count(len(v.Problems), "problem")), exitVerify}
 	}
 	return nil
 }

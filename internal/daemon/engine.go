@@ -61,11 +61,11 @@ func (e *engine) pid() int {
 	return e.process.pid
 }
 
-// lastError is why the engine does not answer, nil if it does.
-func (e *engine) lastError() error {
+// isReady says whether the engine answers, and if it does not, why, as far as that is known.
+func (e *engine) isReady() (bool, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.err
+	return e.ready, e.err
 }
 
 // wait returns once the engine answers, or has ended for good.
@@ -84,7 +84,7 @@ func (e *engine) wait(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-e.ended:
-			if err := e.lastError(); err != nil {
+			if _, err := e.isReady(); err != nil {
 				return err
 			}
 			return fmt.Errorf("engine of volume %s has ended", e.volume)

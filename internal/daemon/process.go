@@ -27,7 +27,7 @@ type process struct {
 // spawn starts an engine process in a session of its own, so that nothing that ends the daemon ends it.
 func (d *Daemon) spawn(w libvirtx.Want) (*process, error) {
 	args := []string{
-		"--run-dir", d.config.RunDir, "serve", "--socket", d.socketPath(w.Volume), "--control", d.controlPath(w.Volume),
+		"--run-dir", d.config.RunDir, "--json", "serve", "--socket", d.socketPath(w.Volume), "--control", d.controlPath(w.Volume),
 		"--name", w.Volume,
 	}
 	if w.Hydrate != "no" {

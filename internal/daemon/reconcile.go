@@ -121,7 +121,7 @@ func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	}
 	_, has := v.disks[w.Volume]
 	if !has {
-		m.d.setState(vol, api.VolumeStarting, nil)
+		m.d.setStarting(vol)
 	}
 	err = m.d.startVolume(ctx, vol)
 	if err == nil && !has {

@@ -54,13 +54,15 @@ func (d *Daemon) volumeStatus(ctx context.Context, v *volume) *api.VolumeStatus 
 		return s
 	}
 	s.PID = e.pid()
-	if err := e.lastError(); err != nil {
+	ready, err := e.isReady()
+	if err != nil {
 		s.State, s.Error = api.VolumeFailed, err.Error()
+	}
+	if !ready {
 		return s
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	var err error
 	if s.Engine, err = e.client.Status(ctx); err != nil && s.Error == "" {
 		s.Error = err.Error()
 	}

@@ -80,6 +80,15 @@ func (d *Daemon) setState(v *volume, state string, err error) {
 	v.state, v.err = state, err
 }
 
+// setStarting records a first attempt; a repeated one goes on showing why the last one failed.
+func (d *Daemon) setStarting(v *volume) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if v.err == nil {
+		v.state = api.VolumeStarting
+	}
+}
+
 // volumesOf lists a domain's volumes.
 func (d *Daemon) volumesOf(dom *domain) []*volume {
 	d.mu.Lock()

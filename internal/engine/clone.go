@@ -252,6 +252,11 @@ func (c *clone) flush() error { return c.commit.commit(c.table) }
 
 func (c *clone) extents(off, length int64) ([]blockdev.Extent, error) {
 	var out []blockdev.Extent
+	if length > 0 && c.table.off() {
+		if err := c.refresh(c.chunks(off, length)); err != nil {
+			return nil, err
+		}
+	}
 	err := c.eachRun(off, length, func(set bool, at, n int64) error {
 		if set {
 			start, end := c.data.around(at, n)

@@ -57,9 +57,12 @@ func (c *clone) masterFast(r *blockdev.Request) bool {
 func (c *clone) fastMaster(f *flight, p []byte, off int64) {
 	n := min(max(c.end-off, 0), int64(len(p)))
 	clear(p[n:])
+	if n == 0 { // there may be no master at all
+		return
+	}
 	file, at := c.master.file, c.master.base+off
 	switch {
-	case n == 0 || file.ReadCached(p[:n], at):
+	case file.ReadCached(p[:n], at):
 	case f.r.Ring != nil:
 		f.submit(file, p[:n], at)
 	default:

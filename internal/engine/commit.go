@@ -74,12 +74,15 @@ type latch struct {
 	failed atomic.Pointer[error]
 	tell   func() // called once, before the first failure is returned
 	once   sync.Once
+	mu     sync.Mutex // one Flush at a time: the kernel tells only one of two that overlap of an error
 }
 
 // NewLatch wraps the device a store is opened on.
 func NewLatch(dev blockdev.Device) blockdev.Device { return &latch{Device: dev} }
 
 func (l *latch) Flush() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if err := l.failed.Load(); err != nil {
 		return fmt.Errorf("an earlier flush failed, what was written before it may be lost: %w", *err)
 	}

@@ -17,7 +17,7 @@ import (
 func (x *explorer) step() error {
 	if x.rng.IntN(25) == 0 {
 		x.cutMu.Lock()
-		x.killAt = x.crash.Ops() + 1 + x.rng.IntN(6)
+		x.killAt = x.crash.Ops() + 1 + x.rng.IntN(12)
 		x.cutMu.Unlock()
 	}
 	err := x.something()
@@ -196,6 +196,13 @@ func (x *explorer) cutLoose() error {
 	return hydrateNow(x.v)
 }
 
+// spare calls a death off.
+func (x *explorer) spare() {
+	x.cutMu.Lock()
+	defer x.cutMu.Unlock()
+	x.killAt = 0
+}
+
 // reopen closes the volume cleanly and opens it again in the same boot.
 func (x *explorer) reopen() error {
 	marks := x.model.beginFlush()
@@ -206,9 +213,6 @@ func (x *explorer) reopen() error {
 		return err
 	}
 	x.model.endFlush(marks)
-	x.cutMu.Lock()
-	x.killAt = 0
-	x.cutMu.Unlock()
 	v, err := x.openDev(x.crash, x.boot, x.cachePath())
 	if err == nil {
 		x.v = v
@@ -251,6 +255,7 @@ func (x *explorer) powerCut() error {
 	state := x.crash.PowerCut(x.rng)
 	abandon(x.v)
 	x.boot = uuid.New()
+	x.spare()
 	if err := x.start(blockdevtest.NewCrash(state, blockdevtest.CrashOptions{})); err != nil {
 		return fmt.Errorf("after a power cut: %w", err)
 	}

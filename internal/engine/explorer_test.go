@@ -132,6 +132,9 @@ func (x *explorer) onOp(n int, op string, _, _ int64) {
 	if x.killAt > 0 && n >= x.killAt {
 		x.killAt = 0
 		x.late = x.crash.Kill()
+		if x.v != nil { // the dead don't note that their flush failed
+			x.v.st.Device().(*latch).tell = nil
+		}
 	}
 }
 
@@ -166,6 +169,7 @@ func (x *explorer) problem() error {
 
 // end closes the volume and looks at all of it for the last time, and at the master.
 func (x *explorer) end() error {
+	x.spare()
 	if err := x.reopen(); err != nil {
 		return err
 	}

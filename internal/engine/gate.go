@@ -49,7 +49,7 @@ func (g *gate) pass(r *blockdev.Request) (bool, error) {
 }
 
 // enter is pass for a caller that can wait.
-func (g *gate) enter() error {
+func (g *gate) enter(ctx context.Context) error {
 	for {
 		g.mu.Lock()
 		if g.closed {
@@ -63,7 +63,11 @@ func (g *gate) enter() error {
 		}
 		open := g.open
 		g.mu.Unlock()
-		<-open
+		select {
+		case <-open:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
@@ -80,19 +84,21 @@ func (g *gate) leave() {
 // close lets nobody in any more and waits until all are out. Held requests are let through first.
 func (g *gate) close() {
 	g.mu.Lock()
-	s := g.suspended
-	g.mu.Unlock()
-	if s != nil {
-		_ = s.resume(nil)
-	}
-	g.mu.Lock()
 	g.closed = true
+	s := g.suspended
+	var held []*blockdev.Request
+	if s != nil {
+		held = s.lift(nil)
+	}
 	var empty chan struct{}
 	if g.inside > 0 {
 		empty = make(chan struct{})
 		g.empty = empty
 	}
 	g.mu.Unlock()
+	if held != nil {
+		s.serve(held)
+	}
 	if empty != nil {
 		<-empty
 	}
@@ -116,14 +122,15 @@ func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspensi
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
-		return nil, ErrClosed
+		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrClosed)
 	}
 	if g.suspended != nil {
 		g.mu.Unlock()
-		return nil, ErrSuspended
+		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrSuspended)
 	}
 	g.suspended = s
-	g.open = make(chan struct{})
+	open := make(chan struct{})
+	g.open = open
 	var empty chan struct{}
 	if g.inside > 0 {
 		empty = make(chan struct{})
@@ -137,11 +144,11 @@ func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspensi
 	select {
 	case <-empty:
 		return s, nil
+	case <-open: // its deadline, or the volume is being closed
+		return nil, fmt.Errorf("suspend %s: its requests took too long: %w", v.info.Name, ErrResumed)
 	case <-ctx.Done():
-		if err := s.resume(nil); err != nil {
-			return nil, err
-		}
-		return nil, context.Cause(ctx)
+		_ = s.resume(nil)
+		return nil, fmt.Errorf("suspend %s: its requests took too long: %w", v.info.Name, context.Cause(ctx))
 	}
 }
 
@@ -158,6 +165,16 @@ func (s *Suspension) resume(t target) error {
 		g.mu.Unlock()
 		return ErrResumed
 	}
+	held := s.lift(t)
+	g.mu.Unlock()
+	s.serve(held)
+	return nil
+}
+
+// lift ends the suspension and returns what was held, which is inside from now on. Called with the
+// gate's mu held.
+func (s *Suspension) lift(t target) []*blockdev.Request {
+	g := &s.v.gate
 	s.timer.Stop()
 	if t != nil {
 		s.v.setTarget(t)
@@ -167,10 +184,12 @@ func (s *Suspension) resume(t target) error {
 	held := g.held
 	g.held = nil
 	g.inside += len(held)
-	g.mu.Unlock()
+	return held
+}
+
+func (s *Suspension) serve(held []*blockdev.Request) {
 	for _, r := range held {
 		r.Detached = true
 		go s.v.serve(r)
 	}
-	return nil
 }

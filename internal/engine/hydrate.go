@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 )
 
@@ -48,22 +46,23 @@ type Hydration struct {
 
 // hydrator copies what the guest has not written from the master, and cuts the clone loose at the end.
 type hydrator struct {
-	v     *Volume
-	c     *clone
-	limit *rate.Limiter
+	v    *Volume
+	c    *clone
+	pace *pace
 
 	mu     sync.Mutex
 	state  HydrationState
 	err    error
 	cancel context.CancelFunc
 	ended  chan struct{} // of the running loop
+	closed bool          // never starts again
 
 	lastOps  uint64 // of the guest, when looked at last; used by the loop only
 	lastBusy time.Time
 }
 
 func newHydrator(v *Volume, c *clone) *hydrator {
-	return &hydrator{v: v, c: c, state: HydrationPaused, limit: rate.NewLimiter(rate.Inf, hydrateCopy)}
+	return &hydrator{v: v, c: c, state: HydrationPaused, pace: newPace()}
 }
 
 // StartHydration starts or goes on with the background copy. It needs the exception cache.
@@ -80,7 +79,10 @@ func (v *Volume) StartHydration() error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.state == HydrationRunning || h.state == HydrationDone {
+	switch {
+	case h.closed:
+		return fmt.Errorf("hydrate %s: %w", v.info.Name, ErrClosed)
+	case h.state == HydrationRunning || h.state == HydrationDone:
 		return nil
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -101,11 +103,7 @@ func (v *Volume) SetHydrationRate(bytes int64) {
 	if v.hydrator == nil {
 		return
 	}
-	limit := rate.Limit(bytes)
-	if bytes <= 0 {
-		limit = rate.Inf
-	}
-	v.hydrator.limit.SetLimit(limit)
+	v.hydrator.pace.set(bytes)
 }
 
 // Hydration tells how far the background copy is.
@@ -116,11 +114,10 @@ func (v *Volume) Hydration() Hydration {
 	h := v.hydrator
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := Hydration{State: h.state, Err: h.err, Total: v.info.Size, Done: min(v.table.ones.Load()*h.c.chunk, v.info.Size)}
-	if l := h.limit.Limit(); l != rate.Inf {
-		out.Rate = int64(l)
+	return Hydration{
+		State: h.state, Err: h.err, Rate: h.pace.get(),
+		Done: min(v.table.ones.Load()*h.c.chunk, v.info.Size), Total: v.info.Size,
 	}
-	return out
 }
 
 func (h *hydrator) stop() {
@@ -130,6 +127,16 @@ func (h *hydrator) stop() {
 	if cancel != nil {
 		cancel()
 		<-ended
+	}
+}
+
+// shut ends hydration for good, without waiting for what is under way.
+func (h *hydrator) shut() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	if h.cancel != nil {
+		h.cancel()
 	}
 }
 
@@ -337,11 +344,11 @@ func (h *hydrator) try(ctx context.Context, j job) error {
 // do puts what is still clear of a job in place.
 func (h *hydrator) do(ctx context.Context, j job) error {
 	if !j.zero {
-		if err := h.limit.WaitN(ctx, int(min(j.length, hydrateCopy))); err != nil {
+		if err := h.pace.wait(ctx, int(min(j.length, hydrateCopy))); err != nil {
 			return err
 		}
 	}
-	if err := h.v.gate.enter(); err != nil {
+	if err := h.v.gate.enter(ctx); err != nil {
 		return err
 	}
 	defer h.v.gate.leave()

@@ -23,7 +23,7 @@ const (
 
 // worlds are the volumes that are explored.
 func worlds() []world {
-	edge := int64(store.LeafChunks * 4096)                    // bytes of a leaf of 4 KiB chunks
+	edge := int64(store.LeafChunks * 4096)              // bytes of a leaf of 4 KiB chunks
 	group := cowfmt.SectorsPerGroup * int64(4032) << 12 // bytes of a table group of them
 	return []world{
 		{name: "plain", chunk: 4096, size: 16 << 12, block: 512, master: 16 << 12},

@@ -162,7 +162,12 @@ func request(v *Volume, r *blockdev.Request) error {
 }
 
 // hydrateNow copies everything and cuts the clone loose, on this goroutine.
-func hydrateNow(v *Volume) error { return v.hydrator.hydrate(context.Background()) }
+func hydrateNow(v *Volume) error {
+	if v.hydrator == nil {
+		return nil
+	}
+	return v.hydrator.hydrate(context.Background())
+}
 
 // eventually polls until ok, and fails the test after a minute.
 func eventually(tb testing.TB, what string, ok func() bool) {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
@@ -86,7 +87,7 @@ func (v *Volume) blocking(r *blockdev.Request) error {
 	if err := v.check(r); err != nil {
 		return err
 	}
-	if err := v.gate.enter(); err != nil {
+	if err := v.gate.enter(context.Background()); err != nil {
 		return fmt.Errorf("%s: %w", v.info.Name, err)
 	}
 	done := make(chan error, 1)
@@ -133,7 +134,7 @@ func (v *Volume) Extents(off, length int64) ([]blockdev.Extent, error) {
 	if err := blockdev.CheckRange(v.info, off, length); err != nil {
 		return nil, err
 	}
-	if err := v.gate.enter(); err != nil {
+	if err := v.gate.enter(context.Background()); err != nil {
 		return nil, err
 	}
 	defer v.gate.leave()

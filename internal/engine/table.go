@@ -82,12 +82,13 @@ func (t *table) lookup(c, limit int64) (set bool, n int64, known bool) {
 		return true, limit, true
 	}
 	words := t.cache.words(leaf)
-	var flip uint64 // turns the run looked for into zeros
-	if set = atomic.LoadUint64(&words[at/64])>>(at%64)&1 == 1; set {
+	w := atomic.LoadUint64(&words[at/64]) // once: the run has at least the chunk whose state it is of
+	var flip uint64                       // turns the run looked for into zeros
+	if set = w>>(at%64)&1 == 1; set {
 		flip = ^uint64(0)
 	}
-	for i := at; ; {
-		if rest := (atomic.LoadUint64(&words[i/64]) ^ flip) >> (i % 64); rest != 0 {
+	for i := at; ; w = atomic.LoadUint64(&words[i/64]) {
+		if rest := (w ^ flip) >> (i % 64); rest != 0 {
 			return set, min(i+int64(bits.TrailingZeros64(rest))-at, limit), true
 		}
 		if i += 64 - i%64; i-at >= limit {
@@ -170,15 +171,7 @@ func (t *table) merge(leaf int64, flags []byte) error {
 	}
 	words := t.cache.words(leaf)
 	for i := range words {
-		w := binary.LittleEndian.Uint64(flags[i*8:])
-		if was == leafUnread {
-			words[i] = w // over what a killed process may have left half done
-		} else {
-			t.or(leaf, words, i, w)
-		}
-	}
-	if was == leafUnread {
-		t.account(leaf, n)
+		t.or(leaf, words, i, binary.LittleEndian.Uint64(flags[i*8:]))
 	}
 	// Only now: until here a reader of an unread leaf must not see a part of it.
 	atomic.StoreUint32(state, leafMixed)
@@ -186,12 +179,16 @@ func (t *table) merge(leaf int64, flags []byte) error {
 	return nil
 }
 
-// mix gives a leaf that has no page a page of zeros. Called with mu held.
+// mix gives a leaf that is not mixed yet a page of zeros. Called with mu held.
 func (t *table) mix(leaf int64) error {
 	if atomic.LoadUint32(t.cache.state(leaf)) == leafMixed {
 		return nil
 	}
-	return t.cache.populate(leaf)
+	if err := t.cache.populate(leaf); err != nil {
+		return err
+	}
+	clear(t.cache.words(leaf)) // of what a killed process may have left half done
+	return nil
 }
 
 // or sets flags of one word. Called with mu held.

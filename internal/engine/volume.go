@@ -109,8 +109,9 @@ func (v *Volume) own(o Options) (recovered bool, err error) {
 	}
 	resumed, err := v.st.Acquire(me)
 	if err != nil {
+		// The device may have the new owner record all the same: then its cache must be there.
 		if v.cache != nil {
-			err = errors.Join(err, v.cache.close(true))
+			err = errors.Join(err, v.cache.close(errors.Is(err, store.ErrOwned)))
 		}
 		return false, err
 	}
@@ -235,9 +236,12 @@ func (v *Volume) Close() error {
 		return os.ErrClosed
 	}
 	if v.hydrator != nil {
+		v.hydrator.shut()
+	}
+	v.gate.close() // what of hydration a suspension holds up ends now
+	if v.hydrator != nil {
 		v.hydrator.stop()
 	}
-	v.gate.close()
 	if v.stopTicks != nil {
 		v.stopTicks()
 		v.ticks.Wait()

@@ -37,13 +37,16 @@ const lockWait = 2 * time.Second
 func ParseLocator(arg string) (cowfmt.Locator, error) {
 	kind, address := cowfmt.LocatorRaw, arg
 	switch scheme, rest, _ := strings.Cut(arg, ":"); scheme {
-	case "nbd", "nbd+unix":
+	case "nbd", "nbd+unix", "nbds", "nbds+unix":
 		return cowfmt.Locator{Kind: cowfmt.LocatorNBD, Address: arg}, nil
 	case "store":
 		kind, address = cowfmt.LocatorStore, rest
 	case "raw":
 		address = rest
 	default:
+		if strings.HasPrefix(rest, "//") {
+			return cowfmt.Locator{}, fmt.Errorf("master %s: virt-cow can't read %s:// masters; nbdkit or qemu-nbd can export them over NBD", arg, scheme)
+		}
 		if err := sniff(arg); err != nil {
 			return cowfmt.Locator{}, err
 		}

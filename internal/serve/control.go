@@ -15,7 +15,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/nbd"
 )
 
-var errInUse = fmt.Errorf("socket of a running engine: %w", blockdev.ErrLocked)
+var errInUse = fmt.Errorf("a running engine answers there: %w", blockdev.ErrLocked)
 
 // control answers the engine's control API.
 type control struct {
@@ -28,6 +28,9 @@ type control struct {
 	mu         sync.Mutex
 	suspension *engine.Suspension
 }
+
+// maxDeadline bounds a suspension: no guest waits longer for its disk without giving up on it.
+const maxDeadline = time.Hour
 
 // maxBody bounds a request to the control API, bytes.
 const maxBody = 64 << 10
@@ -60,17 +63,26 @@ func (k *control) answer(w http.ResponseWriter, err error) {
 func decode(w http.ResponseWriter, r *http.Request, into any) bool {
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	if err := d.Decode(into); err != nil {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusBadRequest)
-		_ = json.NewEncoder(w).Encode(api.Error{Message: "request: " + err.Error()})
+		refuse(w, fmt.Errorf("request: %w", err))
 		return false
 	}
 	return true
 }
 
+// refuse answers a request that makes no sense, whatever the volume is doing.
+func refuse(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	_ = json.NewEncoder(w).Encode(api.Error{Message: err.Error()})
+}
+
 func (k *control) hydration(w http.ResponseWriter, r *http.Request) {
 	var in api.HydrationRequest
 	if !decode(w, r, &in) {
+		return
+	}
+	if in.Rate != nil && *in.Rate < 0 {
+		refuse(w, fmt.Errorf("hydrate %s: rate %d: want bytes a second, 0 for no limit", k.volume.Info().Name, *in.Rate))
 		return
 	}
 	if in.Rate != nil {
@@ -90,8 +102,8 @@ func (k *control) suspend(w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &in) {
 		return
 	}
-	if in.DeadlineMillis <= 0 {
-		k.answer(w, fmt.Errorf("suspend %s: a deadline is needed", k.volume.Info().Name))
+	if in.DeadlineMillis <= 0 || in.DeadlineMillis > maxDeadline.Milliseconds() {
+		refuse(w, fmt.Errorf("suspend %s: deadlineMillis %d: want 1 to %d", k.volume.Info().Name, in.DeadlineMillis, maxDeadline.Milliseconds()))
 		return
 	}
 	// Not r.Context(): a client that goes away leaves the deadline to end it.

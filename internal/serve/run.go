@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -28,11 +26,9 @@ func Run(ctx context.Context, c Config, log zerolog.Logger, ready func(*engine.V
 	if c.Control == "" {
 		c.Control = ControlPath(c.Socket)
 	}
-	// Before anything else: a live engine on these sockets is told at once, not after the wait for its lock.
-	for _, path := range []string{c.Socket, c.Control} {
-		if err := removeStale(path); err != nil {
-			return err
-		}
+	// Before anything else: what is wrong with the sockets is told at once, not after the wait for a lock.
+	if err := c.checkSockets(); err != nil {
+		return err
 	}
 	o, err := open(ctx, c, log)
 	if err != nil {
@@ -58,6 +54,7 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 	if err != nil {
 		return err
 	}
+	defer controlListener.Close()
 	control := &http.Server{
 		Handler:           newControl(o.volume, server, c, func() { stop(nil) }),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
@@ -93,37 +90,4 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 		return cause
 	}
 	return nil
-}
-
-// listen makes a unix socket that QEMU's group may use.
-func listen(path string) (net.Listener, error) {
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-// removeStale removes what a dead engine left; a socket that answers, or another kind of file, is
-// somebody's.
-func removeStale(path string) error {
-	st, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if st.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%s: exists and is not a socket", path)
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return fmt.Errorf("%s: %w", path, errInUse)
-	}
-	return os.Remove(path)
 }

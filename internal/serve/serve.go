@@ -72,6 +72,9 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 		log.Warn().Str("store", c.Store).Msg("its file system has no O_DIRECT; using the page cache")
 	}
 	st, err := store.Open(engine.NewLatch(o.file))
+	if errors.Is(err, cowfmt.ErrNotStore) {
+		return o, fmt.Errorf("%s: %w: make one with `virt-cow store create`", c.Store, cowfmt.ErrNotStore)
+	}
 	if err != nil {
 		return o, err
 	}
@@ -86,6 +89,10 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	}
 	if o.lock, err = lockUUID(waiting, c.RunDir, h, c.ReadOnly); err != nil {
 		return o, err
+	}
+	if c.ReadOnly && h.Owner != nil && h.Owner.Host != owner.Host {
+		// Its exceptions are in that host's memory: reading here would show an older volume.
+		return o, fmt.Errorf("%s: %w: %s; stop the volume there, then read it here", c.Store, store.ErrOwned, h.Owner.HostName)
 	}
 	var base blockdev.Device
 	if h.Master != nil && !h.CutLoose {
@@ -111,13 +118,12 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 func lockUUID(ctx context.Context, runDir string, h *cowfmt.Header, shared bool) (*os.File, error) {
 	for _, dir := range []string{"lock", "cache"} {
 		if err := os.MkdirAll(filepath.Join(runDir, dir), 0o700); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("run folder: %w; choose another with --run-dir or VIRT_COW_RUN_DIR", err)
 		}
 	}
-	path := filepath.Join(runDir, "lock", h.UUID.String())
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(lockPath(runDir, h), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("run folder: %w; choose another with --run-dir or VIRT_COW_RUN_DIR", err)
 	}
 	mode := blockdev.LockExclusive
 	if shared {
@@ -125,9 +131,36 @@ func lockUUID(ctx context.Context, runDir string, h *cowfmt.Header, shared bool)
 	}
 	if err := blockdev.Flock(ctx, f, mode); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("volume %s (store %s): %w", h.Name, h.UUID, err)
+		return nil, lockedAs(h, err)
 	}
 	return f, nil
+}
+
+// NotServed returns ErrLocked while an engine of this host has the store open, under whatever path.
+func NotServed(runDir string, h *cowfmt.Header) error {
+	f, err := os.Open(lockPath(runDir, h))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	once, cancel := context.WithCancel(context.Background())
+	cancel()
+	return lockedAs(h, blockdev.Flock(once, f, blockdev.LockExclusive))
+}
+
+func lockPath(runDir string, h *cowfmt.Header) string {
+	return filepath.Join(runDir, "lock", h.UUID.String())
+}
+
+// lockedAs says of which volume a lock was not to be had; the lock's own path helps nobody.
+func lockedAs(h *cowfmt.Header, err error) error {
+	if errors.Is(err, blockdev.ErrLocked) {
+		return fmt.Errorf("volume %s (store %s): %w by another process of this host, under another path", h.Name, h.UUID, blockdev.ErrLocked)
+	}
+	return err
 }
 
 func (o *opened) close() error {

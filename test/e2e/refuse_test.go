@@ -24,7 +24,7 @@ func (b *bed) refused(t *testing.T, code int, says string, args ...string) {
 	if !errors.As(err, &exit) || exit.ExitCode() != code || !strings.Contains(out, says) {
 		t.Errorf("virt-cow %s:\nwant exit code %d and %q\ngot %v", strings.Join(args, " "), code, says, err)
 	}
-	if strings.Contains(out, "panic") || strings.Count(strings.TrimSpace(out), "\n") > 1 {
+	if strings.Contains(out, "panic") || args[0] != "status" && strings.Count(strings.TrimSpace(out), "\n") > 1 {
 		t.Errorf("virt-cow %s: not one clear line: %s", strings.Join(args, " "), out)
 	}
 }

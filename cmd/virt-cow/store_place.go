@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/master"
+	"github.com/virt-cow/virt-cow/internal/serve"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// create puts the store in place: a new file appears under its name only when it is whole.
+func (c *StoreCreateCmd) create(env *Env, h *cowfmt.Header) error {
+	switch st, err := os.Stat(c.Store); {
+	case err == nil && st.Mode()&os.ModeDevice != 0:
+		return c.createOnDevice(env, h)
+	case err == nil:
+		return fmt.Errorf("%s: exists; a store is made in a new file or on a block device", c.Store)
+	}
+	if err := c.createFile(env.Context, h); err != nil {
+		return fmt.Errorf("create %s: %w", c.Store, err)
+	}
+	return nil
+}
+
+func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error {
+	tmp := filepath.Join(filepath.Dir(c.Store), "."+filepath.Base(c.Store)+"."+uuid.NewString()[:8])
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return withoutPath(err) // the name of a file that is gone again helps nobody
+	}
+	defer os.Remove(tmp)
+	err = f.Truncate(h.DataEnd())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return withoutPath(err)
+	}
+	dev, err := openNow(ctx, tmp)
+	if err != nil {
+		return err
+	}
+	err = store.Create(dev, h)
+	if err = errors.Join(err, dev.Close()); err != nil {
+		return err
+	}
+	// Link, not rename: it does not replace what somebody else made meanwhile.
+	if err := os.Link(tmp, c.Store); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(c.Store))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+func withoutPath(err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+// openNow opens what a store is made on, unless somebody holds it.
+func openNow(ctx context.Context, path string) (*blockdev.File, error) {
+	once, cancel := context.WithCancel(ctx)
+	cancel()
+	return blockdev.OpenFile(once, path, blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive})
+}
+
+func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
+	dev, err := openNow(env.Context, c.Store)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if err := c.mayOverwrite(env, dev); err != nil {
+		return err
+	}
+	return store.Create(dev, h)
+}
+
+// mayOverwrite refuses a device that is in use, and without --force one that has something on it.
+func (c *StoreCreateCmd) mayOverwrite(env *Env, dev *blockdev.File) error {
+	// The kernel gives a block device exclusively to nobody while it is mounted or part of another one.
+	fd, err := unix.Open(c.Store, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s: %w: it is mounted, or part of a RAID, LVM or multipath device", c.Store, blockdev.ErrLocked)
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: c.Store, Err: err}
+	}
+	unix.Close(fd)
+	if old, err := store.Open(dev); err == nil {
+		return c.mayOverwriteStore(env, old.Header())
+	} else if !errors.Is(err, cowfmt.ErrNotStore) && !c.Force {
+		return fmt.Errorf("%s: there is a virt-cow store on it that can't be used (%w); --force overwrites it", c.Store, err)
+	}
+	if c.Force {
+		return nil
+	}
+	name, _, err := master.Signature(dev)
+	if err == nil && name != "" {
+		err = fmt.Errorf("%s: there is a %s on it; --force overwrites it", c.Store, name)
+	}
+	return err
+}
+
+// mayOverwriteStore: a store that this host serves, perhaps under another path, is never overwritten.
+func (c *StoreCreateCmd) mayOverwriteStore(env *Env, old *cowfmt.Header) error {
+	if err := serve.NotServed(env.RunDir, old); err != nil {
+		return err
+	}
+	if c.Force {
+		return nil
+	}
+	open := ""
+	if o := old.Owner; o != nil {
+		open = fmt.Sprintf(", open on %s since %s", o.HostName, time.Unix(o.Since, 0).Format(time.RFC3339))
+	}
+	return fmt.Errorf("%s: there is a virt-cow store on it, of volume %s%s; --force overwrites it", c.Store, old.Name, open)
+}
