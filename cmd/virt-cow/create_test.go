@@ -24,7 +24,7 @@ func TestCreate(t *testing.T) {
 	b.run("store", "create", "--size", "1M", "--force", b.path("larger.vcow")).exits(exitFailed).says("exists")
 	b.run("store", "create", "--size", "1M", b.path("no/where")).exits(exitFailed).says("create "+b.path("no/where"), "no such file or directory")
 	b.run("store", "create", "--size", "1M", "--name", "n", b.path("with space & more.vcow")).exits(0)
-	if names := b.names(); names != "largest larger.vcow m.raw with space & more.vcow" {
+	if names := b.names(); names != "larger.vcow largest m.raw with space & more.vcow" {
 		t.Errorf("left behind: %s", names)
 	}
 }
@@ -33,23 +33,29 @@ func TestCreateWhereNothingCanBeWritten(t *testing.T) {
 	t.Parallel()
 	need(t, "root", "mount", "umount")
 	b := newBench(t)
+	b.run("store", "create", "--size", "1M", b.path("c")).exits(0)
 	ro := b.path("ro")
 	if err := os.Mkdir(ro, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if o := b.exec("mount", "-t", "tmpfs", "-o", "ro,size=1M", "virt-cow-test", ro); o.code != 0 {
+	if o := b.exec("mount", "-t", "tmpfs", "-o", "ro,size=3M", "virt-cow-test", ro); o.code != 0 {
 		t.Skipf("SKIPPED: can't mount: %s", o.stderr)
 	}
 	t.Cleanup(func() { b.exec("umount", ro) })
 	b.run("store", "create", "--size", "1M", ro+"/s").exits(exitFailed).says("create "+ro+"/s", "read-only file system")
 	b.must("mount", "-o", "remount,rw", ro)
 	o := b.run("store", "create", "--size", "1G", "--chunk", "4K", ro+"/s").exits(0)
-	// Its metadata takes all of the room: a second one has none.
+	// Its metadata and table take two thirds of the room: a second one has too little.
 	o = b.run("store", "create", "--size", "1G", ro+"/s2").exits(exitFailed).says("create "+ro+"/s2", "no space left")
 	if entries, _ := os.ReadDir(ro); len(entries) != 1 {
 		t.Errorf("a failed create left %v\n%s", entries, o.stderr)
 	}
-	b.run("--run-dir", ro+"/run", "serve", "--socket", b.path("u"), ro+"/s").exits(exitFailed).says("run folder", "--run-dir")
+	if err := os.WriteFile(ro+"/rest", make([]byte, 4*mib), 0o600); err == nil {
+		t.Fatal("the file system is not full")
+	}
+	b.run("--run-dir", ro+"/run", "serve", "--socket", b.path("u"), ro+"/s").exits(exitFailed).says("exception cache "+ro, "no space left")
+	b.must("mount", "-o", "remount,ro", ro)
+	b.run("--run-dir", ro+"/run2", "serve", "--socket", b.path("u"), b.path("c")).exits(exitFailed).says("run folder", "read-only file system", "--run-dir")
 }
 
 func TestCreateOnBlockDevice(t *testing.T) {
@@ -175,7 +181,7 @@ func TestBadMasters(t *testing.T) {
 		b.dir:                         "neither a regular file nor a block device",
 		b.path("nothing"):             "no such file",
 		"store:" + b.path("odd"):      "truncate",
-		"store:" + b.path("empty"):    "not a virt-cow store",
+		"store:" + b.path("empty"):    b.path("empty"),
 		b.path("v"):                   "store:" + b.path("v"),
 		"nbd:localhost:10809":         "nbd://HOST",
 		"nbd+unix:///?socket=/no/one": "/no/one",

@@ -112,7 +112,7 @@ func commandOf(err error) string {
 // newLog writes lines for people on a terminal and JSON elsewhere, where a log collector reads.
 func newLog(w io.Writer, level zerolog.Level) zerolog.Logger {
 	if isTerminal(w) {
-		w = zerolog.ConsoleWriter{Out: w, TimeFormat: "15:04:05"}
+		w = zerolog.ConsoleWriter{Out: overBar{w}, TimeFormat: "15:04:05"}
 	}
 	return zerolog.New(w).Level(level).With().Timestamp().Logger()
 }

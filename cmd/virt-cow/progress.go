@@ -47,6 +47,19 @@ func (p *progress) every() time.Duration {
 	return progressLine
 }
 
+// clearLine takes a bar away.
+const clearLine = "\r\x1b[K"
+
+// overBar writes lines where a bar may be: it is drawn again below them.
+type overBar struct{ io.Writer }
+
+func (w overBar) Write(p []byte) (int, error) {
+	if _, err := w.Writer.Write(append([]byte(clearLine), p...)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
 // show draws one state; total and done are bytes.
 func (p *progress) show(done, total int64) {
 	if time.Since(p.begin) < progressLate {
@@ -54,7 +67,7 @@ func (p *progress) show(done, total int64) {
 	}
 	p.shown = true
 	if p.bar {
-		fmt.Fprintf(p.w, "\r\x1b[K%s", p.text(done, total))
+		fmt.Fprint(p.w, clearLine+p.text(done, total))
 		return
 	}
 	fmt.Fprintln(p.w, p.text(done, total))
@@ -64,7 +77,7 @@ func (p *progress) show(done, total int64) {
 func (p *progress) end(done, total int64, outcome string) {
 	clear := ""
 	if p.bar && p.shown {
-		clear = "\r\x1b[K"
+		clear = clearLine
 	}
 	fmt.Fprintf(p.w, "%s%s: %s, %s of %s in %s\n", clear, p.label, outcome, formatSize(done), formatSize(total),
 		time.Since(p.begin).Round(100*time.Millisecond))
@@ -106,6 +119,8 @@ func showHydration(ctx context.Context, w io.Writer, v *engine.Volume) {
 		p.step(now.Done, now.Total)
 		select {
 		case <-ctx.Done():
+			now = v.Hydration()
+			p.end(now.Done, now.Total, "stopped, what was copied stays")
 			return
 		case <-time.After(look):
 		}

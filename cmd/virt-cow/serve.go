@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/engine"
 	"github.com/virt-cow/virt-cow/internal/serve"
@@ -25,15 +29,24 @@ type ServeCmd struct {
 
 // Run serves until SIGTERM or SIGINT.
 func (s *ServeCmd) Run(env *Env) error {
+	if s.HostUUID != "" {
+		if _, err := uuid.Parse(s.HostUUID); err != nil {
+			return exitError{fmt.Errorf("host UUID %q: %w", s.HostUUID, err), exitUsage}
+		}
+	}
 	ctx, cancel := context.WithCancel(env.Context)
 	defer cancel()
-	return serve.Run(ctx, serve.Config{
+	var showing sync.WaitGroup
+	err := serve.Run(ctx, serve.Config{
 		Store: s.Store, Name: s.Name, Socket: s.Socket, Control: s.Control, RunDir: env.RunDir, HostUUID: s.HostUUID,
 		Version: version, LockWait: s.LockWait, Hydrate: s.Hydrate, Rate: int64(s.Rate), ReadOnly: s.ReadOnly,
 		AcceptLoss: s.AcceptLoss, CacheOff: s.CacheOff,
 	}, env.Log, func(v *engine.Volume) {
 		if s.Hydrate && !env.JSON {
-			go showHydration(ctx, env.Stderr, v)
+			showing.Go(func() { showHydration(ctx, env.Stderr, v) })
 		}
 	})
+	cancel()
+	showing.Wait()
+	return err
 }

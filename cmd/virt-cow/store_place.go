@@ -48,6 +48,9 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 		return err
 	}
 	err = store.Create(dev, h)
+	if err == nil {
+		err = reserveTable(dev, h)
+	}
 	if err = errors.Join(err, dev.Close()); err != nil {
 		return err
 	}
@@ -61,6 +64,21 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 	}
 	defer dir.Close()
 	return dir.Sync()
+}
+
+// reserveTable takes the exception table's room in the file system now. When that is full later, guest
+// writes fail, but what was acknowledged can still be committed.
+func reserveTable(dev *blockdev.File, h *cowfmt.Header) error {
+	const group = cowfmt.SectorsPerGroup * cowfmt.SectorSize
+	used := (h.TableSectors()*cowfmt.SectorSize + group - 1) / group * group
+	err := unix.Fallocate(dev.Fd(), unix.FALLOC_FL_KEEP_SIZE, h.Layout.Table[h.ActiveTable], used)
+	if errors.Is(err, unix.EOPNOTSUPP) { // NFS before 4.2, for one
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("room for the exception table, %s: %w", formatSize(used), err)
+	}
+	return nil
 }
 
 func withoutPath(err error) error {

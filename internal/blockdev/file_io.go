@@ -113,7 +113,7 @@ func (d *File) Flush() error {
 
 // Extents implements Device with SEEK_DATA and SEEK_HOLE; block devices can't tell.
 func (d *File) Extents(off, length int64) ([]Extent, error) {
-	if err := d.check(off, length, false); err != nil {
+	if err := d.check(off, length, false); err != nil || length == 0 {
 		return nil, err
 	}
 	if d.block {

@@ -122,6 +122,19 @@ func (m *model) visible(p []byte, off int64) error {
 	return nil
 }
 
+// back says that the window is as a power cut left it that allowed what the snapshots say.
+func (m *model) back(snapshots ...[][]uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.sectors {
+		var words []uint64
+		for _, s := range snapshots {
+			words = append(words, s[i]...)
+		}
+		m.sectors[i] = versions{words: words, acked: len(words) - 1}
+	}
+}
+
 // found takes over what the whole window was found to hold after a death. After a power cut it is also
 // what is durable.
 func (m *model) found(p []byte, durable bool) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 
 	"github.com/google/uuid"
@@ -16,15 +17,47 @@ import (
 // step does one random thing.
 func (x *explorer) step() error {
 	if x.rng.IntN(25) == 0 {
-		x.cutMu.Lock()
-		x.killAt = x.crash.Ops() + 1 + x.rng.IntN(12)
-		x.cutMu.Unlock()
+		x.doom(12)
 	}
-	err := x.something()
-	if x.late != nil {
+	if x.rng.IntN(20) == 0 {
+		x.darken(15)
+	}
+	return x.survive(x.something())
+}
+
+// survive follows a death of the engine or of its host, if there was one: then err says nothing.
+func (x *explorer) survive(err error) error {
+	x.cutMu.Lock()
+	dead, after, views := x.late != nil, x.after, x.views
+	x.cutMu.Unlock()
+	switch {
+	case after != nil:
+		return x.boots(after, views)
+	case dead:
 		return x.successor()
 	}
 	return err
+}
+
+// darken has the power cut during one of the next operations of the device.
+func (x *explorer) darken(within int) {
+	x.cutMu.Lock()
+	defer x.cutMu.Unlock()
+	x.cutAt = x.crash.Ops() + 1 + x.rng.IntN(within)
+}
+
+// doom has the engine killed during one of the next operations of the device.
+func (x *explorer) doom(within int) {
+	x.cutMu.Lock()
+	defer x.cutMu.Unlock()
+	x.killAt = x.crash.Ops() + 1 + x.rng.IntN(within)
+}
+
+// spare calls both off.
+func (x *explorer) spare() {
+	x.cutMu.Lock()
+	defer x.cutMu.Unlock()
+	x.killAt, x.cutAt = 0, 0
 }
 
 func (x *explorer) something() error {
@@ -130,6 +163,12 @@ func (x *explorer) together() error {
 	if x.rng.IntN(16) == 0 {
 		return x.powerCut()
 	}
+	doomed := x.rng.IntN(6) == 0
+	if doomed {
+		x.doom(25)
+	} else if x.rng.IntN(8) == 0 {
+		x.darken(25)
+	}
 	piece := x.chunk*3/2/sector*sector + sector
 	errs := make([]error, x.workers+1)
 	var wg sync.WaitGroup
@@ -146,7 +185,7 @@ func (x *explorer) together() error {
 		})
 	}
 	if !x.cacheOff && x.rng.IntN(3) == 0 {
-		loose := x.rng.IntN(6) == 0
+		loose := x.rng.IntN(6) == 0 && !doomed // or its retries would wait for a while
 		job := x.rng.Uint64()
 		wg.Go(func() {
 			if loose {
@@ -157,7 +196,8 @@ func (x *explorer) together() error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	x.spare()
+	return x.survive(errors.Join(errs...))
 }
 
 // jobs are pieces of hydration that are left, of the window.
@@ -196,20 +236,10 @@ func (x *explorer) cutLoose() error {
 	return hydrateNow(x.v)
 }
 
-// spare calls a death off.
-func (x *explorer) spare() {
-	x.cutMu.Lock()
-	defer x.cutMu.Unlock()
-	x.killAt = 0
-}
-
 // reopen closes the volume cleanly and opens it again in the same boot.
 func (x *explorer) reopen() error {
 	marks := x.model.beginFlush()
 	if err := x.v.Close(); err != nil {
-		if x.late == nil {
-			x.v = nil
-		}
 		return err
 	}
 	x.model.endFlush(marks)
@@ -232,6 +262,9 @@ func (x *explorer) successor() error {
 	}
 	x.late.Drop()
 	x.late = nil
+	if err := forgetFailedFlush(x.cachePath()); err != nil {
+		return err
+	}
 	if x.loseCache {
 		x.boot = uuid.New()
 	}
@@ -249,19 +282,39 @@ func (x *explorer) successor() error {
 	return nil
 }
 
-// powerCut is one that happens: the disk is what it left, and the host boots again.
+// forgetFailedFlush: the dead don't note that their flush failed, as those did that Kill had return.
+func forgetFailedFlush(cache string) error {
+	f, err := os.OpenFile(cache, os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, 4), offFlushFailed)
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// powerCut is one that happens between two requests.
 func (x *explorer) powerCut() error {
 	before := x.model.snapshot()
-	state := x.crash.PowerCut(x.rng)
-	abandon(x.v)
-	x.boot = uuid.New()
+	return x.boots(x.crash.PowerCut(x.rng), [][][]uint64{before})
+}
+
+// boots goes on on what a power cut left.
+func (x *explorer) boots(state *blockdevtest.Memory, views [][][]uint64) error {
+	if !x.v.closed.Load() {
+		abandon(x.v)
+	}
 	x.spare()
+	x.boot, x.late, x.after, x.views = uuid.New(), nil, nil, nil
+	x.model.back(views...)
 	if err := x.start(blockdevtest.NewCrash(state, blockdevtest.CrashOptions{})); err != nil {
 		return fmt.Errorf("after a power cut: %w", err)
 	}
 	p, err := x.read(x.v)
 	if err == nil {
-		err = x.model.allows(p, x.off, before)
+		err = x.model.allows(p, x.off, views...)
 	}
 	if err != nil {
 		return fmt.Errorf("after a power cut: %w", err)

@@ -40,7 +40,10 @@ type explorer struct {
 	crash  *blockdevtest.Crash
 	v      *Volume
 	late   *blockdevtest.Late
-	killAt int // operation of the device, 0 none
+	killAt int                  // operation of the device, 0 none
+	cutAt  int                  // the same, of a power cut that happens
+	after  *blockdevtest.Memory // what it left
+	views  [][][]uint64
 
 	versionMu sync.Mutex
 	version   uint32
@@ -129,12 +132,15 @@ func (x *explorer) onOp(n int, op string, _, _ int64) {
 	x.cut(count)
 	x.cutMu.Lock()
 	defer x.cutMu.Unlock()
+	if x.cutAt > 0 && n >= x.cutAt {
+		x.cutAt = 0
+		before := x.model.snapshot()
+		x.after = x.crash.PowerCut(x.cutRNG)
+		x.views = [][][]uint64{before, x.model.snapshot()}
+	}
 	if x.killAt > 0 && n >= x.killAt {
 		x.killAt = 0
 		x.late = x.crash.Kill()
-		if x.v != nil { // the dead don't note that their flush failed
-			x.v.st.Device().(*latch).tell = nil
-		}
 	}
 }
 

@@ -92,7 +92,8 @@ func (p *piece) done(result int32) {
 // landed counts one piece down; the last one ends the request.
 func (f *flight) landed(err error) {
 	if err != nil {
-		f.failed.CompareAndSwap(nil, &err)
+		failure := err // of its own: only a failure costs memory
+		f.failed.CompareAndSwap(nil, &failure)
 	}
 	if f.pending.Add(-1) > 0 {
 		return

@@ -130,14 +130,12 @@ func (h *hydrator) stop() {
 	}
 }
 
-// shut ends hydration for good, without waiting for what is under way.
+// shut stops hydration for good.
 func (h *hydrator) shut() {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.closed = true
-	if h.cancel != nil {
-		h.cancel()
-	}
+	h.mu.Unlock()
+	h.stop()
 }
 
 func (h *hydrator) loop(ctx context.Context, ended chan struct{}) {

@@ -136,6 +136,11 @@ func (t *table) load(leaf int64) error {
 // refresh reads a leaf from the device and takes over the ones in it: with the cache off another host
 // may have set them.
 func (t *table) refresh(leaf int64) error {
+	if !t.st.LeafReady(leaf) { // as far as the header was read
+		if err := t.st.Reread(); err != nil {
+			return err
+		}
+	}
 	var flags [store.LeafFlags]byte
 	if err := t.st.ReadLeaf(leaf, flags[:]); err != nil {
 		return err
@@ -299,9 +304,11 @@ func (t *table) set(c, n int64) {
 func (t *table) capture() []store.Leaf {
 	t.mu.Lock()
 	dirty := t.dirty
-	if len(dirty) > 0 {
-		t.dirty = map[int64]struct{}{}
+	if len(dirty) == 0 {
+		t.mu.Unlock()
+		return nil
 	}
+	t.dirty = map[int64]struct{}{}
 	t.mu.Unlock()
 	out := make([]store.Leaf, 0, len(dirty))
 	for _, leaf := range slices.Sorted(maps.Keys(dirty)) {

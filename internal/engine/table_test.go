@@ -144,9 +144,6 @@ func TestTableRefresh(t *testing.T) {
 			model[j] = true
 		}
 		check(t, writer.st.WriteLeaves(writer.capture()))
-		st, err := store.Open(dev) // a group that became ready is in the header
-		check(t, err)
-		reader.st = st
 		for leaf := range reader.cache.leaves {
 			check(t, reader.refresh(leaf))
 		}
@@ -263,7 +260,7 @@ func TestTableHuge(t *testing.T) {
 	dev := memoryStore(t, size, 4096, sector, true)
 	master := blockdevtest.NewMemory("master", size, sector)
 	boot, cache := uuid.New(), filepath.Join(cacheDir(t), "c")
-	v := mustOpen(t, dev, master, boot, cache)
+	v := mustOpen(t, dev, master.Open(true), boot, cache)
 	p := filled(size-4096, 4096, 1)
 	for _, off := range []int64{0, 33 << 40, size - 4096} {
 		fill(p, off, 1)
@@ -271,7 +268,7 @@ func TestTableHuge(t *testing.T) {
 		check(t, err)
 	}
 	check(t, v.Close())
-	v = mustOpen(t, dev, master, boot, cache)
+	v = mustOpen(t, dev, master.Open(true), boot, cache)
 	defer func() { check(t, v.Close()) }()
 	for _, off := range []int64{0, 33 << 40, size - 4096} {
 		fill(p, off, 1)
@@ -284,5 +281,26 @@ func TestTableHuge(t *testing.T) {
 	}
 	if set := v.table.ones.Load(); set != 3 {
 		t.Errorf("%d chunks are set, want 3", set)
+	}
+}
+
+// Flags are set while commits find nothing to do.
+func TestTableCaptureWhileSetting(t *testing.T) {
+	chunks := 64 * int64(store.LeafChunks)
+	tb := tableOn(t, memoryStore(t, chunks*4096, 4096, sector, false), "")
+	done := make(chan int)
+	go func() {
+		captured := 0
+		for captured < 64 {
+			captured += len(tb.capture())
+		}
+		done <- captured
+	}()
+	for leaf := range int64(64) {
+		check(t, tb.prepare(leaf*store.LeafChunks, 1))
+		tb.set(leaf*store.LeafChunks, 1)
+	}
+	if n := <-done; n != 64 || tb.isDirty() {
+		t.Errorf("captured %d leaves of 64; dirty: %v", n, tb.isDirty())
 	}
 }

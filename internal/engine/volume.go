@@ -101,8 +101,8 @@ func (v *Volume) own(o Options) (recovered bool, err error) {
 		me.Since = time.Now().Unix()
 	}
 	// The cache is there before the owner record that names its instance: an owner record without its
-	// cache then always means that the cache was lost.
-	if owner := v.st.Header().Owner; owner == nil || owner.Host != me.Host || owner.Boot != me.Boot {
+	// cache then always means that the cache was lost. Another host's owner leaves everything as it is.
+	if owner := v.st.Header().Owner; owner == nil || owner.Host == me.Host && owner.Boot != me.Boot {
 		if v.cache, err = createCache(o.CachePath, v.st.Header(), me.Instance, leaves); err != nil {
 			return false, err
 		}
@@ -146,8 +146,12 @@ func (v *Volume) recover(o Options, leaves int64) (recovered bool, err error) {
 		err := fmt.Errorf("%s: a flush failed while it was open: %w (--accept-loss goes on; check the guest's file systems)", v.st.Name(), ErrLoss)
 		return false, errors.Join(err, v.cache.close(false))
 	}
-	atomic.StoreUint32(v.cache.flushFailed(), 0)
-	return true, nil
+	// Flags that were not committed are dropped, as a power cut would: their data may be what was lost.
+	if err := v.cache.close(false); err != nil {
+		return false, err
+	}
+	v.cache, err = createCache(o.CachePath, h, h.Owner.Instance, leaves)
+	return false, err
 }
 
 // mapTarget builds the target that the header asks for.
@@ -238,10 +242,7 @@ func (v *Volume) Close() error {
 	if v.hydrator != nil {
 		v.hydrator.shut()
 	}
-	v.gate.close() // what of hydration a suspension holds up ends now
-	if v.hydrator != nil {
-		v.hydrator.stop()
-	}
+	v.gate.close()
 	if v.stopTicks != nil {
 		v.stopTicks()
 		v.ticks.Wait()

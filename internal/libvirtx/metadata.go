@@ -11,16 +11,16 @@ const Namespace = "http://virt-cow.org/xmlns/libvirt/domain/1.0"
 // prefix is what the element is written with.
 const prefix = "virtcow"
 
-// Want is one disk a domain should have.
+// Want is one disk a domain should have: in XML in its metadata, in JSON in the record of its engine.
 type Want struct {
-	Volume string `xml:"volume,attr"`
-	Store  string `xml:"store,attr"`         // path
-	Target string `xml:"target,attr"`        // such as vdb
-	Bus    string `xml:"bus,attr,omitempty"` // "" for virtio
+	Volume string `xml:"volume,attr" json:"volume"`
+	Store  string `xml:"store,attr" json:"store"`                 // path
+	Target string `xml:"target,attr" json:"target"`               // such as vdb
+	Bus    string `xml:"bus,attr,omitempty" json:"bus,omitempty"` // "" for virtio
 
 	// What is not there is left to the engine. Both are kept here so that they hold at the next start too.
-	Hydrate string `xml:"hydrate,attr,omitempty"` // "no": not in the background
-	Rate    int64  `xml:"rate,attr,omitempty"`    // of hydration, bytes a second, 0: no limit
+	Hydrate string `xml:"hydrate,attr,omitempty" json:"hydrate,omitempty"` // "no": not in the background
+	Rate    int64  `xml:"rate,attr,omitempty" json:"rate,omitempty"`       // of hydration, bytes a second, 0: no limit
 }
 
 // wants is the element as libvirt takes it: it adds the namespace and its prefix itself.

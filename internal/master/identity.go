@@ -83,9 +83,8 @@ func wwid(f *blockdev.File) string {
 	return ""
 }
 
-// check compares what was opened with what the clone was made of.
-func check(dev blockdev.Device, want *cowfmt.Identity) error {
-	name := dev.Info().Name
+// check compares what was opened at an address, name, with what the clone was made of.
+func check(dev blockdev.Device, name string, want *cowfmt.Identity) error {
 	if size := dev.Info().Size; size != want.Size {
 		return fmt.Errorf("%w: %s has %d bytes, the clone was made of %d", ErrWrong, name, size, want.Size)
 	}

@@ -85,7 +85,7 @@ func open(ctx context.Context, l cowfmt.Locator, want *cowfmt.Identity, log zero
 		return nil, fmt.Errorf("master: %w", err)
 	}
 	if want != nil {
-		if err := check(dev, want); err != nil {
+		if err := check(dev, l.Address, want); err != nil {
 			return nil, errors.Join(err, dev.Close())
 		}
 	}

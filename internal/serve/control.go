@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -27,6 +28,7 @@ type control struct {
 
 	mu         sync.Mutex
 	suspension *engine.Suspension
+	ending     bool
 }
 
 // maxDeadline bounds a suspension: no guest waits longer for its disk without giving up on it.
@@ -35,8 +37,11 @@ const maxDeadline = time.Hour
 // maxBody bounds a request to the control API, bytes.
 const maxBody = 64 << 10
 
-func newControl(v *engine.Volume, s *nbd.Server, c Config, stop func()) http.Handler {
-	k := &control{volume: v, server: s, config: c, started: time.Now(), stop: stop}
+func newControl(v *engine.Volume, s *nbd.Server, c Config, stop func()) *control {
+	return &control{volume: v, server: s, config: c, started: time.Now(), stop: stop}
+}
+
+func (k *control) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathEngineStatus, func(w http.ResponseWriter, _ *http.Request) { k.answer(w, nil) })
 	mux.HandleFunc("POST "+api.PathEngineHydration, k.hydration)
@@ -44,7 +49,7 @@ func newControl(v *engine.Volume, s *nbd.Server, c Config, stop func()) http.Han
 	mux.HandleFunc("POST "+api.PathEngineResume, func(w http.ResponseWriter, _ *http.Request) { k.answer(w, k.resume()) })
 	mux.HandleFunc("POST "+api.PathEngineStop, func(w http.ResponseWriter, _ *http.Request) {
 		k.answer(w, nil)
-		stop()
+		k.stop()
 	})
 	return mux
 }
@@ -109,11 +114,30 @@ func (k *control) suspend(w http.ResponseWriter, r *http.Request) {
 	// Not r.Context(): a client that goes away leaves the deadline to end it.
 	s, err := k.volume.Suspend(context.Background(), time.Duration(in.DeadlineMillis)*time.Millisecond)
 	if err == nil {
-		k.mu.Lock()
-		k.suspension = s
-		k.mu.Unlock()
+		err = k.keep(s)
 	}
 	k.answer(w, err)
+}
+
+func (k *control) keep(s *engine.Suspension) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ending {
+		return errors.Join(fmt.Errorf("suspend %s: it is being closed", k.volume.Info().Name), s.Resume())
+	}
+	k.suspension = s
+	return nil
+}
+
+// end lets go what a suspension holds, for good: requests could not be drained at the end otherwise.
+func (k *control) end() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ending = true
+	if k.suspension != nil {
+		_ = k.suspension.Resume() // or its deadline was first
+		k.suspension = nil
+	}
 }
 
 func (k *control) resume() error {

@@ -39,6 +39,7 @@ func firstUUID(paths ...string) (uuid.UUID, error) {
 			if id, err = uuid.Parse(strings.TrimSpace(string(b))); err == nil && id != uuid.Nil {
 				return id, nil
 			}
+			err = fmt.Errorf("%s: holds no UUID", path)
 		}
 		errs = append(errs, err)
 	}

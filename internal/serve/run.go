@@ -55,8 +55,9 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 		return err
 	}
 	defer controlListener.Close()
+	answers := newControl(o.volume, server, c, func() { stop(nil) })
 	control := &http.Server{
-		Handler:           newControl(o.volume, server, c, func() { stop(nil) }),
+		Handler:           answers.handler(),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
 	}
 	defer control.Close()
@@ -81,8 +82,15 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 		ready(o.volume)
 	}
 	<-ctx.Done()
+	answers.end()
 	draining, cancel := context.WithTimeout(context.Background(), drainWait)
 	defer cancel()
+	defer func() {
+		// The answer to a stop still has to go out.
+		answering, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = control.Shutdown(answering)
+	}()
 	if err := server.Shutdown(draining); err != nil {
 		log.Warn().Err(err).Msg("clients cut off")
 	}

@@ -90,9 +90,10 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	if o.lock, err = lockUUID(waiting, c.RunDir, h, c.ReadOnly); err != nil {
 		return o, err
 	}
-	if c.ReadOnly && h.Owner != nil && h.Owner.Host != owner.Host {
-		// Its exceptions are in that host's memory: reading here would show an older volume.
-		return o, fmt.Errorf("%s: %w: %s; stop the volume there, then read it here", c.Store, store.ErrOwned, h.Owner.HostName)
+	if by := h.Owner; by != nil && by.Host != owner.Host {
+		// Its exceptions are in that host's memory: even reading here would show an older volume.
+		return o, fmt.Errorf("%s: %w: %s has it since %s; stop the volume there first", c.Store, store.ErrOwned, by.HostName,
+			time.Unix(by.Since, 0).Format(time.RFC3339))
 	}
 	var base blockdev.Device
 	if h.Master != nil && !h.CutLoose {

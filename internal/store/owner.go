@@ -20,18 +20,31 @@ func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
 				s.Name(), ErrOwned, ownerName(owner), time.Unix(owner.Since, 0).Format(time.RFC3339))
 		}
 		if owner.Boot == me.Boot {
+			s.own(true)
 			return true, nil
 		}
 	}
-	return false, s.Update(func(h *cowfmt.Header) {
+	err = s.Update(func(h *cowfmt.Header) {
 		h.Owner = &me
 		h.Opens++
 	})
+	s.own(err == nil)
+	return false, err
+}
+
+func (s *Store) own(mine bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mine = mine
 }
 
 // Release clears the owner, durably: the clean close.
 func (s *Store) Release() error {
-	return s.Update(func(h *cowfmt.Header) { h.Owner = nil })
+	err := s.Update(func(h *cowfmt.Header) { h.Owner = nil })
+	if err == nil {
+		s.own(false)
+	}
+	return err
 }
 
 func ownerName(o *cowfmt.Owner) string {

@@ -32,6 +32,7 @@ type Store struct {
 	good     [2]bool    // copy is on the device, whole, as far as is known
 	sequence uint64     // the highest used, by failed writes too
 	problem  [2]error   // what was wrong with a copy at Open
+	mine     bool       // nobody else writes the header
 }
 
 // Open reads the store on dev. The device stays the caller's to close.
@@ -85,6 +86,28 @@ func (s *Store) Problems() [2]error { return s.problem }
 func (s *Store) Data() (*blockdev.Section, error) {
 	h := s.Header()
 	return blockdev.NewSection(s.dev, h.Layout.Data, h.DataEnd()-h.Layout.Data)
+}
+
+// Reread takes over what the owner, another host, has written to the header since it was read. For the
+// owner itself it does nothing.
+func (s *Store) Reread() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mine {
+		return nil
+	}
+	now, err := Open(s.dev)
+	if err != nil {
+		return err
+	}
+	if now.Header().UUID != s.Header().UUID {
+		return fmt.Errorf("%s: is another store now, %v, not %v", s.Name(), now.Header().UUID, s.Header().UUID)
+	}
+	if now.sequence > s.sequence {
+		s.sequence, s.good = now.sequence, now.good
+		s.header.Store(now.Header())
+	}
+	return nil
 }
 
 // Update changes the header durably: change gets a copy, and what it makes of it is on the device when

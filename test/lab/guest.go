@@ -113,10 +113,16 @@ func (h *Host) DefineXML(ctx context.Context, xml string) error {
 	return err
 }
 
-// Virsh runs virsh on the host and returns what it printed, trimmed.
+// Virsh runs virsh on the host and returns what it printed, trimmed. An error quotes what it complained of.
 func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
-	out, err := h.Run(ctx, "virsh", append([]string{"-c", "qemu:///system"}, args...)...)
-	return strings.TrimSpace(out), err
+	var stderr strings.Builder
+	cmd := h.Command(ctx, "virsh", append([]string{"-c", "qemu:///system"}, args...)...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("virsh %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return strings.TrimSpace(string(out)), err
 }
 
 func (g *Guest) logPath() string    { return "/var/log/libvirt/qemu/" + g.Name + "-console.log" }
@@ -190,7 +196,7 @@ func (g *Guest) Disk(ctx context.Context, serial string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, guestUp)
 	defer cancel()
 	out, err := g.Run(ctx, `while :; do for s in /sys/block/*/serial; do
-if [ "$(cat $s 2>/dev/null)" = `+serial+` ]; then d=${s#/sys/block/}; echo /dev/${d%/serial}; exit; fi
+if [ "$(cat "$s" 2>/dev/null)" = `+serial+` ]; then d=${s#/sys/block/}; echo /dev/${d%/serial}; exit; fi
 done; sleep 0.2; done`)
 	return strings.TrimSpace(out), err
 }

@@ -13,11 +13,14 @@ import (
 	"time"
 )
 
-// Command is exec.CommandContext on the host.
+// Command is exec.CommandContext on the host, without a terminal.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	full := append([]string{"-t", strconv.Itoa(h.supervisor.Process.Pid), "-m", "-u", "-n", "-p", "-i", "--", name}, args...)
 	cmd := exec.CommandContext(ctx, "nsenter", full...)
 	cmd.Dir = "/"
+	// On a terminal virsh would start an agent that asks for passwords, and says so where its answer should be;
+	// and a Ctrl-C is for the one who made the host.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd
 }
 
