@@ -6,7 +6,8 @@
 // one through a record in the run folder.
 //
 // A domain is reconciled, never reacted to: each event only says which domain to look at. The looking is
-// serialised per domain; what fails is tried again with backoff.
+// serialised per domain; what fails is tried again with backoff, and what is well is looked at again, less and
+// less often, in case an event was lost.
 //
 //	desired                    actual                          done
 //	in metadata, domain runs   no engine                       start it
@@ -70,6 +71,9 @@ var (
 	reconcileBackoff = libvirtx.Backoff{Min: 500 * time.Millisecond, Max: 30 * time.Second}
 	engineBackoff    = libvirtx.Backoff{Min: 200 * time.Millisecond, Max: 30 * time.Second}
 )
+
+// resyncBackoff is how long after an event a domain with volumes is looked at again, although all was well.
+var resyncBackoff = libvirtx.Backoff{Min: time.Second, Max: time.Minute}
 
 // ErrRunning says that another daemon has the run folder.
 var ErrRunning = errors.New("another virt-cow daemon is running")

@@ -85,9 +85,11 @@ func (m *domain) tellWatchers() {
 	m.watchers = nil
 }
 
-// run reconciles whenever asked to, and again with backoff after what did not succeed.
+// run reconciles whenever asked to, again with backoff after what did not succeed, and now and then for no
+// reason: right after its start libvirtd itself does not know yet what became of a guest, and an event that
+// was lost must not matter.
 func (m *domain) run() {
-	var wait time.Duration
+	var wait, quiet time.Duration
 	var again <-chan time.Time
 	var last string
 	for {
@@ -95,6 +97,7 @@ func (m *domain) run() {
 		case <-m.d.root.Done():
 			return
 		case <-m.kicks:
+			quiet = 0
 		case <-again:
 		}
 		m.op.Lock()
@@ -109,6 +112,10 @@ func (m *domain) run() {
 		again = nil
 		if err == nil || errors.Is(err, libvirtx.ErrNoDomain) {
 			wait, last = 0, ""
+			if len(m.d.volumesOf(m)) > 0 {
+				quiet = resyncBackoff.Next(quiet)
+				again = time.After(quiet)
+			}
 			continue
 		}
 		if m.d.root.Err() != nil {

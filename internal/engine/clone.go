@@ -146,10 +146,18 @@ func (c *clone) write(p []byte, off int64, durable bool) error {
 	} else if err = c.writeFilled(p, off, first, first+count-1); err == nil {
 		c.table.set(first, count)
 	}
+	return c.release(held, first, count, durable, err)
+}
+
+// release ends a write. With the cache off it is acknowledged only when its flags are on the device, and
+// nobody else may take them for settled before.
+func (c *clone) release(held *span, first, count int64, durable bool, err error) error {
+	if err == nil && c.table.off() && c.table.pending(first, count) {
+		err, durable = c.flush(), false
+	}
 	c.inflight.unlock(held)
-	// With the cache off a first write is acknowledged only when its flag is on the device.
-	if err == nil && (durable || !all && c.table.off()) {
-		return c.flush()
+	if err == nil && durable {
+		err = c.flush()
 	}
 	return err
 }
@@ -160,7 +168,7 @@ func (c *clone) writeFilled(p []byte, off, first, last int64) error {
 	if !c.isSet(first) {
 		start = first * c.chunk
 	}
-	if !c.isSet(last) && end < c.size {
+	if !c.isSet(last) { // behind the volume's end: zeros
 		end = (last + 1) * c.chunk
 	}
 	if start == off && end == off+int64(len(p)) {
@@ -228,11 +236,7 @@ func (c *clone) zeroChunks(start, length int64, zero func() error) error {
 	if err = zero(); err == nil && !all {
 		c.table.set(first, count)
 	}
-	c.inflight.unlock(held)
-	if err == nil && !all && c.table.off() {
-		return c.flush()
-	}
-	return err
+	return c.release(held, first, count, false, err)
 }
 
 // trim gives whole chunks back, as zeros. What it can't give back cheaply it leaves alone.

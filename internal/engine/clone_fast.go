@@ -81,7 +81,7 @@ func (c *clone) fastWrite(v *Volume, r *blockdev.Request) bool {
 	last := first + count - 1
 	set, n, known := c.table.lookup(first, count)
 	all := set && n == count
-	if !known || !all && (c.table.off() || !c.table.ready(first, count)) {
+	if !known || !all && !c.table.ready(first, count) || c.table.off() && (!all || c.table.pending(first, count)) {
 		return false
 	}
 	held := c.inflight.tryLock(first, last, all)
@@ -89,7 +89,7 @@ func (c *clone) fastWrite(v *Volume, r *blockdev.Request) bool {
 		return false
 	}
 	// Under the lock: a chunk that is clear must be written whole.
-	if !all && (r.Off != first*c.chunk && !c.isSet(first) || end != (last+1)*c.chunk && end != c.size && !c.isSet(last)) {
+	if !all && (r.Off != first*c.chunk && !c.isSet(first) || end != (last+1)*c.chunk && !c.isSet(last)) {
 		c.inflight.unlock(held)
 		return false
 	}

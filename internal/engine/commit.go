@@ -61,8 +61,8 @@ func (c *committer) round(t *table) error {
 	if err == nil {
 		err = c.st.WriteLeaves(leaves)
 	}
-	if err != nil && t != nil {
-		t.recapture(leaves)
+	if t != nil {
+		t.committed(err)
 	}
 	return err
 }

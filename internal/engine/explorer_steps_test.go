@@ -233,7 +233,12 @@ func (x *explorer) cutLoose() error {
 	if x.cacheOff || x.length < x.size || x.v.Target() != "clone" || x.rng.IntN(3) > 0 {
 		return nil
 	}
-	return hydrateNow(x.v)
+	for _, j := range x.jobs() { // one at a time, so that what happens is the seed's alone
+		if err := x.v.hydrator.do(context.Background(), j); err != nil {
+			return err
+		}
+	}
+	return x.v.cutLoose(context.Background())
 }
 
 // reopen closes the volume cleanly and opens it again in the same boot.

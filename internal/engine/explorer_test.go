@@ -60,8 +60,6 @@ type explorer struct {
 	loseCache bool
 }
 
-var errDead = errors.New("the engine was killed")
-
 func newExplorer(w world, seed uint64, dir string) (*explorer, error) {
 	if w.length == 0 {
 		w.off, w.length = 0, w.size

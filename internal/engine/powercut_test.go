@@ -3,6 +3,7 @@ package engine
 import (
 	"flag"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -76,6 +77,7 @@ func TestPowerCut(t *testing.T) {
 type mutant struct {
 	blockdev.Device
 	layout cowfmt.Layout
+	mu     sync.Mutex
 	skip   func(m *mutant) bool // this flush
 	lose   func(m *mutant) bool // this write to the table
 
@@ -83,21 +85,25 @@ type mutant struct {
 	tables              int
 }
 
-func (m *mutant) wrote(off int64) {
+// wrote notes a write and says whether it is lost.
+func (m *mutant) wrote(off int64) (lost bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	switch {
 	case off >= m.layout.Data:
 		m.data = true
 	case off >= m.layout.Table[0]:
 		m.table = true
 		m.tables++
+		return m.lose != nil && m.lose(m)
 	default:
 		m.header = true
 	}
+	return false
 }
 
 func (m *mutant) WriteAt(p []byte, off int64) (int, error) {
-	m.wrote(off)
-	if m.lose != nil && off >= m.layout.Table[0] && off < m.layout.Data && m.lose(m) {
+	if m.wrote(off) {
 		return len(p), nil
 	}
 	return m.Device.WriteAt(p, off)
@@ -109,11 +115,13 @@ func (m *mutant) WriteZeroes(off, length int64, unmap bool) error {
 }
 
 func (m *mutant) Flush() error {
-	if m.skip != nil && m.skip(m) {
-		m.data, m.table, m.header = false, false, false
+	m.mu.Lock()
+	skip := m.skip != nil && m.skip(m)
+	m.data, m.table, m.header = false, false, false
+	m.mu.Unlock()
+	if skip {
 		return nil
 	}
-	m.data, m.table, m.header = false, false, false
 	return m.Device.Flush()
 }
 

@@ -29,7 +29,8 @@ type table struct {
 	mu    sync.Mutex // flags are set, and captured for a commit
 	count []uint16   // set flags of a leaf, if it is read
 	dirty map[int64]struct{}
-	ones  atomic.Int64 // set flags of the leaves that are read
+	going map[int64]struct{} // leaves of the commit that is running
+	ones  atomic.Int64       // set flags of the leaves that are read
 }
 
 // newTable puts a table over the cache. After the death of a process of this boot the cache holds flags
@@ -308,7 +309,7 @@ func (t *table) capture() []store.Leaf {
 		t.mu.Unlock()
 		return nil
 	}
-	t.dirty = map[int64]struct{}{}
+	t.dirty, t.going = map[int64]struct{}{}, dirty
 	t.mu.Unlock()
 	out := make([]store.Leaf, 0, len(dirty))
 	for _, leaf := range slices.Sorted(maps.Keys(dirty)) {
@@ -319,13 +320,28 @@ func (t *table) capture() []store.Leaf {
 	return out
 }
 
-// recapture undoes a capture whose commit failed.
-func (t *table) recapture(leaves []store.Leaf) {
+// committed ends a capture: the leaves are on the device, or with an error are dirty again.
+func (t *table) committed(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, l := range leaves {
-		t.dirty[l.Index] = struct{}{}
+	if err != nil {
+		maps.Copy(t.dirty, t.going)
 	}
+	t.going = nil
+}
+
+// pending says whether flags of these chunks may not be on the device yet.
+func (t *table) pending(c, n int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for leaf := c / store.LeafChunks; leaf <= (c+n-1)/store.LeafChunks; leaf++ {
+		_, dirty := t.dirty[leaf]
+		_, going := t.going[leaf]
+		if dirty || going {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *table) isDirty() bool {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"io"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -110,10 +111,12 @@ func TestTableModel(t *testing.T) {
 				t.Fatal("captured leaves are out of order, or some are dirty still")
 			}
 			if rng.IntN(4) == 0 {
-				mine.recapture(leaves)
+				mine.committed(io.ErrUnexpectedEOF)
 				continue
 			}
-			check(t, mine.st.WriteLeaves(leaves))
+			err := mine.st.WriteLeaves(leaves)
+			mine.committed(err)
+			check(t, err)
 			copy(device, model)
 		}
 		for leaf := range mine.cache.leaves { // a leaf nobody touched counts when it is read

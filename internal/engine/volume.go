@@ -72,11 +72,19 @@ func Open(o Options) (*Volume, error) {
 	if o.Master == nil && h.Master != nil && !h.CutLoose {
 		return nil, fmt.Errorf("%s: its master is needed: %s", o.Store.Name(), h.Master.Address)
 	}
+	if err := checkState(o.Store.Name(), h, v.info.ReadOnly); err != nil {
+		return nil, err
+	}
 	recovered, err := v.own(o)
 	if err != nil {
 		return nil, err
 	}
-	if err := v.mapTarget(recovered, o.CacheMode); err != nil {
+	err = v.mapTarget(recovered, o.CacheMode)
+	if err == nil && recovered && v.CacheMode() == cowfmt.CacheOff {
+		// What is only in this host's memory no other host could see.
+		err = v.commit.commit(v.table)
+	}
+	if err != nil {
 		return nil, errors.Join(err, v.cache.close(false))
 	}
 	if !v.info.ReadOnly {
@@ -85,12 +93,36 @@ func Open(o Options) (*Volume, error) {
 	return v, nil
 }
 
+// checkState refuses a store in a state that this engine does not know how to keep right.
+func checkState(name string, h *cowfmt.Header, readOnly bool) error {
+	switch {
+	case h.Progress.Kind != cowfmt.ProgressNone:
+		return fmt.Errorf("%s: an operation on it was not finished (kind %d): finish it with the program that began it", name, h.Progress.Kind)
+	case readOnly:
+		return nil
+	case len(h.Stack) > 0:
+		return fmt.Errorf("%s: it has %d snapshots and trackers, which this program can't keep: use a newer one", name, len(h.Stack))
+	case len(h.Grants) > 0:
+		return fmt.Errorf("%s: it is granted to %s: a volume that two hosts have open can't be taken by this program", name, h.Grants[0].HostName)
+	}
+	return nil
+}
+
 // own takes the store and its exception cache. recovered: the cache is that of an engine of this boot
 // that died.
 func (v *Volume) own(o Options) (recovered bool, err error) {
 	leaves := v.st.Leaves()
+	// Since the store was opened there was time for others, by another path or on another host.
+	if err := v.st.Reread(); err != nil {
+		return false, err
+	}
 	if v.info.ReadOnly {
-		if owner := v.st.Header().Owner; owner != nil && owner.Host == o.Owner.Host && owner.Boot == o.Owner.Boot {
+		owner := v.st.Header().Owner
+		switch {
+		case owner == nil:
+		case owner.Host != o.Owner.Host && o.CacheMode != cowfmt.CacheOff:
+			return false, fmt.Errorf("%s: %w: what %s wrote may still be in its memory only", v.st.Name(), store.ErrOwned, owner.HostName)
+		case owner.Host == o.Owner.Host && owner.Boot == o.Owner.Boot:
 			return false, fmt.Errorf("%s: its engine died in this boot: serve it for writing once before it is read", v.st.Name())
 		}
 		v.cache, err = createCache("", nil, uuid.Nil, leaves)
@@ -134,8 +166,7 @@ func (v *Volume) recover(o Options, leaves int64) (recovered bool, err error) {
 	case errors.Is(err, errNoCache) && !o.AcceptLoss:
 		return false, fmt.Errorf("%s: its engine died in this boot and the exception cache %s is gone or not its own: %w (--accept-loss goes on)", v.st.Name(), o.CachePath, ErrLoss)
 	case errors.Is(err, errNoCache):
-		v.cache, err = createCache(o.CachePath, h, h.Owner.Instance, leaves)
-		return false, err
+		return false, v.startAnew(o.CachePath, leaves)
 	case err != nil:
 		return false, err
 	}
@@ -150,8 +181,25 @@ func (v *Volume) recover(o Options, leaves int64) (recovered bool, err error) {
 	if err := v.cache.close(false); err != nil {
 		return false, err
 	}
-	v.cache, err = createCache(o.CachePath, h, h.Owner.Instance, leaves)
-	return false, err
+	return false, v.startAnew(o.CachePath, leaves)
+}
+
+// startAnew goes on with an empty cache after a loss that was accepted. The instance is a new one, or an
+// old cache that turns up somewhere would be taken for this one's.
+func (v *Volume) startAnew(path string, leaves int64) (err error) {
+	instance := uuid.New()
+	if v.cache, err = createCache(path, v.st.Header(), instance, leaves); err != nil {
+		return err
+	}
+	err = v.st.Update(func(h *cowfmt.Header) {
+		owner := *h.Owner
+		owner.Instance = instance
+		h.Owner = &owner
+	})
+	if err != nil {
+		return errors.Join(err, v.cache.close(false))
+	}
+	return nil
 }
 
 // mapTarget builds the target that the header asks for.
@@ -210,6 +258,9 @@ func (v *Volume) tick(every time.Duration) {
 				if v.table.isDirty() {
 					if err := v.commit.commit(v.table); err != nil {
 						v.log.Error().Err(err).Msg("commit of the exception table")
+						if v.FlushError() != nil {
+							return // it will not get better
+						}
 					}
 				}
 			}

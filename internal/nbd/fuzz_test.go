@@ -78,15 +78,19 @@ func FuzzServerTransmission(f *testing.F) {
 	})
 }
 
-// clientStart is what a server says until transmission, for a disk of 1 MiB.
-func clientStart() []byte {
+// clientStart is what a server says until transmission, for a disk of 1 MiB; info is what more it tells of it.
+func clientStart(info ...any) []byte {
 	reply := func(opt, kind uint32, data ...any) []byte {
 		d := pack(data...)
 		return pack(uint64(magicOptReply), opt, kind, uint32(len(d)), d)
 	}
-	return pack("NBDMAGICIHAVEOPT", uint16(3), reply(optStructuredReply, repAck),
+	b := pack("NBDMAGICIHAVEOPT", uint16(3), reply(optStructuredReply, repAck),
 		reply(optSetMeta, repMeta, uint32(1), contextAlloc), reply(optSetMeta, repAck),
-		reply(optGo, repInfo, uint16(0), uint64(1<<20), uint16(txHasFlags|txFlush|txWriteZeroes)), reply(optGo, repAck))
+		reply(optGo, repInfo, uint16(0), uint64(1<<20), uint16(txHasFlags|txFlush|txWriteZeroes)))
+	if info != nil {
+		b = pack(b, reply(optGo, repInfo, info...))
+	}
+	return pack(b, reply(optGo, repAck))
 }
 
 // FuzzClient gives the client a server's bytes: the handshake too, or only what follows it.

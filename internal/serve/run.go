@@ -14,6 +14,12 @@ import (
 	"github.com/virt-cow/virt-cow/internal/nbd"
 )
 
+// Who may use the sockets: QEMU's group is to have the disk, but nobody except root the controls.
+const (
+	nbdMode     = 0o660
+	controlMode = 0o600
+)
+
 // drainWait bounds the wait for clients' requests at the end; the volume is closed cleanly all the same.
 const drainWait = 10 * time.Second
 
@@ -45,12 +51,12 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	server := &nbd.Server{Name: o.volume.Info().Name, Backend: o.volume, Log: log}
-	nbdListener, err := listen(c.Socket)
+	nbdListener, err := listen(c.Socket, nbdMode)
 	if err != nil {
 		return err
 	}
 	defer nbdListener.Close()
-	controlListener, err := listen(c.Control)
+	controlListener, err := listen(c.Control, controlMode)
 	if err != nil {
 		return err
 	}

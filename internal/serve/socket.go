@@ -63,9 +63,9 @@ func stale(path string) (bool, error) {
 	return false, fmt.Errorf("socket %s: can't tell whether an engine is behind it: %w", path, err)
 }
 
-// listen makes a unix socket that QEMU's group may use, in place of a stale one. The caller holds the
-// volume's lock: so no two engines of a volume remove each other's.
-func listen(path string) (net.Listener, error) {
+// listen makes a unix socket with these permissions, in place of a stale one. The caller holds the volume's
+// lock: so no two engines of a volume remove each other's.
+func listen(path string, mode os.FileMode) (net.Listener, error) {
 	old, err := stale(path)
 	if err != nil {
 		return nil, err
@@ -75,11 +75,13 @@ func listen(path string) (net.Listener, error) {
 			return nil, err
 		}
 	}
+	mask := syscall.Umask(0o177) // nobody connects before the permissions are right
 	l, err := net.Listen("unix", path)
+	syscall.Umask(mask)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		l.Close()
 		return nil, err
 	}

@@ -13,15 +13,24 @@ import (
 // this host and boot is dead: resumed is then true, the owner record stays as it is, and the caller goes
 // on with what that engine left in this host's memory. An owner of this host but an earlier boot died
 // with it. Another host's owner is ErrOwned.
+//
+// The header is read again first: much may have happened on other hosts, or on this one by another path,
+// since the store was opened.
 func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
+	if err := s.Reread(); err != nil {
+		return false, err
+	}
 	if owner := s.Header().Owner; owner != nil {
 		if owner.Host != me.Host {
-			return false, fmt.Errorf("%s: %w: %s has it since %s; stop the volume there first",
-				s.Name(), ErrOwned, ownerName(owner), time.Unix(owner.Since, 0).Format(time.RFC3339))
+			return false, s.owned(owner, "stop the volume there first")
 		}
 		if owner.Boot == me.Boot {
 			s.own(true)
 			return true, nil
+		}
+		if owner.HostName != me.HostName && owner.HostName != "" && me.HostName != "" {
+			return false, s.owned(owner, fmt.Sprintf("that is not %s: if both have one machine id, give each its own with --host-uuid; "+
+				"if this host was renamed, name it so once more", me.HostName))
 		}
 	}
 	err = s.Update(func(h *cowfmt.Header) {
@@ -30,6 +39,11 @@ func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
 	})
 	s.own(err == nil)
 	return false, err
+}
+
+func (s *Store) owned(by *cowfmt.Owner, advice string) error {
+	return fmt.Errorf("%s: %w: %s has it since %s; %s", s.Name(), ErrOwned, ownerName(by),
+		time.Unix(by.Since, 0).Format(time.RFC3339), advice)
 }
 
 func (s *Store) own(mine bool) {

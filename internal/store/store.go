@@ -41,14 +41,14 @@ func Open(dev blockdev.Device) (*Store, error) {
 	var copies [2][]byte
 	var unread [2]error
 	for i, off := range cowfmt.HeaderOffsets {
-		if info.Size < off+cowfmt.HeaderSize {
-			continue
-		}
 		buf := blockdev.Alloc(cowfmt.HeaderSize)
 		defer blockdev.Free(buf)
-		if _, unread[i] = dev.ReadAt(buf, off); unread[i] == nil {
-			copies[i] = buf
+		if info.Size < off+cowfmt.HeaderSize {
+			clear(buf) // no magic there
+		} else if _, unread[i] = dev.ReadAt(buf, off); unread[i] != nil {
+			continue
 		}
+		copies[i] = buf
 	}
 	choice, err := cowfmt.Choose(copies)
 	if err != nil {
