@@ -44,7 +44,7 @@ fuzz:
 	  done; done
 
 crash:
-	$(GO) test -count=1 -timeout 0 -v -run PowerCut ./internal/engine -crash.states=$(STATES)
+	$(GO) test -count=1 -timeout 0 -v -run '^TestPowerCut$$' ./internal/engine -crash.states=$(STATES)
 
 soak: deps build crash
 	$(SUDO) $(GO) test -count=$(ROUNDS) -timeout 0 -v ./test/e2e/...
