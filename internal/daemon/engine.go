@@ -34,6 +34,10 @@ const (
 	engineDown = 2 * time.Minute
 )
 
+// steady is the age at which an engine's death is no sign that its successor will die too: that one is started
+// at once.
+const steady = 10 * time.Second
+
 func (d *Daemon) newEngine(volume string) *engine {
 	e := &engine{
 		d: d, volume: volume, client: api.NewEngine(d.controlPath(volume)),
@@ -115,7 +119,7 @@ func (e *engine) run(p *process, start func() (*process, error)) {
 		if first && !adopted && errors.Is(err, errNotUp) {
 			return
 		}
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > steady {
 			wait = 0
 		}
 		wait = engineBackoff.Next(wait)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,13 +38,12 @@ func Identify(dev blockdev.Device) (*cowfmt.Identity, error) {
 	}
 	id.Kind = cowfmt.IdentitySamples
 	var err error
-	id.Digest, err = sampleDigest(dev)
+	id.Digest, err = sampleDigest(dev, id.Size)
 	return id, err
 }
 
 // sampleDigest is the SHA-256 of the size and of 64 samples of 4 KiB, each at a multiple of 4 KiB.
-func sampleDigest(dev blockdev.Device) (digest [32]byte, err error) {
-	size := dev.Info().Size
+func sampleDigest(r io.ReaderAt, size int64) (digest [32]byte, err error) {
 	sum := sha256.New()
 	_ = binary.Write(sum, binary.LittleEndian, uint64(size))
 	buf := blockdev.Alloc(sampleSize)
@@ -52,7 +52,7 @@ func sampleDigest(dev blockdev.Device) (digest [32]byte, err error) {
 	for i := range int64(samples) {
 		off := last * i / (samples - 1) * sampleSize
 		part := buf[:min(sampleSize, size-off)]
-		if _, err := dev.ReadAt(part, off); err != nil {
+		if _, err := r.ReadAt(part, off); err != nil {
 			return digest, err
 		}
 		sum.Write(part)
@@ -95,7 +95,7 @@ func check(dev blockdev.Device, name string, want *cowfmt.Identity) error {
 	if want.Kind == cowfmt.IdentitySamples && got.Kind != want.Kind {
 		// A file that was moved to a LUN is the same by its content.
 		got.Kind = want.Kind
-		if got.Digest, err = sampleDigest(dev); err != nil {
+		if got.Digest, err = sampleDigest(dev, want.Size); err != nil {
 			return err
 		}
 	}
@@ -109,7 +109,22 @@ func check(dev blockdev.Device, name string, want *cowfmt.Identity) error {
 	case want.Kind == cowfmt.IdentityWWID && got.WWID != want.WWID:
 		return fmt.Errorf("%w: %s is LUN %s, not %s", ErrWrong, name, got.WWID, want.WWID)
 	case want.Kind == cowfmt.IdentitySamples && got.Digest != want.Digest:
-		return fmt.Errorf("%w: the content of %s is not what the clone was made of", ErrWrong, name)
+		return wrongContent(name)
 	}
 	return nil
+}
+
+func wrongContent(name string) error {
+	return fmt.Errorf("%w: the content of %s is not what the clone was made of", ErrWrong, name)
+}
+
+// again is check for a new connection to an NBD server, which may have come back with another image.
+func again(name string, want *cowfmt.Identity) func(io.ReaderAt) error {
+	return func(r io.ReaderAt) error {
+		digest, err := sampleDigest(r, want.Size)
+		if err == nil && digest != want.Digest {
+			err = wrongContent(name)
+		}
+		return err
+	}
 }

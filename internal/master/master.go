@@ -77,7 +77,11 @@ func open(ctx context.Context, l cowfmt.Locator, want *cowfmt.Identity, log zero
 	case cowfmt.LocatorStore:
 		dev, err = openStore(ctx, l.Address, log, depth)
 	case cowfmt.LocatorNBD:
-		dev, err = nbd.Dial(ctx, l.Address, nbd.Options{})
+		var opts nbd.Options
+		if want != nil && want.Kind == cowfmt.IdentitySamples {
+			opts.Reconnected = again(l.Address, want)
+		}
+		dev, err = nbd.Dial(ctx, l.Address, opts)
 	default:
 		err = fmt.Errorf("this program can't read %v masters", l.Kind)
 	}

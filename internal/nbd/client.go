@@ -20,6 +20,12 @@ type Options struct {
 	ReadOnly bool          // refuse writes; a read-only export is so anyway
 	Timeout  time.Duration // of one request and of a reconnect, default 60 s; the connection is given up then
 	Log      zerolog.Logger
+
+	// Reconnected, if set, is called with each connection after the first before anything else uses it: behind
+	// it may be another disk of the same size. r reads over that connection only. An error, which should name
+	// the export, gives the connection up and is what the requests get that wait for it; the next one connects
+	// again.
+	Reconnected func(r io.ReaderAt) error
 }
 
 // errTimeout is a server that does not answer.
@@ -47,13 +53,6 @@ type Client struct {
 	link    *link   // perhaps broken
 	dialing *redial // somebody connects again
 	lost    error   // see errLost
-}
-
-// redial is one attempt to connect again; all who need a connection meanwhile share its outcome.
-type redial struct {
-	done chan struct{}
-	link *link
-	err  error
 }
 
 var _ blockdev.Device = (*Client)(nil)
@@ -134,69 +133,16 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	return newLink(nc, e), nil
 }
 
-// ready returns a connection, a new one if the last broke.
-func (c *Client) ready() (*link, error) {
-	c.mu.Lock()
-	if c.life.Err() != nil {
-		c.mu.Unlock()
-		return nil, fmt.Errorf("%s: %w", c.addr.uri, net.ErrClosed)
-	}
-	l, d := c.link, c.dialing
-	if l.alive() {
-		c.mu.Unlock()
-		return l, nil
-	}
-	if d != nil {
-		c.mu.Unlock()
-		<-d.done
-		return d.link, d.err
-	}
-	if c.lost == nil && l.unflushed() {
-		c.lost = fmt.Errorf("%s: %w", c.addr.uri, errLost) // Flush fails from now on
-	}
-	d = &redial{done: make(chan struct{})}
-	c.dialing = d
-	c.mu.Unlock()
-
-	d.link, d.err = c.reconnect()
-	c.mu.Lock()
-	if d.err == nil {
-		c.link = d.link
-		if c.life.Err() != nil { // Close saw the old one
-			d.link.fail(net.ErrClosed)
-		}
-	}
-	c.dialing = nil
-	c.mu.Unlock()
-	close(d.done)
-	return d.link, d.err
-}
-
-// reconnect connects and makes sure that the export is still the same.
-func (c *Client) reconnect() (*link, error) {
-	ctx, cancel := context.WithTimeout(c.life, c.opts.Timeout)
-	defer cancel()
-	l, err := c.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	e, was := l.export, c.export
-	if e.size != was.size || e.minBlock != was.minBlock || e.maxBlock < was.maxBlock || was.flags&^e.flags != 0 {
-		err := fmt.Errorf("%s: after reconnecting the export is another: %d bytes and flags %#x, before %d and %#x",
-			c.addr.uri, e.size, e.flags, was.size, was.flags)
-		l.fail(err)
-		return nil, err
-	}
-	c.opts.Log.Info().Str("uri", c.addr.uri).Msg("nbd: connected again")
-	return l, nil
-}
-
 // do carries out one request.
 func (c *Client) do(q *call) error {
 	l, err := c.ready()
 	if err != nil {
 		return err
 	}
+	return c.doOn(l, q)
+}
+
+func (c *Client) doOn(l *link, q *call) error {
 	if err := l.do(q, c.opts.Timeout); err != nil {
 		return fmt.Errorf("%s: %s of %d bytes at %d: %w", c.addr.uri, q.name(), q.length, q.off, err)
 	}
@@ -211,16 +157,19 @@ func (c *Client) check(off, length int64, write bool) error {
 }
 
 // ReadAt reads all of p, or fails.
-func (c *Client) ReadAt(p []byte, off int64) (int, error) {
+func (c *Client) ReadAt(p []byte, off int64) (int, error) { return c.read(c.do, p, off) }
+
+// read reads with what carries out one request.
+func (c *Client) read(do func(*call) error, p []byte, off int64) (int, error) {
 	if err := c.check(off, int64(len(p)), false); err != nil {
 		return 0, err
 	}
 	if (off|int64(len(p)))&(c.unit-1) != 0 {
-		return c.readBounced(p, off)
+		return c.readBounced(do, p, off)
 	}
 	for n := 0; n < len(p); {
 		k := min(int64(len(p)-n), c.largest)
-		if err := c.do(&call{cmd: cmdRead, off: off + int64(n), length: uint32(k), buf: p[n : n+int(k)]}); err != nil {
+		if err := do(&call{cmd: cmdRead, off: off + int64(n), length: uint32(k), buf: p[n : n+int(k)]}); err != nil {
 			return 0, err
 		}
 		n += int(k)
@@ -258,11 +207,11 @@ func (c *Client) aligned(off, length int64) (start, size int64) {
 	return start, (off+length+c.unit-1)&^(c.unit-1) - start
 }
 
-func (c *Client) readBounced(p []byte, off int64) (int, error) {
+func (c *Client) readBounced(do func(*call) error, p []byte, off int64) (int, error) {
 	start, size := c.aligned(off, int64(len(p)))
 	buf := blockdev.Alloc(int(size))
 	defer blockdev.Free(buf)
-	if _, err := c.ReadAt(buf, start); err != nil {
+	if _, err := c.read(do, buf, start); err != nil {
 		return 0, err
 	}
 	return copy(p, buf[off-start:]), nil

@@ -222,6 +222,7 @@ func (c *Client) Extents(off, length int64) ([]blockdev.Extent, error) {
 		if err := c.do(q); err != nil {
 			return nil, err
 		}
+		was := at
 		for _, e := range q.extents {
 			from, to := max(e.Offset, at), min(e.Offset+e.Length, end)
 			if from >= to {
@@ -234,6 +235,9 @@ func (c *Client) Extents(off, length int64) ([]blockdev.Extent, error) {
 				out = append(out, e)
 			}
 			at = to
+		}
+		if at == was { // start was widened, and the answer ends before at: asking again would go on for ever
+			return nil, fmt.Errorf("%s: block status of %d bytes at %d: %w", c.addr.uri, size, start, errShort)
 		}
 	}
 	return out, nil

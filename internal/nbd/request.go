@@ -157,17 +157,23 @@ func (q *request) encode(code uint32) {
 // maxDescriptors bounds a block status reply, 8 bytes each; the client asks again for the rest.
 const maxDescriptors = 1 << 15
 
+// maxStatus bounds what the backend describes for one request, in bytes: as many of the smallest chunks, 4 KiB,
+// as a reply has descriptors. A request may be for 4 GiB, a million extents to throw most of away, and many
+// requests are in flight. The protocol allows to answer less than was asked.
+const maxStatus = maxDescriptors * 4096
+
 // describe answers a block status request, on a goroutine of its own: the backend may read tables.
 func (q *request) describe() {
 	q.Detached = true
-	ext, err := q.c.srv.Backend.Extents(q.Off, q.Length)
+	length := min(q.Length, maxStatus)
+	ext, err := q.c.srv.Backend.Extents(q.Off, length)
 	if err != nil {
 		q.done(err)
 		return
 	}
 	be := binary.BigEndian
 	body := be.AppendUint32(nil, contextID)
-	at, end := q.Off, q.Off+q.Length
+	at, end := q.Off, q.Off+length
 	last := -1 // where the last descriptor is in body
 	for _, e := range ext {
 		if e.Offset > at || e.Length <= 0 || at >= end {
