@@ -11,7 +11,7 @@
 set -eu
 
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
-nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux"
+gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/virt-cow
 
 say() { echo "deps: $*" >&2; }
