@@ -25,11 +25,9 @@ type parser struct {
 	cur        *request
 	filled     int   // bytes of cur.Buf that have come
 	skip       int64 // bytes of a refused write still to come
-	skipped    *request
-	stopped    bool // no more requests are taken
-	starved    bool // one is there, but too much is in flight
-	want       int  // its bytes
-	wireFlags  uint16
+	stopped    bool  // no more requests are taken
+	starved    bool  // one is there, but too much is in flight
+	want       int   // its bytes
 	iovScratch [2][]byte
 }
 
