@@ -14,7 +14,8 @@ import (
 const (
 	hydrateCopy       = 1 << 20 // bytes of one copy while the guest is quiet
 	hydrateCopyPolite = 128 << 10
-	hydrateZero       = 64 << 20 // bytes zeroed at a time
+	hydrateZero       = 64 << 20  // bytes zeroed at a time
+	hydrateRoom       = 128 << 20 // bytes of a file's room asked for ahead of the copies, a multiple of hydrateCopy
 	hydrateWorkers    = 4
 	hydratePause      = 10 * time.Millisecond // between polite copies
 	hydrateQuiet      = 50 * time.Millisecond // without guest I/O: quiet

@@ -119,6 +119,9 @@ func (h *hydrator) plan(ctx context.Context, do func(job)) error {
 					if ctx.Err() != nil {
 						return ctx.Err()
 					}
+					if !j.zero && (part.off-j.off)%hydrateRoom == 0 {
+						c.data.room(part.off, min(hydrateRoom, j.off+j.length-part.off))
+					}
 					do(part)
 				}
 			}
