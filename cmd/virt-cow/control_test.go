@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
-	"github.com/virt-cow/virt-cow/internal/serve"
 )
 
 func hydration(s *server, r api.HydrationRequest) *api.EngineStatus {
@@ -143,7 +142,7 @@ func TestGarbageOnTheSockets(t *testing.T) {
 	b.image("m.raw", mib)
 	b.clone("c.vcow", "m.raw")
 	s := b.serve("c.vcow")
-	control := serve.ControlPath(s.socket)
+	control := api.ControlPath(s.socket)
 	dev := s.dial()
 	for _, socket := range []string{control, s.socket} {
 		for _, text := range []string{"", "\x00\x01\x02\xff", "GET / HTTP/9.9\r\n\r\n", strings.Repeat("A", 1<<20), "POST /v1/stop HTTP/1.1\r\n\r\n"} {

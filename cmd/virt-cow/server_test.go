@@ -14,7 +14,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/nbd"
-	"github.com/virt-cow/virt-cow/internal/serve"
 )
 
 // server is a running virt-cow serve.
@@ -84,7 +83,7 @@ func (b *bench) serve(store string, flags ...string) *server {
 	return s
 }
 
-func (s *server) engine() *api.Engine { return api.NewEngine(serve.ControlPath(s.socket)) }
+func (s *server) engine() *api.Engine { return api.NewEngine(api.ControlPath(s.socket)) }
 
 func (s *server) uri() string { return "nbd+unix:///?socket=" + s.socket }
 

@@ -2,6 +2,8 @@
 // unix socket, and the clients for both. It knows nothing of how either does it.
 package api
 
+import "strings"
+
 // ControlVersion is the version of the engine's control protocol. A daemon drives engines of this
 // version and the one before.
 const ControlVersion = 1
@@ -14,6 +16,9 @@ const (
 	PathEngineResume    = "/v1/resume"    // POST -> EngineStatus
 	PathEngineStop      = "/v1/stop"      // POST: flush, close the store, end the process
 )
+
+// ControlPath is where the control socket of the engine with this NBD socket is, unless it was told otherwise.
+func ControlPath(socket string) string { return strings.TrimSuffix(socket, ".sock") + ".ctl" }
 
 // EngineStatus is what an engine process says of itself and its volume. Sizes are bytes.
 type EngineStatus struct {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"path/filepath"
+	"strings"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
@@ -22,23 +23,16 @@ func (d *Daemon) socketPath(volume string) string {
 }
 
 func (d *Daemon) controlPath(volume string) string {
-	return filepath.Join(d.config.RunDir, volume+".ctl")
+	return api.ControlPath(d.socketPath(volume))
 }
 
 // volumeOfSocket is the volume whose socket this would be, "" if it is none of ours.
 func (d *Daemon) volumeOfSocket(socket string) string {
-	name, ok := trimSuffix(filepath.Base(socket), ".sock")
+	name, ok := strings.CutSuffix(filepath.Base(socket), ".sock")
 	if !ok || filepath.Clean(socket) != d.socketPath(name) {
 		return ""
 	}
 	return name
-}
-
-func trimSuffix(s, suffix string) (string, bool) {
-	if len(s) <= len(suffix) || s[len(s)-len(suffix):] != suffix {
-		return s, false
-	}
-	return s[:len(s)-len(suffix)], true
 }
 
 // claim gives a volume to a domain, or says who has it.

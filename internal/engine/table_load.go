@@ -15,13 +15,7 @@ func (t *table) load(leaf int64) error {
 	if atomic.LoadUint32(t.cache.state(leaf)) != leafUnread {
 		return nil
 	}
-	var flags [store.LeafFlags]byte
-	if err := t.st.ReadLeaf(leaf, flags[:]); err != nil {
-		return err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.merge(leaf, flags[:])
+	return t.read(leaf)
 }
 
 // refresh reads a leaf from the device and takes over the ones in it: with the cache off another host
@@ -32,6 +26,11 @@ func (t *table) refresh(leaf int64) error {
 			return err
 		}
 	}
+	return t.read(leaf)
+}
+
+// read takes over what the device has of a leaf.
+func (t *table) read(leaf int64) error {
 	var flags [store.LeafFlags]byte
 	if err := t.st.ReadLeaf(leaf, flags[:]); err != nil {
 		return err

@@ -117,12 +117,11 @@ func (v *Volume) own(o Options) (recovered bool, err error) {
 		return false, err
 	}
 	if v.info.ReadOnly {
-		owner := v.st.Header().Owner
-		switch {
-		case owner == nil:
-		case owner.Host != o.Owner.Host && o.CacheMode != cowfmt.CacheOff:
-			return false, fmt.Errorf("%s: %w: what %s wrote may still be in its memory only", v.st.Name(), store.ErrOwned, owner.HostName)
-		case owner.Host == o.Owner.Host && owner.Boot == o.Owner.Boot:
+		// What another host wrote with its cache on may still be in its memory only.
+		if err := v.st.Elsewhere(o.Owner.Host); err != nil && o.CacheMode != cowfmt.CacheOff {
+			return false, err
+		}
+		if owner := v.st.Header().Owner; owner != nil && owner.Host == o.Owner.Host && owner.Boot == o.Owner.Boot {
 			return false, fmt.Errorf("%s: its engine died in this boot: serve it for writing once before it is read", v.st.Name())
 		}
 		v.cache, err = createCache("", nil, uuid.Nil, leaves)
@@ -304,12 +303,7 @@ func (v *Volume) Close() error {
 			err = v.st.Release()
 		}
 	}
-	if err == nil || v.info.ReadOnly {
-		err = errors.Join(err, v.cache.close(!v.info.ReadOnly))
-	} else {
-		err = errors.Join(err, v.cache.close(false))
-	}
-	return errors.Join(err, v.closeMaster())
+	return errors.Join(err, v.cache.close(err == nil && !v.info.ReadOnly), v.closeMaster())
 }
 
 // CacheMode says whether the exception cache is on.

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/engine"
 	"github.com/virt-cow/virt-cow/internal/nbd"
 )
@@ -23,14 +23,11 @@ const (
 // drainWait bounds the wait for clients' requests at the end; the volume is closed cleanly all the same.
 const drainWait = 10 * time.Second
 
-// ControlPath is where the control API of the engine with this NBD socket is.
-func ControlPath(socket string) string { return strings.TrimSuffix(socket, ".sock") + ".ctl" }
-
 // Run serves a volume until the context ends or the control API says stop, then flushes and closes it.
 // ready, if not nil, is called once clients can connect.
 func Run(ctx context.Context, c Config, log zerolog.Logger, ready func(*engine.Volume)) error {
 	if c.Control == "" {
-		c.Control = ControlPath(c.Socket)
+		c.Control = api.ControlPath(c.Socket)
 	}
 	// Before anything else: what is wrong with the sockets is told at once, not after the wait for a lock.
 	if err := c.checkSockets(); err != nil {

@@ -90,10 +90,9 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	if o.lock, err = lockUUID(waiting, c.RunDir, h, c.ReadOnly); err != nil {
 		return o, err
 	}
-	if by := h.Owner; by != nil && by.Host != owner.Host {
-		// Its exceptions are in that host's memory: even reading here would show an older volume.
-		return o, fmt.Errorf("%s: %w: %s has it since %s; stop the volume there first", c.Store, store.ErrOwned, by.HostName,
-			time.Unix(by.Since, 0).Format(time.RFC3339))
+	// Said before the master is opened, which may take its time; the engine asks again.
+	if err := st.Elsewhere(owner.Host); err != nil {
+		return o, err
 	}
 	var base blockdev.Device
 	if h.Master != nil && !h.CutLoose {

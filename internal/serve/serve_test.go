@@ -85,7 +85,7 @@ func TestRunAndLocks(t *testing.T) {
 	if err := NotServed(c.RunDir, h); err != nil {
 		t.Errorf("served no longer: %v", err)
 	}
-	for _, path := range []string{c.Socket, ControlPath(c.Socket)} {
+	for _, path := range []string{c.Socket, api.ControlPath(c.Socket)} {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s was left: %v", path, err)
 		}
@@ -101,7 +101,7 @@ func TestEndDuringASuspension(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	e := api.NewEngine(ControlPath(c.Socket))
+	e := api.NewEngine(api.ControlPath(c.Socket))
 	if _, err := e.Suspend(t.Context(), api.SuspendRequest{DeadlineMillis: time.Hour.Milliseconds()}); err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestStopIsAnswered(t *testing.T) {
 	for range 20 {
 		c, _ := config(t)
 		stop := start(t, c)
-		if err := api.NewEngine(ControlPath(c.Socket)).Stop(t.Context()); err != nil {
+		if err := api.NewEngine(api.ControlPath(c.Socket)).Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := stop(); err != nil {
@@ -206,7 +206,7 @@ func TestHost(t *testing.T) {
 
 func TestControlPath(t *testing.T) {
 	for socket, want := range map[string]string{"/r/v.sock": "/r/v.ctl", "/r/v": "/r/v.ctl"} {
-		if got := ControlPath(socket); got != want {
+		if got := api.ControlPath(socket); got != want {
 			t.Errorf("%s: %s, want %s", socket, got, want)
 		}
 	}

@@ -20,10 +20,10 @@ func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
 	if err := s.Reread(); err != nil {
 		return false, err
 	}
+	if err := s.Elsewhere(me.Host); err != nil {
+		return false, err
+	}
 	if owner := s.Header().Owner; owner != nil {
-		if owner.Host != me.Host {
-			return false, s.owned(owner, "stop the volume there first")
-		}
 		if owner.Boot == me.Boot {
 			s.own(true)
 			return true, nil
@@ -39,6 +39,14 @@ func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
 	})
 	s.own(err == nil)
 	return false, err
+}
+
+// Elsewhere is ErrOwned where another host than this one is the owner, as far as the header was read.
+func (s *Store) Elsewhere(host uuid.UUID) error {
+	if owner := s.Header().Owner; owner != nil && owner.Host != host {
+		return s.owned(owner, "stop the volume there first")
+	}
+	return nil
 }
 
 func (s *Store) owned(by *cowfmt.Owner, advice string) error {

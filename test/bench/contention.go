@@ -106,7 +106,7 @@ func hydrateUnderLoad(ctx context.Context, socket string) error {
 		}
 		if st.IO.Reads+st.IO.Writes > 1000 {
 			run := true
-			_, err := api.NewEngine(controlOf(socket)).Hydration(ctx, api.HydrationRequest{Run: &run})
+			_, err := api.NewEngine(api.ControlPath(socket)).Hydration(ctx, api.HydrationRequest{Run: &run})
 			return err
 		}
 		time.Sleep(10 * time.Millisecond)
