@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/virt-cow/virt-cow/internal/daemon"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/libvirtx/rpc"
 )
 
 // DaemonCmd is the control daemon.
@@ -36,6 +38,7 @@ func (c *DaemonCmd) Run(env *Env) error {
 		return exitError{fmt.Errorf("--program: %w", err), exitUsage}
 	}
 	return daemon.Run(env.Context, daemon.Config{
-		RunDir: runDir, LogDir: c.LogDir, Libvirt: c.Libvirt, Program: c.Program, Version: version,
+		RunDir: runDir, LogDir: c.LogDir, Program: c.Program, Version: version,
+		Dial: func(ctx context.Context) (libvirtx.Conn, error) { return rpc.Dial(ctx, c.Libvirt) },
 	}, env.Log)
 }

@@ -109,6 +109,11 @@ func (e *Engine) Resume(ctx context.Context) (*EngineStatus, error) {
 	return e.status(ctx, PathEngineResume, struct{}{})
 }
 
+// Client changes whose QEMU may connect. The engine must be of ControlVersion 2.
+func (e *Engine) Client(ctx context.Context, r ClientRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineClient, r)
+}
+
 // Stop asks the engine to flush, close its store and end.
 func (e *Engine) Stop(ctx context.Context) error {
 	return e.c.call(ctx, PathEngineStop, struct{}{}, nil)

@@ -12,6 +12,9 @@ const (
 	PathDaemonAttach    = "/v1/attach"    // POST AttachRequest -> VolumeStatus
 	PathDaemonDetach    = "/v1/detach"    // POST DetachRequest -> VolumeStatus
 	PathDaemonHydration = "/v1/hydration" // POST VolumeHydrationRequest -> VolumeStatus
+	PathDaemonPrepare   = "/v1/prepare"   // POST PrepareRequest -> PrepareAnswer, once all volumes are served
+	PathDaemonNotice    = "/v1/notice"    // POST NoticeRequest -> {}, at once
+	PathDaemonMetrics   = "/metrics"      // GET, Prometheus text
 )
 
 // DaemonStatus is what the daemon knows. Volumes are in the order of their names.
@@ -19,8 +22,31 @@ type DaemonStatus struct {
 	APIVersion int            `json:"apiVersion"`
 	Version    string         `json:"version"` // of the program
 	PID        int            `json:"pid"`
+	Launcher   string         `json:"launcher"` // of engines: systemd, child
+	Started    int64          `json:"started"`  // Unix seconds
 	Libvirt    LibvirtStatus  `json:"libvirt"`
-	Volumes    []VolumeStatus `json:"volumes"`
+	Volumes    []VolumeStatus `json:"volumes"` // in use, or failed
+	Domains    []DomainStatus `json:"domains"` // what could not be done for a domain; well ones are not here
+	Catalogue  int            `json:"catalogue"`
+	Counters   Counters       `json:"counters"`
+}
+
+// DomainStatus tells what is wrong with a domain's disks as a whole.
+type DomainStatus struct {
+	Domain string `json:"domain"` // name
+	UUID   string `json:"uuid"`
+	Error  string `json:"error"`
+}
+
+// Counters count since the daemon started.
+type Counters struct {
+	Reconciles      uint64 `json:"reconciles"`
+	ReconcileErrors uint64 `json:"reconcileErrors"`
+	EngineRestarts  uint64 `json:"engineRestarts"` // of engines that ended without having been asked to
+	Resumes         uint64 `json:"resumes"`        // of guests that an I/O error had paused
+	Reconnects      uint64 `json:"reconnects"`     // to libvirt
+	PluginFailures  uint64 `json:"pluginFailures"`
+	Vetoes          uint64 `json:"vetoes"` // by plugins
 }
 
 // LibvirtStatus tells of the connection to libvirt.
@@ -48,14 +74,16 @@ type VolumeStatus struct {
 	State  string        `json:"state"`
 	Error  string        `json:"error,omitempty"`
 	PID    int           `json:"pid,omitempty"`    // of its engine process
+	Old    bool          `json:"old,omitempty"`    // the engine is of another version of the program than the daemon
+	Held   bool          `json:"held,omitempty"`   // served on request, though no domain has it
 	Engine *EngineStatus `json:"engine,omitempty"` // what the engine said just now
 }
 
 // AttachRequest gives a domain a disk, now and whenever it starts.
 type AttachRequest struct {
 	Domain  string `json:"domain"`           // name or UUID
-	Store   string `json:"store"`            // absolute path
-	Volume  string `json:"volume,omitempty"` // checked against the store if given
+	Store   string `json:"store,omitempty"`  // absolute path; the catalogue's if empty
+	Volume  string `json:"volume,omitempty"` // checked against the store if both are given
 	Target  string `json:"target,omitempty"` // the first free one if empty
 	Bus     string `json:"bus,omitempty"`    // virtio if empty
 	Hydrate bool   `json:"hydrate"`
@@ -72,4 +100,22 @@ type DetachRequest struct {
 type VolumeHydrationRequest struct {
 	Volume string `json:"volume"`
 	HydrationRequest
+}
+
+// PrepareRequest is the hook's: a domain is about to start, and QEMU will connect to these volumes.
+type PrepareRequest struct {
+	Domain    string   `json:"domain"` // name
+	UUID      string   `json:"uuid"`
+	Operation string   `json:"operation"` // prepare, restore
+	Volumes   []string `json:"volumes"`   // names
+}
+
+// PrepareAnswer is empty: what counts is that it came.
+type PrepareAnswer struct{}
+
+// NoticeRequest is the hook's: something happened to a domain. Nothing waits for what is done about it.
+type NoticeRequest struct {
+	Domain    string `json:"domain"` // name
+	UUID      string `json:"uuid"`
+	Operation string `json:"operation"` // started, stopped, release, reconnect
 }

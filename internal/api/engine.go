@@ -6,15 +6,16 @@ import "strings"
 
 // ControlVersion is the version of the engine's control protocol. A daemon drives engines of this
 // version and the one before.
-const ControlVersion = 1
+const ControlVersion = 2
 
-// Paths of an engine's control socket.
+// Paths of an engine's control socket. What came with a later version than 1 says so.
 const (
 	PathEngineStatus    = "/v1/status"    // GET -> EngineStatus
 	PathEngineHydration = "/v1/hydration" // POST HydrationRequest -> EngineStatus
 	PathEngineSuspend   = "/v1/suspend"   // POST SuspendRequest -> EngineStatus
 	PathEngineResume    = "/v1/resume"    // POST -> EngineStatus
 	PathEngineStop      = "/v1/stop"      // POST: flush, close the store, end the process
+	PathEngineClient    = "/v1/client"    // POST ClientRequest -> EngineStatus; since 2
 )
 
 // ControlPath is where the control socket of the engine with this NBD socket is, unless it was told otherwise.
@@ -31,7 +32,8 @@ type EngineStatus struct {
 	Socket         string     `json:"socket"` // NBD, path
 	Size           int64      `json:"size"`
 	ChunkSize      int64      `json:"chunkSize"`
-	Target         string     `json:"target"` // linear, clone
+	Target         string     `json:"target"`           // linear, clone
+	Client         *Peer      `json:"client,omitempty"` // since 2
 	Master         string     `json:"master,omitempty"`
 	Cache          string     `json:"cache"` // on, off
 	Epoch          uint32     `json:"epoch"`
@@ -72,6 +74,10 @@ type IOCounters struct {
 	Hydrated   uint64 `json:"hydratedBytes"`
 	Commits    uint64 `json:"commits"` // of the exception table
 	Errors     uint64 `json:"errors"`
+	Refused    uint64 `json:"refused"` // connections of processes that may not have the volume; since 2
+
+	// How long requests took, by kind: read, write (with trim and zero), flush. Since 2.
+	Latency map[string]*Histogram `json:"latency,omitempty"`
 }
 
 // HydrationRequest starts or pauses the background copy, or changes its rate. Nil leaves as it is.

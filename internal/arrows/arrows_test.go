@@ -26,8 +26,21 @@ var may = map[string][]string{
 	"internal/serve": {
 		"internal/api", "internal/blockdev", "internal/cowfmt", "internal/engine", "internal/master", "internal/nbd", "internal/store",
 	},
-	"internal/libvirtx": {"internal/cowfmt"},
-	"internal/daemon":   {"internal/api", "internal/cowfmt", "internal/libvirtx"},
+	"internal/libvirtx":     {"internal/cowfmt"},
+	"internal/libvirtx/rpc": {"internal/libvirtx"},
+	"internal/libvirtx/cgo": {"internal/libvirtx"},
+	"internal/config":       {"internal/cowfmt"},
+	"internal/hook":         {"internal/api", "internal/libvirtx"},
+	"internal/launch":       {"internal/api"},
+	"internal/plugin":       {},
+	"internal/metrics":      {"internal/api"},
+	"internal/catalogue":    {"internal/cowfmt"},
+	"internal/inventory":    {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/plugin"},
+	"internal/doctor":       {"internal/api", "internal/config", "internal/libvirtx"},
+	"internal/daemon": {
+		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",
+		"internal/metrics", "internal/plugin",
+	},
 }
 
 func TestArrows(t *testing.T) {

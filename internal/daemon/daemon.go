@@ -44,7 +44,7 @@ import (
 type Config struct {
 	RunDir  string // sockets and records; on tmpfs
 	LogDir  string // one log an engine
-	Libvirt string // libvirt's socket
+	Dial    func(context.Context) (libvirtx.Conn, error)
 	Program string // virt-cow, run for the engines
 	Version string
 }
@@ -102,8 +102,7 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 		return err
 	}
 	d.tasks.Go(func() {
-		dial := func(ctx context.Context) (libvirtx.Conn, error) { return libvirtx.Dial(ctx, c.Libvirt) }
-		libvirtx.Keep(ctx, dial, d, connectBackoff, log)
+		libvirtx.Keep(ctx, c.Dial, d, connectBackoff, log)
 	})
 	log.Info().Str("socket", filepath.Join(c.RunDir, api.DaemonSocket)).Msg("daemon ready")
 	return d.serve(ctx)

@@ -31,7 +31,7 @@ func Keep(ctx context.Context, dial func(context.Context) (Conn, error), h Handl
 			return
 		case <-time.After(wait):
 		}
-		dialCtx, cancel := context.WithTimeout(ctx, callTimeout)
+		dialCtx, cancel := context.WithTimeout(ctx, CallTimeout)
 		c, err := dial(dialCtx)
 		cancel()
 		if err != nil {

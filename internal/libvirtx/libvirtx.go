@@ -9,6 +9,7 @@ package libvirtx
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -23,6 +24,13 @@ var (
 	// ErrNoSlot says that no free PCI slot is left to plug a disk into.
 	ErrNoSlot = errors.New("no free PCI slot for another disk: give the domain more <controller type='pci' model='pcie-root-port'/>, it needs a restart")
 )
+
+// DefaultSocket is where libvirtd, or virtqemud's proxy, answers.
+const DefaultSocket = "/run/libvirt/libvirt-sock"
+
+// CallTimeout bounds every call of a driver: a libvirtd that hangs is dropped. An attach waits for QEMU, a detach
+// for the guest, so it is generous.
+const CallTimeout = 60 * time.Second
 
 // Domain names a domain. The UUID is what counts: a name may change.
 type Domain struct {

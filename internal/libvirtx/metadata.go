@@ -8,8 +8,8 @@ import (
 // Namespace names virt-cow's metadata element in a domain's XML, version 1.0.
 const Namespace = "http://virt-cow.org/xmlns/libvirt/domain/1.0"
 
-// prefix is what the element is written with.
-const prefix = "virtcow"
+// Prefix is what the element is written with.
+const Prefix = "virtcow"
 
 // Want is one disk a domain should have: in XML in its metadata, in JSON in the record of its engine.
 type Want struct {
@@ -37,18 +37,18 @@ func ParseWants(element string) ([]Want, error) {
 	}
 	var w wants
 	if err := xml.Unmarshal([]byte(element), &w); err != nil {
-		return nil, fmt.Errorf("metadata element %s disks: %w", prefix, err)
+		return nil, fmt.Errorf("metadata element %s disks: %w", Prefix, err)
 	}
 	seen := map[string]bool{}
 	for _, d := range w.Disks {
 		switch {
 		case d.Volume == "" || d.Store == "" || d.Target == "":
 			return nil, fmt.Errorf("metadata element %s disks: a disk needs volume, store and target, this one has %q, %q, %q",
-				prefix, d.Volume, d.Store, d.Target)
+				Prefix, d.Volume, d.Store, d.Target)
 		case seen["v "+d.Volume]:
-			return nil, fmt.Errorf("metadata element %s disks: volume %s is there twice", prefix, d.Volume)
+			return nil, fmt.Errorf("metadata element %s disks: volume %s is there twice", Prefix, d.Volume)
 		case seen["t "+d.Target]:
-			return nil, fmt.Errorf("metadata element %s disks: target %s is there twice", prefix, d.Target)
+			return nil, fmt.Errorf("metadata element %s disks: target %s is there twice", Prefix, d.Target)
 		}
 		seen["v "+d.Volume], seen["t "+d.Target] = true, true
 	}

@@ -1,4 +1,6 @@
-package libvirtx
+// Package rpc is the driver of libvirtx that speaks libvirt's RPC protocol through
+// github.com/digitalocean/go-libvirt over the local socket: pure Go, so that the program stays static.
+package rpc
 
 import (
 	"context"
@@ -12,30 +14,25 @@ import (
 
 	"github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
-// DefaultSocket is where libvirtd, or virtqemud's proxy, answers.
-const DefaultSocket = "/run/libvirt/libvirt-sock"
-
-// callTimeout bounds every call: the protocol has no keepalive here, a libvirtd that hangs is dropped. An
-// attach waits for QEMU, a detach for the guest, so it is generous.
-const callTimeout = 60 * time.Second
-
-// rpc is a Conn over libvirt's RPC protocol.
-type rpc struct {
+// conn is a libvirtx.Conn over libvirt's RPC protocol.
+type conn struct {
 	l      *libvirt.Libvirt
 	socket *watchedConn
-	events chan Event
+	events chan libvirtx.Event
 	pumps  sync.WaitGroup
 }
 
 // Dial connects to the QEMU driver behind a libvirt socket, and subscribes.
-func Dial(ctx context.Context, socket string) (Conn, error) {
+func Dial(ctx context.Context, socket string) (libvirtx.Conn, error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, fmt.Errorf("libvirt at %s: %w: is libvirtd running?", socket, err)
 	}
-	r := &rpc{socket: &watchedConn{Conn: c, gone: make(chan struct{})}, events: make(chan Event)}
+	r := &conn{socket: &watchedConn{Conn: c, gone: make(chan struct{})}, events: make(chan libvirtx.Event)}
 	r.l = libvirt.NewWithDialer(r.socket)
 	err = r.call(ctx, "connect", func() error { return r.l.ConnectToURI(libvirt.QEMUSystem) })
 	if err == nil {
@@ -76,10 +73,10 @@ func (c *watchedConn) Close() error {
 
 // call runs one call. When it takes too long the connection is dropped, which ends it: the library can
 // neither take a call back nor end a subscription without the danger of a deadlock.
-func (r *rpc) call(ctx context.Context, what string, f func() error) error {
+func (r *conn) call(ctx context.Context, what string, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
-	timeout := time.NewTimer(callTimeout)
+	timeout := time.NewTimer(libvirtx.CallTimeout)
 	defer timeout.Stop()
 	var err error
 	select {
@@ -90,14 +87,14 @@ func (r *rpc) call(ctx context.Context, what string, f func() error) error {
 		case err = <-done:
 			err = known(err)
 		case <-time.After(time.Second):
-			err = ErrGone
+			err = libvirtx.ErrGone
 		}
 	case <-ctx.Done():
 		r.socket.Close()
-		err = fmt.Errorf("%w: %w", ErrGone, ctx.Err())
+		err = fmt.Errorf("%w: %w", libvirtx.ErrGone, ctx.Err())
 	case <-timeout.C:
 		r.socket.Close()
-		err = fmt.Errorf("%w: no answer in %s", ErrGone, callTimeout)
+		err = fmt.Errorf("%w: no answer in %s", libvirtx.ErrGone, libvirtx.CallTimeout)
 	}
 	if err != nil {
 		return fmt.Errorf("libvirt: %s: %w", what, err)
@@ -113,29 +110,31 @@ func known(err error) error {
 		return nil
 	case errors.Is(err, libvirt.ErrInterrupted), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.EPIPE),
 		errors.Is(err, syscall.EINVAL): // the library's own word for a call after the end
-		return fmt.Errorf("%w: %w", ErrGone, err)
+		return fmt.Errorf("%w: %w", libvirtx.ErrGone, err)
 	case !errors.As(err, &le):
 		return err
 	}
 	switch {
 	case libvirt.ErrorNumber(le.Code) == libvirt.ErrNoDomain:
-		return fmt.Errorf("%w: %w", ErrNoDomain, err)
+		return fmt.Errorf("%w: %w", libvirtx.ErrNoDomain, err)
 	case libvirt.ErrorNumber(le.Code) == libvirt.ErrDeviceMissing,
 		strings.Contains(le.Message, "no device found with alias"): // libvirt 9.0 calls it an internal error
-		return fmt.Errorf("%w: %w", ErrNoDevice, err)
+		return fmt.Errorf("%w: %w", libvirtx.ErrNoDevice, err)
 	case strings.Contains(le.Message, "No more available PCI slots"):
-		return fmt.Errorf("%w (libvirt: %w)", ErrNoSlot, err)
+		return fmt.Errorf("%w (libvirt: %w)", libvirtx.ErrNoSlot, err)
 	}
 	return err
 }
 
-func (r *rpc) Events() <-chan Event { return r.events }
+func (r *conn) Events() <-chan libvirtx.Event { return r.events }
 
 // Close drops the connection; libvirtd cleans up after it.
-func (r *rpc) Close() error { return r.socket.Close() }
+func (r *conn) Close() error { return r.socket.Close() }
 
-func fromDomain(d libvirt.Domain) Domain { return Domain{Name: d.Name, UUID: uuid.UUID(d.UUID)} }
+func fromDomain(d libvirt.Domain) libvirtx.Domain {
+	return libvirtx.Domain{Name: d.Name, UUID: uuid.UUID(d.UUID)}
+}
 
-func toDomain(d Domain) libvirt.Domain {
+func toDomain(d libvirtx.Domain) libvirt.Domain {
 	return libvirt.Domain{Name: d.Name, UUID: libvirt.UUID(d.UUID), ID: -1}
 }

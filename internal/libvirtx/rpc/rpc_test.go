@@ -1,4 +1,4 @@
-package libvirtx_test
+package rpc_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/libvirtx/rpc"
 	"github.com/virt-cow/virt-cow/test/lab"
 )
 
@@ -92,7 +93,7 @@ func TestRealLibvirt(t *testing.T) {
 	keepCtx, stopKeep := context.WithCancel(ctx)
 	var keep sync.WaitGroup
 	keep.Go(func() {
-		libvirtx.Keep(keepCtx, func(ctx context.Context) (libvirtx.Conn, error) { return libvirtx.Dial(ctx, h.LibvirtSocket()) },
+		libvirtx.Keep(keepCtx, func(ctx context.Context) (libvirtx.Conn, error) { return rpc.Dial(ctx, h.LibvirtSocket()) },
 			rec, libvirtx.Backoff{Min: 50 * time.Millisecond, Max: time.Second}, zerolog.New(t.Output()))
 	})
 	defer keep.Wait()

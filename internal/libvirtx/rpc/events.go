@@ -1,57 +1,59 @@
-package libvirtx
+package rpc
 
 import (
 	"context"
 
 	"github.com/digitalocean/go-libvirt"
+
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
 // subscribed are the events we read: the key is libvirt's, the function makes ours of it, or nil.
-var subscribed = map[libvirt.DomainEventID]func(any) Event{
-	libvirt.DomainEventIDLifecycle: func(v any) Event {
+var subscribed = map[libvirt.DomainEventID]func(any) libvirtx.Event{
+	libvirt.DomainEventIDLifecycle: func(v any) libvirtx.Event {
 		m, ok := v.(*libvirt.DomainEventCallbackLifecycleMsg)
 		if !ok {
 			return nil
 		}
-		return Lifecycle{Domain: fromDomain(m.Msg.Dom), What: What(m.Msg.Event), Detail: m.Msg.Detail}
+		return libvirtx.Lifecycle{Domain: fromDomain(m.Msg.Dom), What: libvirtx.What(m.Msg.Event), Detail: m.Msg.Detail}
 	},
-	libvirt.DomainEventIDDeviceRemoved: func(v any) Event {
+	libvirt.DomainEventIDDeviceRemoved: func(v any) libvirtx.Event {
 		m, ok := v.(*libvirt.DomainEventCallbackDeviceRemovedMsg)
 		if !ok {
 			return nil
 		}
-		return DeviceRemoved{Domain: fromDomain(m.Msg.Dom), Alias: m.Msg.DevAlias}
+		return libvirtx.DeviceRemoved{Domain: fromDomain(m.Msg.Dom), Alias: m.Msg.DevAlias}
 	},
-	libvirt.DomainEventIDDeviceRemovalFailed: func(v any) Event {
+	libvirt.DomainEventIDDeviceRemovalFailed: func(v any) libvirtx.Event {
 		m, ok := v.(*libvirt.DomainEventCallbackDeviceRemovalFailedMsg)
 		if !ok {
 			return nil
 		}
-		return DeviceRemovalFailed{Domain: fromDomain(m.Dom), Alias: m.DevAlias}
+		return libvirtx.DeviceRemovalFailed{Domain: fromDomain(m.Dom), Alias: m.DevAlias}
 	},
-	libvirt.DomainEventIDMetadataChange: func(v any) Event {
+	libvirt.DomainEventIDMetadataChange: func(v any) libvirtx.Event {
 		m, ok := v.(*libvirt.DomainEventCallbackMetadataChangeMsg)
 		if !ok {
 			return nil
 		}
-		e := MetadataChanged{Domain: fromDomain(m.Dom)}
+		e := libvirtx.MetadataChanged{Domain: fromDomain(m.Dom)}
 		if len(m.Nsuri) > 0 {
 			e.Namespace = m.Nsuri[0]
 		}
 		return e
 	},
-	libvirt.DomainEventIDIoErrorReason: func(v any) Event {
+	libvirt.DomainEventIDIoErrorReason: func(v any) libvirtx.Event {
 		m, ok := v.(*libvirt.DomainEventCallbackIOErrorReasonMsg)
 		if !ok {
 			return nil
 		}
-		return IOError{Domain: fromDomain(m.Msg.Dom), Alias: m.Msg.DevAlias, Reason: m.Msg.Reason}
+		return libvirtx.IOError{Domain: fromDomain(m.Msg.Dom), Alias: m.Msg.DevAlias, Reason: m.Msg.Reason}
 	},
 }
 
 // subscribe asks for the events. The subscriptions end with the connection and never before: ending one can
 // lock the library up. What comes is always read.
-func (r *rpc) subscribe(ctx context.Context) error {
+func (r *conn) subscribe(ctx context.Context) error {
 	for id, convert := range subscribed {
 		var ch <-chan any
 		err := r.call(ctx, "subscribe to events", func() (err error) {

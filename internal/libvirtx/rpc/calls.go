@@ -1,4 +1,4 @@
-package libvirtx
+package rpc
 
 import (
 	"context"
@@ -7,9 +7,11 @@ import (
 
 	"github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
-func (r *rpc) Version(ctx context.Context) (v uint64, err error) {
+func (r *conn) Version(ctx context.Context) (v uint64, err error) {
 	err = r.call(ctx, "version", func() error {
 		v, err = r.l.ConnectGetLibVersion()
 		return err
@@ -17,7 +19,7 @@ func (r *rpc) Version(ctx context.Context) (v uint64, err error) {
 	return v, err
 }
 
-func (r *rpc) Domains(ctx context.Context) ([]Domain, error) {
+func (r *conn) Domains(ctx context.Context) ([]libvirtx.Domain, error) {
 	var list []libvirt.Domain
 	err := r.call(ctx, "list domains", func() (err error) {
 		list, _, err = r.l.ConnectListAllDomains(1, libvirt.ConnectListDomainsActive|libvirt.ConnectListDomainsInactive)
@@ -26,20 +28,20 @@ func (r *rpc) Domains(ctx context.Context) ([]Domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Domain, len(list))
+	out := make([]libvirtx.Domain, len(list))
 	for i, d := range list {
 		out[i] = fromDomain(d)
 	}
 	return out, nil
 }
 
-func (r *rpc) Lookup(ctx context.Context, nameOrUUID string) (Domain, error) {
+func (r *conn) Lookup(ctx context.Context, nameOrUUID string) (libvirtx.Domain, error) {
 	var d libvirt.Domain
 	err := r.call(ctx, "look up domain "+nameOrUUID, func() (err error) {
 		d, err = r.l.DomainLookupByName(nameOrUUID)
 		return err
 	})
-	if id, perr := uuid.Parse(nameOrUUID); errors.Is(err, ErrNoDomain) && perr == nil {
+	if id, perr := uuid.Parse(nameOrUUID); errors.Is(err, libvirtx.ErrNoDomain) && perr == nil {
 		err = r.call(ctx, "look up domain "+nameOrUUID, func() (err error) {
 			d, err = r.l.DomainLookupByUUID(libvirt.UUID(id))
 			return err
@@ -48,16 +50,16 @@ func (r *rpc) Lookup(ctx context.Context, nameOrUUID string) (Domain, error) {
 	return fromDomain(d), err
 }
 
-func (r *rpc) State(ctx context.Context, d Domain) (State, error) {
+func (r *conn) State(ctx context.Context, d libvirtx.Domain) (libvirtx.State, error) {
 	var state, reason int32
 	err := r.call(ctx, "state of "+d.Name, func() (err error) {
 		state, reason, err = r.l.DomainGetState(toDomain(d), 0)
 		return err
 	})
 	if err != nil {
-		return State{}, err
+		return libvirtx.State{}, err
 	}
-	s := State{}
+	s := libvirtx.State{}
 	switch libvirt.DomainState(state) {
 	case libvirt.DomainRunning, libvirt.DomainBlocked, libvirt.DomainShutdown, libvirt.DomainPmsuspended:
 		s.Active = true
@@ -68,7 +70,7 @@ func (r *rpc) State(ctx context.Context, d Domain) (State, error) {
 	return s, nil
 }
 
-func (r *rpc) XML(ctx context.Context, d Domain) (xml string, err error) {
+func (r *conn) XML(ctx context.Context, d libvirtx.Domain) (xml string, err error) {
 	err = r.call(ctx, "XML of "+d.Name, func() error {
 		xml, err = r.l.DomainGetXMLDesc(toDomain(d), 0)
 		return err
@@ -76,10 +78,10 @@ func (r *rpc) XML(ctx context.Context, d Domain) (xml string, err error) {
 	return xml, err
 }
 
-func (r *rpc) Metadata(ctx context.Context, d Domain) (xml string, err error) {
+func (r *conn) Metadata(ctx context.Context, d libvirtx.Domain) (xml string, err error) {
 	err = r.call(ctx, "metadata of "+d.Name, func() error {
 		xml, err = r.l.DomainGetMetadata(toDomain(d), int32(libvirt.DomainMetadataElement),
-			libvirt.OptString{Namespace}, libvirt.DomainAffectCurrent)
+			libvirt.OptString{libvirtx.Namespace}, libvirt.DomainAffectCurrent)
 		return err
 	})
 	var le libvirt.Error
@@ -89,7 +91,7 @@ func (r *rpc) Metadata(ctx context.Context, d Domain) (xml string, err error) {
 	return xml, err
 }
 
-func (r *rpc) SetMetadata(ctx context.Context, d Domain, xml string) error {
+func (r *conn) SetMetadata(ctx context.Context, d libvirtx.Domain, xml string) error {
 	var active, persistent int32
 	err := r.call(ctx, "state of "+d.Name, func() (err error) {
 		if active, err = r.l.DomainIsActive(toDomain(d)); err == nil {
@@ -113,22 +115,22 @@ func (r *rpc) SetMetadata(ctx context.Context, d Domain, xml string) error {
 	}
 	return r.call(ctx, "set metadata of "+d.Name, func() error {
 		return r.l.DomainSetMetadata(toDomain(d), int32(libvirt.DomainMetadataElement), metadata,
-			libvirt.OptString{prefix}, libvirt.OptString{Namespace}, flags)
+			libvirt.OptString{libvirtx.Prefix}, libvirt.OptString{libvirtx.Namespace}, flags)
 	})
 }
 
-func (r *rpc) Attach(ctx context.Context, d Domain, xml string) error {
+func (r *conn) Attach(ctx context.Context, d libvirtx.Domain, xml string) error {
 	return r.call(ctx, "attach disk to "+d.Name, func() error {
 		return r.l.DomainAttachDeviceFlags(toDomain(d), xml, uint32(libvirt.DomainAffectLive))
 	})
 }
 
-func (r *rpc) Detach(ctx context.Context, d Domain, alias string) error {
+func (r *conn) Detach(ctx context.Context, d libvirtx.Domain, alias string) error {
 	return r.call(ctx, fmt.Sprintf("detach %s from %s", alias, d.Name), func() error {
 		return r.l.DomainDetachDeviceAlias(toDomain(d), alias, uint32(libvirt.DomainAffectLive))
 	})
 }
 
-func (r *rpc) Resume(ctx context.Context, d Domain) error {
+func (r *conn) Resume(ctx context.Context, d libvirtx.Domain) error {
 	return r.call(ctx, "resume "+d.Name, func() error { return r.l.DomainResume(toDomain(d)) })
 }

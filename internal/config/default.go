@@ -1,0 +1,15 @@
+package config
+
+import "time"
+
+// Default is the configuration of an empty file.
+func Default() Config {
+	return Config{
+		RunDir: "/run/virt-cow", StateDir: "/var/lib/virt-cow", LogDir: "/var/log/virt-cow", StoreDir: "/var/lib/virt-cow/stores",
+		Libvirt: Libvirt{Socket: "/run/libvirt/libvirt-sock", RunDir: "/run/libvirt/qemu"},
+		Engine:  Engine{Launcher: "auto", Group: "auto"},
+		Hook:    Hook{Timeout: Duration(45 * time.Second)},
+		Scan:    Scan{Folders: []string{"/var/lib/virt-cow/stores"}, Devices: []string{"/dev/disk/by-id/*", "/dev/mapper/*"}},
+		Plugins: Plugins{Dir: "/etc/virt-cow/plugins.d", Timeout: Duration(30 * time.Second)},
+	}
+}
