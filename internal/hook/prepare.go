@@ -19,7 +19,7 @@ const (
 	// retryEvery is how often it is looked for meanwhile.
 	retryEvery = 250 * time.Millisecond
 	// engineTimeout bounds one question to an engine.
-	engineTimeout = time.Second
+	engineTimeout = 5 * time.Second
 )
 
 // prepare has the daemon serve the volumes, and returns nil once they are. What the daemon refuses is vetoed. Where it
@@ -27,8 +27,8 @@ const (
 func (c Config) prepare(ctx context.Context, call Call, dom libvirtx.Domain, volumes []string) error {
 	request := api.PrepareRequest{Domain: dom.Name, UUID: dom.UUID.String(), Operation: call.Operation, Volumes: volumes}
 	daemon := api.NewDaemon(c.RunDir)
-	// The end of the time is for the engines.
-	asking, cancel := context.WithTimeout(ctx, c.Timeout-min(2*engineTimeout, c.Timeout/4))
+	// The end of the time is for asking the engines.
+	asking, cancel := context.WithTimeout(ctx, c.Timeout-min(engineTimeout, c.Timeout/4))
 	defer cancel()
 	for graceEnds := time.Now().Add(min(restartGrace, c.Timeout/4)); ; {
 		err := daemon.Prepare(asking, request)
