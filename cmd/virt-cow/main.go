@@ -41,9 +41,13 @@ type cli struct {
 	Attach AttachCmd `cmd:"" help:"Give a guest a volume."`
 	Detach DetachCmd `cmd:"" help:"Take a volume from a guest."`
 	Status StatusCmd `cmd:"" help:"Show the daemon's volumes."`
+	Hook   HookCmd   `cmd:"" help:"What libvirt's hook script calls."`
 }
 
 func main() {
+	if code, is := calledAsHook(os.Args[1:], os.Stderr); is {
+		os.Exit(code)
+	}
 	// Each NBD connection keeps a thread in the kernel, and the Go scheduler takes a while to notice that
 	// such a thread's processor is free: have some to spare.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 4)
