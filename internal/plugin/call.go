@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// environment is all that plugins get, besides VIRT_COW_PLUGIN, their name.
+// environment is all that plugins get, besides VIRT_COW_PLUGIN: the path of the file in the folder of plugins, which
+// may be a link to what is run.
 var environment = []string{
 	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "LANG=C.UTF-8",
 }
@@ -115,7 +116,7 @@ func (c *call) start(ctx context.Context, pipes *pipes) (*process, error) {
 	for deadline := time.Now().Add(busyTime); ; {
 		cmd := &exec.Cmd{
 			Path: c.plugin.Path, Args: []string{c.plugin.Path, c.event}, Dir: "/",
-			Env:   append([]string{"VIRT_COW_PLUGIN=" + c.plugin.Name}, environment...),
+			Env:   append([]string{"VIRT_COW_PLUGIN=" + c.plugin.File}, environment...),
 			Stdin: pipes.stdin[0], Stdout: pipes.stdout[1], Stderr: pipes.stderr[1],
 			SysProcAttr: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
 		}

@@ -12,6 +12,7 @@ import (
 // Entry is one file of a folder of plugins.
 type Entry struct {
 	Name string // the file's
+	File string // its path
 	Path string // what is run: the file, or where links from it lead
 	Err  error  // why it is not run, nil if it is; wraps ErrRefused
 	Off  bool   // with Err: it is no plugin at all, or switched off, so nobody is missed
@@ -20,14 +21,15 @@ type Entry struct {
 // maxPluginName bounds the name of a plugin, in bytes.
 const maxPluginName = 64
 
-// backups are the ends of names that editors and package managers give to what they keep.
-var backups = []string{
-	"~", ".bak", ".old", ".orig", ".rej", ".save", ".swp", ".tmp", ".disabled",
+// others are the ends of names of what is not meant to be run: what editors and package managers keep, and the
+// plugins' own configuration.
+var others = []string{
+	".conf", "~", ".bak", ".old", ".orig", ".rej", ".save", ".swp", ".tmp", ".disabled",
 	".dpkg-old", ".dpkg-new", ".dpkg-dist", ".dpkg-tmp", ".ucf-old", ".ucf-new", ".ucf-dist", ".rpmsave", ".rpmnew", ".rpmorig",
 }
 
-// List reads a folder of plugins, in the order in which they are run: lexical, byte by byte. Dotfiles, backups and
-// folders are left out; a folder that does not exist is an empty one.
+// List reads a folder of plugins, in the order in which they are run: lexical, byte by byte. Dotfiles, backups,
+// *.conf and folders are left out; a folder that does not exist is an empty one.
 func List(dir string) ([]Entry, error) {
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -42,21 +44,25 @@ func List(dir string) ([]Entry, error) {
 			continue
 		}
 		e := examine(filepath.Join(dir, f.Name()))
-		if errors.Is(e.Err, fs.ErrNotExist) {
-			if _, err := os.Lstat(filepath.Join(dir, f.Name())); errors.Is(err, fs.ErrNotExist) {
-				continue // removed this moment
-			}
+		if errors.Is(e.Err, fs.ErrNotExist) && absent(filepath.Join(dir, f.Name())) {
+			continue // removed this moment
 		}
 		list = append(list, e)
 	}
 	return list, nil
 }
 
+// absent is true if there is nothing at path, not even a link that leads nowhere.
+func absent(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 func skipped(name string) bool {
 	if strings.HasPrefix(name, ".") || strings.HasPrefix(name, "#") {
 		return true
 	}
-	for _, end := range backups {
+	for _, end := range others {
 		if strings.HasSuffix(name, end) {
 			return true
 		}
@@ -68,7 +74,7 @@ func skipped(name string) bool {
 func Examine(path string) Entry { return examine(path) }
 
 func examine(path string) Entry {
-	e := Entry{Name: filepath.Base(path)}
+	e := Entry{Name: filepath.Base(path), File: path}
 	if err := validName(e.Name); err != nil {
 		e.Err, e.Off = err, true
 		return e

@@ -3,11 +3,9 @@ package plugin
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
@@ -38,7 +36,7 @@ func (r *Runner) ProviderAt(path string) (*Provider, error) {
 // entry checks the file anew: it may have been changed since.
 func (p *Provider) entry() (Entry, error) {
 	e := examine(p.path)
-	if _, err := os.Lstat(p.path); errors.Is(err, fs.ErrNotExist) {
+	if absent(p.path) {
 		return e, fmt.Errorf("%w: %s: install it as %s", ErrNoProvider, p.name, p.path)
 	}
 	return e, e.Err
@@ -57,7 +55,10 @@ func (p *Provider) Create(ctx context.Context, name string, size int64) (string,
 	if err = checkPath(a.Path); err == nil && a.Size < size {
 		err = fmt.Errorf("asked for %d bytes it made %d", size, a.Size)
 	}
-	return a.Path, p.wrong(OperationCreate, name, err)
+	if err != nil {
+		return "", p.wrong(OperationCreate, name, err)
+	}
+	return a.Path, nil
 }
 
 // Delete deletes the store of a volume, which Create or Resolve said is at path.
@@ -75,7 +76,10 @@ func (p *Provider) Resolve(ctx context.Context, name string) (string, error) {
 	if a.Missing {
 		return "", fmt.Errorf("provider %s: resolve %s: %w", p.name, name, ErrNotFound)
 	}
-	return a.Path, p.wrong(OperationResolve, name, checkPath(a.Path))
+	if err := checkPath(a.Path); err != nil {
+		return "", p.wrong(OperationResolve, name, err)
+	}
+	return a.Path, nil
 }
 
 // Capabilities asks a provider what it is.
@@ -86,20 +90,21 @@ func (p *Provider) Capabilities(ctx context.Context) (*Capabilities, error) {
 	}
 	switch {
 	case a.Kind != "provider":
-		err = fmt.Errorf("its kind is %q, not provider", a.Kind)
+		return nil, p.wrong(OperationCapabilities, "", fmt.Errorf("its kind is %q, not provider", a.Kind))
 	case a.Schema < Schema:
-		err = fmt.Errorf("it knows schema %d, not %d", a.Schema, Schema)
+		return nil, p.wrong(OperationCapabilities, "", fmt.Errorf("it knows schema %d, not %d", a.Schema, Schema))
 	}
-	return &Capabilities{Schema: a.Schema, Description: printable([]byte(a.Description))}, p.wrong(OperationCapabilities, "", err)
+	return &Capabilities{Schema: a.Schema, Description: printable([]byte(a.Description))}, nil
 }
 
-// wrong counts and wraps an answer that is not what it should be.
+// wrong counts and wraps what went wrong.
 func (p *Provider) wrong(operation, name string, err error) error {
-	if err == nil {
-		return nil
-	}
 	p.runner.failed(Entry{Name: p.name}, operation, err)
-	return fmt.Errorf("%w: %s: %s %s: %w", ErrProvider, p.name, operation, name, err)
+	return fmt.Errorf("%w: %s: %w", ErrProvider, p.what(operation, name), err)
+}
+
+func (p *Provider) what(operation, name string) string {
+	return strings.TrimSpace(p.name + ": " + operation + " " + name)
 }
 
 // call runs one operation; s is nil for one of none.
@@ -114,14 +119,14 @@ func (p *Provider) call(ctx context.Context, operation string, s *store) (*answe
 	r := p.runner
 	leave, err := r.enter(ctx, r.providing)
 	if err != nil {
-		return nil, fmt.Errorf("provider %s: %s %s: %w", p.name, operation, name, err)
+		return nil, fmt.Errorf("provider %s: %w", p.what(operation, name), err)
 	}
 	defer leave()
 	ctx, stop := r.bound(ctx)
 	defer stop()
 	e, err := p.entry()
 	if err != nil {
-		return nil, fmt.Errorf("provider %s: %s %s: %w", p.name, operation, name, err)
+		return nil, fmt.Errorf("provider %s: %w", p.what(operation, name), err)
 	}
 	doc, err := r.encode(Event{Event: operation}, s)
 	if err != nil {
@@ -136,7 +141,7 @@ func (p *Provider) call(ctx context.Context, operation string, s *store) (*answe
 	err = c.run(ctx)
 	r.endLines(e, operation, stderr)
 	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("provider %s: %s %s: %w", p.name, operation, name, context.Cause(ctx))
+		return nil, fmt.Errorf("provider %s: %w", p.what(operation, name), context.Cause(ctx))
 	}
 	if exited(err) > 0 && stderr.last != "" {
 		err = fmt.Errorf("%s (%w)", stderr.last, err)
@@ -148,5 +153,8 @@ func (p *Provider) call(ctx context.Context, operation string, s *store) (*answe
 		return &answer{}, nil // there is nothing to say
 	}
 	a, err := parseAnswer(stdout.Bytes())
-	return a, p.wrong(operation, name, err)
+	if err != nil {
+		return nil, p.wrong(operation, name, err)
+	}
+	return a, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -196,6 +197,9 @@ func (r *Runner) runEvent(ctx context.Context, p Entry, event string, doc []byte
 	}
 	err := c.run(ctx)
 	r.endLines(p, event, stdout, stderr)
+	if errors.Is(err, fs.ErrNotExist) && absent(p.File) {
+		return "", nil // removed since the folder was read
+	}
 	if stderr.last != "" {
 		return stderr.last, err
 	}
