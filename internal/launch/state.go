@@ -17,7 +17,7 @@ type state struct {
 	result string // success, exit-code, signal, core-dump, timeout, start-limit-hit, …
 	code   int    // siginfo's: exited, killed, dumped
 	status int    // exit status or signal
-	text   string // what it said last with STATUS=
+	text   string // what it said last with STATUS=; of an engine that failed its error
 }
 
 func stateOf(ctx context.Context, c *dbus.Conn, name string) (state, error) {
@@ -62,14 +62,14 @@ func (s state) ended() string {
 		how = "no process was started"
 	case s.code == cldExited:
 		how = fmt.Sprintf("exit status %d", s.status)
+		if s.status != 0 && s.text != "" {
+			how += ": " + s.text
+		}
 	case s.code != 0:
 		how = "signal: " + syscall.Signal(s.status).String()
 	}
 	if s.result != "" && s.result != "success" && s.result != "exit-code" && s.result != "signal" {
 		how += " (" + s.result + ")"
-	}
-	if s.text != "" {
-		how += ": " + s.text
 	}
 	return how
 }

@@ -46,8 +46,7 @@ func (unit) Start(ctx context.Context, spec *api.EngineSpec, specPath string) (*
 	defer c.Close()
 	name := UnitName(spec.Volume)
 	// The list is emptied first, else these would be added to an earlier start's.
-	err = c.SetUnitPropertiesContext(ctx, name, true,
-		property("DevicePolicy", "closed"), property("DeviceAllow", []deviceAllow{}), property("DeviceAllow", devices))
+	err = c.SetUnitPropertiesContext(ctx, name, true, property("DeviceAllow", []deviceAllow{}), property("DeviceAllow", devices))
 	if err != nil {
 		return nil, fmt.Errorf("%s: set its devices: %w", name, err)
 	}
@@ -192,10 +191,8 @@ func (unit) Gone(ctx context.Context, volume string) error {
 	_ = c.ResetFailedUnitContext(ctx, name)
 	// Where SetUnitProperties has put them; the unit is not loaded, so systemd need not be told.
 	dir := filepath.Join("/run/systemd/system.control", name+".d")
-	for _, file := range []string{"50-DevicePolicy.conf", "50-DeviceAllow.conf"} {
-		if err := os.Remove(filepath.Join(dir, file)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	if err := os.Remove(filepath.Join(dir, "50-DeviceAllow.conf")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	_ = os.Remove(dir) // an operator may have files of their own there
 	return nil
