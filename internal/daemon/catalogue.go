@@ -128,8 +128,11 @@ func (d *Daemon) done(event string) func(api.VolumeInfo, error) (api.VolumeInfo,
 	}
 }
 
-// devicesOf lists the block devices that an engine opens.
-func (d *Daemon) devicesOf(name, store string) []string {
+// devicesOf lists the block devices that a volume's engine opens.
+func (d *Daemon) devicesOf(v *volume) []string {
+	d.mu.Lock()
+	name, store := v.name, v.want.Store
+	d.mu.Unlock()
 	e, err := d.inventory.Lookup(name)
 	if err != nil || e.Store != store {
 		return nil // an engine that ran before there was a catalogue

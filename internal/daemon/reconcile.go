@@ -139,7 +139,9 @@ func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 		err = m.plug(ctx, c, v, w, vol)
 	}
 	if err != nil {
-		m.d.setState(vol, api.VolumeFailed, err)
+		if !errors.Is(err, libvirtx.ErrGone) { // then it is looked at again over the next connection
+			m.d.setState(vol, api.VolumeFailed, err)
+		}
 		return vol, err
 	}
 	m.d.arrived(vol)

@@ -20,13 +20,14 @@ func (d *Daemon) specPath(volume string) string {
 
 // specOf is what a volume's engine is to serve.
 func (d *Daemon) specOf(v *volume) *api.EngineSpec {
+	devices := d.devicesOf(v) // not under the lock: a path may be on a file system that hangs
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := v.want
 	return &api.EngineSpec{
 		Version: api.SpecVersion, Volume: v.name, UUID: v.uuid, Store: w.Store,
 		Socket: d.socketPath(v.name), Control: d.controlPath(v.name), Group: d.config.Group,
-		Client: d.peerOf(v.domain), Hydrate: w.Hydrate != "no", Rate: w.Rate, Devices: d.devicesOf(v.name, w.Store),
+		Client: d.peerOf(v.domain), Hydrate: w.Hydrate != "no", Rate: w.Rate, Devices: devices,
 		Use: &api.Use{Target: w.Target, Bus: w.Bus, Plugged: v.plugged, Held: v.held, Arrived: v.arrived, Hydrated: v.hydrated},
 	}
 }
