@@ -250,7 +250,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	e := entry(1)
-	if _, err := c.ByName(e.Name); err != nil {
+	if _, lost := c.ByName(e.Name); lost != nil {
 		err = c.Add(e)
 	}
 	for i := int64(1); err == nil; i++ {
