@@ -7,7 +7,6 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/daemon"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
-	"github.com/virt-cow/virt-cow/internal/libvirtx/rpc"
 )
 
 // DaemonCmd is the control daemon.
@@ -34,7 +33,7 @@ func (c *DaemonCmd) Run(env *Env) error {
 	}
 	return daemon.Run(env.Context, daemon.Config{
 		RunDir: env.Config.RunDir, LogDir: env.Config.LogDir, Program: c.Program, Version: version,
-		Dial: func(ctx context.Context) (libvirtx.Conn, error) { return rpc.Dial(ctx, env.Config.Libvirt.Socket) },
+		Dial: func(ctx context.Context) (libvirtx.Conn, error) { return dialLibvirt(ctx, env.Config.Libvirt.Socket) },
 	}, env.Log)
 }
 

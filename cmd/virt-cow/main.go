@@ -58,11 +58,15 @@ type cli struct {
 	Store StoreCmd `cmd:"" group:"Without any daemon:" lenient:"silent" help:"Make and examine stores."`
 	Serve ServeCmd `cmd:"" group:"Without any daemon:" lenient:"warn" help:"Serve one volume over NBD in the foreground."`
 
+	Hook       HookCmd       `cmd:"" group:"This host:" lenient:"silent" help:"What libvirt's hook script calls."`
 	Completion CompletionCmd `cmd:"" group:"This program:" lenient:"silent" help:"Print the script that completes commands in a shell."`
 	Man        ManCmd        `cmd:"" hidden:"" lenient:"silent" help:"Write the man pages."`
 }
 
 func main() {
+	if code, is := calledAsHook(os.Args[1:], os.Stderr); is {
+		os.Exit(code)
+	}
 	// Each NBD connection keeps a thread in the kernel, and the Go scheduler takes a while to notice that
 	// such a thread's processor is free: have some to spare.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 4)

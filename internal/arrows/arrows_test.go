@@ -32,7 +32,7 @@ var may = map[string][]string{
 	"internal/config":       {"internal/cowfmt"},
 	"internal/hook":         {"internal/api", "internal/libvirtx"},
 	"internal/launch":       {"internal/api"},
-	"internal/plugin":       {},
+	"internal/plugin":       {"internal/cowfmt"},
 	"internal/metrics":      {"internal/api"},
 	"internal/catalogue":    {"internal/cowfmt"},
 	"internal/inventory":    {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/plugin"},
