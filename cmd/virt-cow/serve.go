@@ -26,7 +26,7 @@ type ServeCmd struct {
 	ReadOnly   bool          `help:"Serve for reading only."`
 	CacheOff   bool          `help:"Keep the exception cache off: every new flag is on the store before its write is acknowledged."`
 	AcceptLoss bool          `help:"Go on although acknowledged data may have been lost."`
-	HostUUID   string        `help:"This host's UUID instead of its machine id." env:"VIRT_COW_HOST_UUID" placeholder:"UUID"`
+	HostUUID   string        `help:"This host's UUID instead of its machine id." key:"engine.host_uuid" placeholder:"UUID"`
 	LockWait   time.Duration `help:"How long to wait for an engine that was killed to let go of the store." default:"10s" placeholder:"TIME"`
 }
 
@@ -50,7 +50,7 @@ func (s *ServeCmd) config() (serve.Config, error) {
 
 // Run serves until SIGTERM or SIGINT.
 func (s *ServeCmd) Run(env *Env) error {
-	if s.HostUUID != "" {
+	if s.HostUUID = env.Config.Engine.HostUUID; s.HostUUID != "" {
 		if _, err := uuid.Parse(s.HostUUID); err != nil {
 			return exitError{fmt.Errorf("host UUID %q: %w", s.HostUUID, err), exitUsage}
 		}

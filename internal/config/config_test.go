@@ -138,10 +138,7 @@ func TestFileEnvFlag(t *testing.T) {
 		"VIRT_COW_CONFIG": path, "VIRT_COW_RUN_DIR": "/run/env", "VIRT_COW_LOG_DIR": "/env", "VIRT_COW_SCAN_FOLDERS": "/b:/c",
 		"VIRT_COW_HOOK_TIMEOUT": "1m", "VIRT_COW_STATE_DIR": "",
 	}
-	e, err := Read("", func(name string) (string, bool) { v, ok := vars[name]; return v, ok })
-	if err != nil {
-		t.Fatal(err)
-	}
+	e := Read("", func(name string) (string, bool) { v, ok := vars[name]; return v, ok })
 	e.Flag("run_dir", "/run/flag", "--run-dir")
 	want := Default()
 	want.RunDir, want.LogDir, want.StateDir = "/run/flag", "/env", "/file"

@@ -25,6 +25,7 @@ type Effective struct {
 
 	from     map[string]origin // by key; what is not there has its default
 	problems []Problem
+	unread   error // why the file could not be read at all
 }
 
 // origin is where a value comes from.
@@ -37,33 +38,28 @@ type origin struct {
 // Load reads the file at path and then the environment. With an empty path it is the one that VIRT_COW_CONFIG names,
 // or DefaultPath, which alone need not exist. What is wrong is all in one error, which wraps ErrInvalid.
 func Load(path string) (Config, error) {
-	e, err := Read(path, os.LookupEnv)
-	if err != nil {
-		return Default(), err
-	}
+	e := Read(path, os.LookupEnv)
 	return e.Config, e.Err()
 }
 
-// Read reads as Load does, but leaves what is wrong to Problems: an error says that the file could not be read at
-// all. What can't be used has its default.
-func Read(path string, env func(string) (string, bool)) (*Effective, error) {
+// Read reads as Load does, but keeps what is wrong for Err and Problems. What can't be used has its default.
+func Read(path string, env func(string) (string, bool)) *Effective {
 	mayMiss := false
 	if path == "" {
 		if path, _ = env("VIRT_COW_CONFIG"); path == "" {
 			path, mayMiss = DefaultPath, true
 		}
 	}
-	b, err := readFile(path)
-	if mayMiss && errors.Is(err, fs.ErrNotExist) {
-		e := newEffective()
-		e.environment(env)
-		return e, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+	e := newEffective()
+	switch text, err := readFile(path); {
+	case err == nil:
+		e = Parse(text, path)
+	case !mayMiss || !errors.Is(err, fs.ErrNotExist):
+		e.unread = fmt.Errorf("%w: %w", ErrInvalid, err)
+		e.problems = append(e.problems, Problem{Message: err.Error()})
 	}
-	e := Parse(b, path)
 	e.environment(env)
-	return e, nil
+	return e
 }
 
 func readFile(path string) ([]byte, error) {
@@ -191,7 +187,12 @@ func (e *Effective) Problems() []Problem {
 }
 
 // Err is nil unless there are problems that are more than warnings.
-func (e *Effective) Err() error { return failures(e.Problems()) }
+func (e *Effective) Err() error {
+	if e.unread != nil {
+		return e.unread
+	}
+	return failures(e.Problems())
+}
 
 // located adds to problems where their values come from.
 func (e *Effective) located(problems []Problem) []Problem {
