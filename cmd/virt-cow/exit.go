@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/serve"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
@@ -32,6 +33,8 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &e):
 		return e.code
+	case errors.Is(err, serve.ErrSpec):
+		return exitUsage
 	case errors.Is(err, blockdev.ErrLocked), errors.Is(err, store.ErrOwned):
 		return exitLocked
 	}

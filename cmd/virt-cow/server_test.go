@@ -47,9 +47,16 @@ func (l *logBuffer) String() string {
 func (b *bench) launch(store string, flags ...string) *server {
 	b.t.Helper()
 	name := strings.NewReplacer(" ", "-", "&", "-", "'", "-").Replace(filepath.Base(store)) // URIs hold it
-	s := &server{b: b, socket: b.path(name + ".sock"), done: make(chan struct{})}
-	args := append([]string{"serve", "--socket", s.socket}, flags...)
-	s.cmd = b.command(context.Background(), program, append(args, b.path(store))...)
+	socket := b.path(name + ".sock")
+	args := append([]string{"serve", "--socket", socket}, flags...)
+	return b.launchArgs(store, socket, append(args, b.path(store))...)
+}
+
+// launchArgs starts virt-cow serve in whatever way.
+func (b *bench) launchArgs(store, socket string, args ...string) *server {
+	b.t.Helper()
+	s := &server{b: b, socket: socket, done: make(chan struct{})}
+	s.cmd = b.command(context.Background(), program, args...)
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	if err := s.cmd.Start(); err != nil {
 		b.t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/master"
@@ -16,6 +18,7 @@ import (
 // StoreCmd makes and examines stores.
 type StoreCmd struct {
 	Create StoreCreateCmd `cmd:"" help:"Make a store: a clone of a master, or an empty disk."`
+	Size   StoreSizeCmd   `cmd:"" help:"Tell how large a file or device a store needs."`
 	Info   StoreInfoCmd   `cmd:"" help:"Show what a store is and how to use it without virt-cow."`
 	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
 	Dump   StoreDumpCmd   `cmd:"" help:"Print header and table of a store, damaged ones too."`
@@ -29,6 +32,8 @@ type StoreCreateCmd struct {
 	Chunk  Size   `help:"Size of a chunk, a power of two from 4K to 1M." default:"4K" placeholder:"SIZE"`
 	Name   string `help:"Name of the volume; the store's file name by default." placeholder:"VOLUME"`
 	Force  bool   `help:"Use a block device although something is on it."`
+	Onto   bool   `help:"Use a file that exists, as a storage pool makes it, just as a block device would be used."`
+	UUID   string `help:"UUID of the volume instead of a new one." name:"uuid" hidden:""`
 }
 
 // Run makes the store. Nothing is left behind when it fails.
@@ -40,6 +45,13 @@ func (c *StoreCreateCmd) Run(env *Env) error {
 	}
 	if err := cowfmt.ValidName(p.Name); err != nil {
 		return exitError{fmt.Errorf("%w; give one with --name", err), exitUsage}
+	}
+	if c.UUID != "" {
+		id, err := uuid.Parse(c.UUID)
+		if err != nil {
+			return exitError{fmt.Errorf("--uuid %s: %w", c.UUID, err), exitUsage}
+		}
+		p.UUID = id
 	}
 	if c.Master == "" && c.Size == 0 {
 		return exitError{errors.New("say what to make: --master, --size, or both"), exitUsage}

@@ -17,7 +17,7 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{"", "expected one of"},
 		{"--nope", "unknown flag --nope"},
-		{"store", `"create", "info", "verify", "dump"`},
+		{"store", `"create", "size", "info", "verify", "dump"`},
 		{"store create", `expected "<store>"`},
 		{"store create s", "say what to make: --master, --size, or both"},
 		{"store create --nope s", "Try: virt-cow store create --help"},
@@ -36,7 +36,7 @@ func TestUsageErrors(t *testing.T) {
 		{"store create --size 1M .hidden", "give one with --name"},
 		{"store info", `expected "<store>"`},
 		{"store info a b", "unexpected argument b"},
-		{"serve s", "missing flags: --socket"},
+		{"serve s", "a store and --socket, or --spec"},
 		{"serve --socket u --lock-wait x s", "--lock-wait"},
 		{"serve --socket u --rate=-4 s", "whole number"},
 		{"serve --socket u --host-uuid zz s", "host UUID"},

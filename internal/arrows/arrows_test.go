@@ -36,6 +36,9 @@ var may = map[string][]string{
 	"internal/metrics":      {"internal/api"},
 	"internal/catalogue":    {"internal/cowfmt"},
 	"internal/inventory":    {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/plugin"},
+	"internal/top":          {"internal/api"},
+	"internal/completion":   {},
+	"internal/man":          {},
 	"internal/doctor":       {"internal/api", "internal/config", "internal/libvirtx"},
 	"internal/daemon": {
 		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",

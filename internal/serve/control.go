@@ -22,6 +22,7 @@ var errInUse = fmt.Errorf("a running engine answers there: %w", blockdev.ErrLock
 type control struct {
 	volume  *engine.Volume
 	server  *nbd.Server
+	gate    *gatekeeper
 	config  Config
 	started time.Time
 	stop    func()
@@ -37,8 +38,8 @@ const maxDeadline = time.Hour
 // maxBody bounds a request to the control API, bytes.
 const maxBody = 64 << 10
 
-func newControl(v *engine.Volume, s *nbd.Server, c Config, stop func()) *control {
-	return &control{volume: v, server: s, config: c, started: time.Now(), stop: stop}
+func newControl(v *engine.Volume, s *nbd.Server, g *gatekeeper, c Config, stop func()) *control {
+	return &control{volume: v, server: s, gate: g, config: c, started: time.Now(), stop: stop}
 }
 
 func (k *control) handler() http.Handler {
@@ -47,6 +48,7 @@ func (k *control) handler() http.Handler {
 	mux.HandleFunc("POST "+api.PathEngineHydration, k.hydration)
 	mux.HandleFunc("POST "+api.PathEngineSuspend, k.suspend)
 	mux.HandleFunc("POST "+api.PathEngineResume, func(w http.ResponseWriter, _ *http.Request) { k.answer(w, k.resume()) })
+	mux.HandleFunc("POST "+api.PathEngineClient, k.client)
 	mux.HandleFunc("POST "+api.PathEngineStop, func(w http.ResponseWriter, _ *http.Request) {
 		k.answer(w, nil)
 		k.stop()
@@ -119,6 +121,27 @@ func (k *control) suspend(w http.ResponseWriter, r *http.Request) {
 	k.answer(w, err)
 }
 
+// client changes who may connect from now on; who is connected stays.
+func (k *control) client(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		Client json.RawMessage `json:"client"` // nil: left out, which must not open the socket to everyone
+	}
+	if !decode(w, r, &in) {
+		return
+	}
+	var client *api.Peer
+	if err := json.Unmarshal(in.Client, &client); err != nil {
+		refuse(w, fmt.Errorf("request: client: %w", err))
+		return
+	}
+	if err := checkPeer(client); err != nil {
+		refuse(w, err)
+		return
+	}
+	k.gate.client.Store(client)
+	k.answer(w, nil)
+}
+
 func (k *control) keep(s *engine.Suspension) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -158,14 +181,14 @@ func (k *control) status() *api.EngineStatus {
 		Volume: h.Name, UUID: h.UUID.String(), Store: k.config.Store, Socket: k.config.Socket,
 		Size: h.Size, ChunkSize: h.ChunkSize, Target: k.volume.Target(), Cache: k.volume.CacheMode().String(),
 		Epoch: h.Epoch, ReadOnly: k.volume.Info().ReadOnly, Suspended: k.volume.Suspended(),
-		Connections: k.server.Conns(), Started: k.started.Unix(),
+		Connections: k.server.Conns(), Started: k.started.Unix(), Client: k.gate.client.Load(),
 		Hydration: &api.Hydration{
 			State: string(hydration.State), Done: hydration.Done, Total: hydration.Total, Rate: hydration.Rate,
 		},
 		IO: api.IOCounters{
 			Reads: stats.Reads, Writes: stats.Writes, Flushes: stats.Flushes, ReadBytes: stats.ReadBytes,
 			WriteBytes: stats.WriteBytes, Copied: stats.Copied, Hydrated: stats.Hydrated,
-			Commits: stats.Commits, Errors: stats.Errors,
+			Commits: stats.Commits, Errors: stats.Errors, Refused: k.gate.refused.Load(),
 		},
 	}
 	if h.Master != nil {

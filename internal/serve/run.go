@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -33,6 +34,10 @@ func Run(ctx context.Context, c Config, log zerolog.Logger, ready func(*engine.V
 	if err := c.checkSockets(); err != nil {
 		return err
 	}
+	if err := checkPeer(c.Client); err != nil {
+		return err
+	}
+	tell(log, "STATUS=opening "+c.Store)
 	o, err := open(ctx, c, log)
 	if err != nil {
 		return err
@@ -47,18 +52,24 @@ func Run(ctx context.Context, c Config, log zerolog.Logger, ready func(*engine.V
 func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready func(*engine.Volume)) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	server := &nbd.Server{Name: o.volume.Info().Name, Backend: o.volume, Log: log}
-	nbdListener, err := listen(c.Socket, nbdMode)
+	gate := new(gatekeeper)
+	gate.client.Store(c.Client)
+	server := &nbd.Server{Name: o.volume.Info().Name, Backend: o.volume, Log: log, Accept: gate.accept}
+	gid, err := groupID(c.Group)
+	if err != nil {
+		return err
+	}
+	nbdListener, err := listen(c.Socket, nbdMode, gid)
 	if err != nil {
 		return err
 	}
 	defer nbdListener.Close()
-	controlListener, err := listen(c.Control, controlMode)
+	controlListener, err := listen(c.Control, controlMode, -1)
 	if err != nil {
 		return err
 	}
 	defer controlListener.Close()
-	answers := newControl(o.volume, server, c, func() { stop(nil) })
+	answers := newControl(o.volume, server, gate, c, func() { stop(nil) })
 	control := &http.Server{
 		Handler:           answers.handler(),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
@@ -84,7 +95,9 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 	if ready != nil {
 		ready(o.volume)
 	}
+	tell(log, fmt.Sprintf("%s\nSTATUS=serving volume %s from %s", daemon.SdNotifyReady, o.volume.Info().Name, c.Store))
 	<-ctx.Done()
+	tell(log, daemon.SdNotifyStopping+"\nSTATUS=flushing and closing "+c.Store)
 	answers.end()
 	draining, cancel := context.WithTimeout(context.Background(), drainWait)
 	defer cancel()
@@ -101,4 +114,11 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 		return cause
 	}
 	return nil
+}
+
+// tell tells systemd, if that started this process, so that its unit is ready when clients can connect.
+func tell(log zerolog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn().Err(err).Msg("systemd can't be told")
+	}
 }

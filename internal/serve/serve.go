@@ -13,8 +13,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/engine"
@@ -26,8 +28,11 @@ import (
 type Config struct {
 	Store      string // path
 	Name       string // the volume must have this name, if not ""
+	UUID       string // and this UUID, if not ""
 	Socket     string // NBD
 	Control    string // control API; "": beside Socket
+	Group      string // who besides root may use Socket, name or number; "": this process's
+	Client     *api.Peer
 	RunDir     string // of caches and locks, on tmpfs
 	HostUUID   string // "": the machine's own
 	Version    string // of the program
@@ -87,6 +92,9 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	if c.Name != "" && h.Name != c.Name {
 		return o, fmt.Errorf("%s: holds volume %s, not %s", c.Store, h.Name, c.Name)
 	}
+	if err := isVolume(h, c.UUID); err != nil {
+		return o, fmt.Errorf("%s: %w", c.Store, err)
+	}
 	if o.lock, err = lockUUID(waiting, c.RunDir, h, c.ReadOnly); err != nil {
 		return o, err
 	}
@@ -112,6 +120,21 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 		err = errors.Join(err, base.Close())
 	}
 	return o, err
+}
+
+// isVolume refuses another volume than the one with this UUID, if that is not "".
+func isVolume(h *cowfmt.Header, id string) error {
+	if id == "" {
+		return nil
+	}
+	want, err := uuid.Parse(id)
+	if err != nil {
+		return fmt.Errorf("UUID %q: %w", id, err)
+	}
+	if h.UUID != want {
+		return fmt.Errorf("volume %s there has UUID %s, not %s: another volume of that name", h.Name, h.UUID, want)
+	}
+	return nil
 }
 
 // lockUUID holds the store's UUID on this host: two paths may lead to one store.

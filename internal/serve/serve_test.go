@@ -145,11 +145,11 @@ func TestListen(t *testing.T) {
 	c, _ := config(t)
 	dir := filepath.Dir(c.Socket)
 	path := filepath.Join(dir, "s")
-	l, err := listen(path, nbdMode)
+	l, err := listen(path, nbdMode, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen(path, nbdMode); !errors.Is(err, blockdev.ErrLocked) {
+	if _, err := listen(path, nbdMode, -1); !errors.Is(err, blockdev.ErrLocked) {
 		t.Errorf("beside a live one: %v", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false) // as a killed process leaves it
@@ -157,7 +157,7 @@ func TestListen(t *testing.T) {
 	if old, err := stale(path); !old || err != nil {
 		t.Errorf("stale: %v, %v", old, err)
 	}
-	if l, err = listen(path, nbdMode); err != nil {
+	if l, err = listen(path, nbdMode, -1); err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
@@ -168,7 +168,7 @@ func TestListen(t *testing.T) {
 	if err := checkSocket(long); err != nil {
 		t.Error(err)
 	}
-	if l, err = listen(long, nbdMode); err != nil {
+	if l, err = listen(long, nbdMode, -1); err != nil {
 		t.Fatal(err) // the limit is the kernel's
 	}
 	l.Close()

@@ -15,6 +15,9 @@ const maxSocketPath = 107
 
 // checkSockets says early what would keep the engine from listening.
 func (c *Config) checkSockets() error {
+	if _, err := groupID(c.Group); err != nil {
+		return err
+	}
 	if c.Socket == c.Control {
 		return fmt.Errorf("%s: NBD and the control API can't share a socket: give another one with --control", c.Socket)
 	}
@@ -63,9 +66,9 @@ func stale(path string) (bool, error) {
 	return false, fmt.Errorf("socket %s: can't tell whether an engine is behind it: %w", path, err)
 }
 
-// listen makes a unix socket with these permissions, in place of a stale one. The caller holds the volume's
-// lock: so no two engines of a volume remove each other's.
-func listen(path string, mode os.FileMode) (net.Listener, error) {
+// listen makes a unix socket with these permissions and, if gid is not -1, this group, in place of a stale one.
+// The caller holds the volume's lock: so no two engines of a volume remove each other's.
+func listen(path string, mode os.FileMode, gid int) (net.Listener, error) {
 	old, err := stale(path)
 	if err != nil {
 		return nil, err
@@ -81,7 +84,13 @@ func listen(path string, mode os.FileMode) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, mode); err != nil {
+	if gid >= 0 {
+		err = os.Chown(path, -1, gid)
+	}
+	if err == nil {
+		err = os.Chmod(path, mode)
+	}
+	if err != nil {
 		l.Close()
 		return nil, err
 	}
