@@ -52,6 +52,7 @@ type cli struct {
 
 	Daemon        DaemonCmd `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
 	Doctor        DoctorCmd `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
+	Plugin        PluginCmd `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
 	Configuration ConfigCmd `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
 
 	Store StoreCmd `cmd:"" group:"Without any daemon:" lenient:"silent" help:"Make and examine stores."`
