@@ -15,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
 
+	"github.com/virt-cow/virt-cow/internal/completion"
 	"github.com/virt-cow/virt-cow/internal/config"
 )
 
@@ -61,7 +62,6 @@ type cli struct {
 	Hook       HookCmd       `cmd:"" group:"This host:" lenient:"silent" help:"What libvirt's hook script calls."`
 	Completion CompletionCmd `cmd:"" group:"This program:" lenient:"silent" help:"Print the script that completes commands in a shell."`
 	Man        ManCmd        `cmd:"" hidden:"" lenient:"silent" help:"Write the man pages."`
-	Complete   CompleteCmd   `cmd:"" name:"__complete" hidden:"" lenient:"silent" help:"Candidates for the last of some words."`
 }
 
 func main() {
@@ -78,6 +78,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var c cli
 	ended := -1
 	parser := newParser(&c, stdout, stderr, func(code int) { ended = code })
+	if len(args) > 0 && args[0] == completion.Command { // its words are not ours to parse
+		answerCompletion(parser.Model, args[1:], stdout)
+		return exitOK
+	}
 	k, err := parser.Parse(args)
 	if ended >= 0 { // --help, --version
 		return ended
