@@ -73,7 +73,7 @@ install-files:
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*
 	install -D -m 0755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-virt-cow
 	install -D -m 0644 internal/config/config.toml $(DESTDIR)/etc/virt-cow/config.toml
-	install -d $(DESTDIR)/etc/virt-cow/plugins.d
+	install -d $(DESTDIR)/etc/virt-cow/plugins.d $(DESTDIR)/etc/virt-cow/providers.d
 	install -D -m 0644 packaging/virt-cow.default $(DESTDIR)/etc/default/virt-cow
 	install -D -m 0644 packaging/virt-cow.logrotate $(DESTDIR)/etc/logrotate.d/virt-cow
 	install -D -m 0644 -t $(DESTDIR)/etc/apparmor.d/abstractions/libvirt-qemu.d packaging/apparmor/virt-cow
