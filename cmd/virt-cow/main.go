@@ -55,6 +55,7 @@ type cli struct {
 	Daemon        DaemonCmd  `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
 	Doctor        DoctorCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
 	Configuration ConfigCmd  `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
+	Plugin        PluginCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
 
 	Store StoreCmd `cmd:"" group:"Without any daemon:" lenient:"silent" help:"Make and examine stores."`
 	Serve ServeCmd `cmd:"" group:"Without any daemon:" lenient:"warn" help:"Serve one volume over NBD in the foreground."`

@@ -35,7 +35,7 @@ var may = map[string][]string{
 	"internal/plugin":       {"internal/cowfmt"},
 	"internal/metrics":      {"internal/api"},
 	"internal/catalogue":    {"internal/cowfmt"},
-	"internal/inventory":    {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/plugin"},
+	"internal/inventory":    {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/libvirtx", "internal/plugin"},
 	"internal/top":          {"internal/api"},
 	"internal/completion":   {},
 	"internal/man":          {},
