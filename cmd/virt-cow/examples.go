@@ -18,6 +18,8 @@ var examples = map[string][]string{
 	"hydrate rate":   {"virt-cow hydrate rate data1 20M", "virt-cow hydrate rate data1 0"},
 	"status":         {"virt-cow status", "virt-cow status --watch --interval 2s", "virt-cow status --watch --json >> volumes.jsonl"},
 	"daemon":         {"virt-cow daemon", "virt-cow --config /root/try.toml daemon --libvirt /run/libvirt/virtqemud-sock"},
+	"restart":        {"virt-cow restart --old", "virt-cow restart data1"},
+	"hook":           {"virt-cow hook web1 prepare begin - < web1.xml"},
 	"doctor":         {"virt-cow doctor", "virt-cow doctor --json"},
 	"config check":   {"virt-cow config check", "virt-cow config check /root/new.toml"},
 	"config show":    {"virt-cow config show"},

@@ -39,7 +39,7 @@ var may = map[string][]string{
 	"internal/top":          {"internal/api"},
 	"internal/completion":   {},
 	"internal/man":          {},
-	"internal/doctor":       {"internal/api", "internal/config", "internal/libvirtx"},
+	"internal/doctor":       {"hooks", "internal/api", "internal/config", "internal/libvirtx"},
 	"internal/daemon": {
 		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",
 		"internal/metrics", "internal/plugin",
