@@ -3,6 +3,7 @@ package metrics
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -129,6 +130,28 @@ func TestBoard(t *testing.T) {
 			name != "virt_cow_start_time_seconds" && !slices.Contains(used, name) {
 			t.Errorf("the board does not show %s", name)
 		}
+	}
+}
+
+// docs/METRICS.md has a line for each metric, with its kind, and for no other.
+func TestDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../docs/METRICS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, got := map[string]bool{}, map[string]bool{}
+	for line := range strings.Lines(scrape(t, fleet(1))) {
+		if rest, ok := strings.CutPrefix(line, "# TYPE virt_cow_"); ok {
+			want["virt_cow_"+strings.TrimSpace(rest)] = true
+		}
+	}
+	for line := range strings.Lines(string(b)) {
+		if cells := strings.Split(line, "|"); len(cells) == 6 && strings.Contains(cells[1], "virt_cow_") {
+			got[strings.Trim(cells[1], " `")+" "+strings.TrimSpace(cells[2])] = true
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("documented\n%q\nexposed\n%q", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}
 }
 
