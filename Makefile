@@ -22,9 +22,10 @@ test: deps build lint unit e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
-	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v /internal/engine$$)
+	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$)
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
-	$(TEST) -timeout 20m ./internal/engine ./test/bench/... ./test/lab/...
+	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
+	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
 
 e2e: deps build
 	$(TEST) -timeout 30m -v ./test/e2e/...
