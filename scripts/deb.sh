@@ -59,5 +59,5 @@ find "$tree" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPO
 
 mkdir -p "$out"
 package=$out/virt-cow_${debian}_$arch.deb
-dpkg-deb --root-owner-group -Zxz --build "$tree" "$package" >&2
+dpkg-deb --root-owner-group -Z"${VIRT_COW_DEB_COMPRESSION:-xz}" --build "$tree" "$package" >&2
 echo "$package"
