@@ -35,6 +35,7 @@ make --no-print-directory -s install-files DESTDIR="$tree" PREFIX=/usr >&2
 
 doc=$tree/usr/share/doc/virt-cow
 install -D -m 0644 packaging/deb/copyright "$doc/copyright"
+install -D -m 0644 packaging/deb/lintian-overrides "$tree/usr/share/lintian/overrides/virt-cow"
 cat >"$tree/changelog" <<END
 virt-cow ($debian) unstable; urgency=medium
 

@@ -125,7 +125,9 @@ func TestUnits(t *testing.T) {
 		if err := follow.Wait(); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("who followed it was told: %s", said)
+		if !strings.Contains(said.String(), "signal: killed") {
+			t.Errorf("who followed it was told: %s", said)
+		}
 		// systemd starts it again, and whoever asks for it meanwhile gets that one.
 		again := starting(t, m, volume, lun, lun)
 		if again == pid {
