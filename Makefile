@@ -22,9 +22,10 @@ test: deps build lint unit pack e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
-	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v /internal/engine$$)
+	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$)
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
-	$(TEST) -timeout 20m ./internal/engine ./test/bench/... ./test/lab/...
+	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
+	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
 
 e2e: deps build
 	$(TEST) -timeout 30m -v ./test/e2e/...
@@ -78,7 +79,7 @@ install-files:
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*
 	install -D -m 0755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-virt-cow
 	install -D -m 0644 internal/config/config.toml $(DESTDIR)/etc/virt-cow/config.toml
-	install -d $(DESTDIR)/etc/virt-cow/plugins.d
+	install -d $(DESTDIR)/etc/virt-cow/plugins.d $(DESTDIR)/etc/virt-cow/providers.d
 	install -D -m 0644 packaging/virt-cow.default $(DESTDIR)/etc/default/virt-cow
 	install -D -m 0644 packaging/virt-cow.logrotate $(DESTDIR)/etc/logrotate.d/virt-cow
 	install -D -m 0644 -t $(DESTDIR)/etc/apparmor.d/abstractions/libvirt-qemu.d packaging/apparmor/virt-cow

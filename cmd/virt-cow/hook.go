@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/syslog"
 	"os"
 	"os/signal"
@@ -36,6 +37,7 @@ func calledAsHook(args []string, stderr io.Writer) (code int, is bool) {
 	if len(args) < 4 || args[0] != "hook" {
 		return 0, false
 	}
+	stdlog.SetOutput(io.Discard) // net/http's word on a daemon that is broken: the hook says it in one line
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
 	if err := runHook(ctx, hook.Call{Domain: args[1], Operation: args[2], Phase: args[3]}, "", stderr); err != nil {
@@ -47,14 +49,9 @@ func calledAsHook(args []string, stderr io.Writer) (code int, is bool) {
 
 func runHook(ctx context.Context, call hook.Call, runDir string, stderr io.Writer) error {
 	log := zerolog.New(io.MultiWriter(stderr, &systemLog{})).Level(zerolog.WarnLevel)
-	c := config.Default()
-	if d := os.Getenv("VIRT_COW_RUN_DIR"); d != "" {
-		c.RunDir = d
-	}
-	if t := os.Getenv("VIRT_COW_HOOK_TIMEOUT"); t != "" {
-		if err := c.Hook.Timeout.UnmarshalText([]byte(t)); err != nil {
-			log.Warn().Err(err).Msg("VIRT_COW_HOOK_TIMEOUT is not used")
-		}
+	c, err := config.Load("")
+	if err != nil { // what can't be used has its default
+		log.Warn().Err(err).Msg("configuration")
 	}
 	if runDir != "" {
 		c.RunDir = runDir

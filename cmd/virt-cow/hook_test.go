@@ -54,7 +54,7 @@ func TestHookTable(t *testing.T) {
 	b.run("store", "create", "--size", "1M", "--name", "web1", "web1.cow").exits(0)
 	engine := b.serve("web1.cow")
 	var all sync.WaitGroup
-	some := make(chan struct{}, 24) // most of them wait
+	some := make(chan struct{}, 48) // most of them wait
 	defer all.Wait()
 	for _, row := range rows {
 		if len(row) != len(head) {

@@ -27,15 +27,6 @@ func (c *HydrateStartCmd) Run(env *Env) error {
 		return err
 	}
 	d := api.NewDaemon(env.RunDir)
-	v, err := inUse(env, d, c.Volume)
-	if err != nil {
-		return err
-	}
-	if v == nil || v.PID == 0 {
-		if _, err := d.Start(env.Context, c.Volume); err != nil {
-			return daemonError(err)
-		}
-	}
 	run := true
 	return setHydration(env, d, c.Volume, api.HydrationRequest{Run: &run, Rate: (*int64)(c.Rate)})
 }
@@ -51,19 +42,8 @@ func (c *HydratePauseCmd) Run(env *Env) error {
 		return err
 	}
 	d := api.NewDaemon(env.RunDir)
-	v, err := inUse(env, d, c.Volume)
-	if err != nil {
-		return err
-	}
 	run := false
-	if err := setHydration(env, d, c.Volume, api.HydrationRequest{Run: &run}); err != nil {
-		return err
-	}
-	if v != nil && v.Held {
-		_, err = d.Stop(env.Context, c.Volume)
-		return daemonError(err)
-	}
-	return nil
+	return setHydration(env, d, c.Volume, api.HydrationRequest{Run: &run})
 }
 
 // HydrateRateCmd limits one.
@@ -103,24 +83,10 @@ func hydrationOf(s *api.VolumeStatus) string {
 	if h.State != api.HydrationDone && h.Rate > 0 && h.Rate < math.MaxInt64 {
 		text += ", at most " + formatSize(h.Rate) + "/s"
 	}
-	if s.Held && h.State == api.HydrationRunning {
+	if s.Held == api.HeldHydration && h.State == api.HydrationRunning {
 		text += "; served for this only: `virt-cow hydrate pause " + s.Volume + "` ends it"
 	}
 	return text
-}
-
-// inUse is the volume as the daemon has it, nil if nobody uses it.
-func inUse(env *Env, d *api.Daemon, volume string) (*api.VolumeStatus, error) {
-	s, err := d.Status(env.Context)
-	if err != nil {
-		return nil, daemonError(err)
-	}
-	for i := range s.Volumes {
-		if s.Volumes[i].Volume == volume {
-			return &s.Volumes[i], nil
-		}
-	}
-	return nil, nil
 }
 
 // checkName refuses what can't be a volume's name before it is asked for.

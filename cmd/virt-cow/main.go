@@ -15,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
 
+	"github.com/virt-cow/virt-cow/internal/completion"
 	"github.com/virt-cow/virt-cow/internal/config"
 )
 
@@ -50,9 +51,11 @@ type cli struct {
 	Hydrate HydrateCmd `cmd:"" group:"Volumes and guests:" help:"Steer the background copy of clones."`
 	Status  StatusCmd  `cmd:"" group:"Volumes and guests:" help:"Show volumes in use, and what is wrong with them."`
 
-	Daemon        DaemonCmd `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
-	Doctor        DoctorCmd `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
-	Configuration ConfigCmd `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
+	Restart       RestartCmd `cmd:"" group:"This host:" help:"Replace engine processes by new ones, one after the other, while guests run."`
+	Daemon        DaemonCmd  `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
+	Doctor        DoctorCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
+	Configuration ConfigCmd  `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
+	Plugin        PluginCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
 
 	Store StoreCmd `cmd:"" group:"Without any daemon:" lenient:"silent" help:"Make and examine stores."`
 	Serve ServeCmd `cmd:"" group:"Without any daemon:" lenient:"warn" help:"Serve one volume over NBD in the foreground."`
@@ -60,7 +63,6 @@ type cli struct {
 	Hook       HookCmd       `cmd:"" group:"This host:" lenient:"silent" help:"What libvirt's hook script calls."`
 	Completion CompletionCmd `cmd:"" group:"This program:" lenient:"silent" help:"Print the script that completes commands in a shell."`
 	Man        ManCmd        `cmd:"" hidden:"" lenient:"silent" help:"Write the man pages."`
-	Complete   CompleteCmd   `cmd:"" name:"__complete" hidden:"" lenient:"silent" help:"Candidates for the last of some words."`
 }
 
 func main() {
@@ -77,6 +79,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var c cli
 	ended := -1
 	parser := newParser(&c, stdout, stderr, func(code int) { ended = code })
+	if len(args) > 0 && args[0] == completion.Command { // its words are not ours to parse
+		answerCompletion(parser.Model, args[1:], stdout)
+		return exitOK
+	}
 	k, err := parser.Parse(args)
 	if ended >= 0 { // --help, --version
 		return ended
@@ -125,6 +131,12 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) *kong.Kong {
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100, FlagsLast: true}),
 		kong.Help(helpWithExamples),
+		kong.AutoGroup(func(parent kong.Visitable, _ *kong.Flag) *kong.Group {
+			if _, top := parent.(*kong.Application); top {
+				return &kong.Group{Key: "all", Title: "Flags of all commands:"}
+			}
+			return nil
+		}),
 		kong.ValueFormatter(helpOfValue),
 		kong.Vars{"version": version},
 		sizeMapper,

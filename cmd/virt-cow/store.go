@@ -22,6 +22,7 @@ type StoreCmd struct {
 	Info   StoreInfoCmd   `cmd:"" help:"Show what a store is and how to use it without virt-cow."`
 	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
 	Dump   StoreDumpCmd   `cmd:"" help:"Print header and table of a store, damaged ones too."`
+	Claims StoreClaimsCmd `cmd:"" help:"Show which hosts are opening a store, and clear the claim of a dead one."`
 }
 
 // StoreCreateCmd makes a store.

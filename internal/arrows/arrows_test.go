@@ -35,11 +35,11 @@ var may = map[string][]string{
 	"internal/plugin":       {"internal/cowfmt"},
 	"internal/metrics":      {"internal/api"},
 	"internal/catalogue":    {"internal/cowfmt"},
-	"internal/inventory":    {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/plugin"},
+	"internal/inventory":    {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/libvirtx", "internal/plugin"},
 	"internal/top":          {"internal/api"},
 	"internal/completion":   {},
 	"internal/man":          {},
-	"internal/doctor":       {"internal/api", "internal/config", "internal/libvirtx"},
+	"internal/doctor":       {"hooks", "internal/api", "internal/config", "internal/libvirtx"},
 	"internal/daemon": {
 		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",
 		"internal/metrics", "internal/plugin",

@@ -31,6 +31,7 @@ type Options struct {
 	CachePath  string       // the exception cache, a file on tmpfs; "": memory that dies with the process
 	CacheMode  cowfmt.CacheMode
 	AcceptLoss bool // go on after ErrLoss
+	Claiming   store.Claiming
 
 	CommitEvery time.Duration // the longest a flag stays uncommitted; 0: a second; negative: until a FLUSH
 	Log         zerolog.Logger
@@ -58,8 +59,9 @@ type Volume struct {
 	closed    atomic.Bool
 }
 
-// Open maps the volume of a store and, unless it is only read, becomes the store's owner.
-func Open(o Options) (*Volume, error) {
+// Open maps the volume of a store and, unless it is only read, becomes the store's owner. The context bounds the wait
+// for another host that is just opening it.
+func Open(ctx context.Context, o Options) (*Volume, error) {
 	h := o.Store.Header()
 	info := o.Store.Device().Info()
 	v := &Volume{
@@ -75,7 +77,7 @@ func Open(o Options) (*Volume, error) {
 	if err := checkState(o.Store.Name(), h, v.info.ReadOnly); err != nil {
 		return nil, err
 	}
-	recovered, err := v.own(o)
+	recovered, err := v.own(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +112,7 @@ func checkState(name string, h *cowfmt.Header, readOnly bool) error {
 
 // own takes the store and its exception cache. recovered: the cache is that of an engine of this boot
 // that died.
-func (v *Volume) own(o Options) (recovered bool, err error) {
+func (v *Volume) own(ctx context.Context, o Options) (recovered bool, err error) {
 	leaves := v.st.Leaves()
 	// Since the store was opened there was time for others, by another path or on another host.
 	if err := v.st.Reread(); err != nil {
@@ -138,11 +140,11 @@ func (v *Volume) own(o Options) (recovered bool, err error) {
 			return false, err
 		}
 	}
-	resumed, err := v.st.Acquire(me)
+	resumed, err := v.st.Acquire(ctx, me, o.Claiming)
 	if err != nil {
 		// The device may have the new owner record all the same: then its cache must be there.
 		if v.cache != nil {
-			err = errors.Join(err, v.cache.close(errors.Is(err, store.ErrOwned)))
+			err = errors.Join(err, v.cache.close(errors.Is(err, store.ErrOwned) || errors.Is(err, store.ErrClaimed)))
 		}
 		return false, err
 	}

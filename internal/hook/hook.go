@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -79,9 +78,6 @@ func (c Config) named(ctx context.Context, call Call, r io.Reader) (libvirtx.Dom
 	if errors.Is(err, context.Canceled) {
 		return libvirtx.Domain{}, nil, veto("domain %s: interrupted", call.Domain)
 	}
-	if !c.mayName(xml) {
-		return libvirtx.Domain{}, nil, nil
-	}
 	if err == nil {
 		var dom libvirtx.Domain
 		var volumes []string
@@ -93,13 +89,6 @@ func (c Config) named(ctx context.Context, call Call, r io.Reader) (libvirtx.Dom
 		return libvirtx.Domain{}, nil, nil
 	}
 	return libvirtx.Domain{}, nil, veto("domain %s: which volumes of %s it names can't be read: %w", call.Domain, c.RunDir, err)
-}
-
-// mayName says whether a domain can name a volume at all: most don't, and are not parsed. A path may be written with
-// more slashes than need be, and characters by their numbers, but a socket of ours has the run folder's name in it.
-func (c Config) mayName(xml []byte) bool {
-	name := path.Base(c.RunDir)
-	return strings.ContainsAny(name, `&<>'"`) || bytes.Contains(xml, []byte(name)) || bytes.Contains(xml, []byte("&#"))
 }
 
 // read reads at most maxXML bytes, and no longer than ctx. What was read is returned with an error too.

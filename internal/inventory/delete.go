@@ -7,6 +7,7 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // Delete removes a volume with its store, or without. It refuses one that is used, that clones need, or that a
@@ -80,7 +81,7 @@ func (inv *Inventory) mayDelete(ctx context.Context, e catalogue.Entry, keepStor
 	if inv.config.Veto == nil {
 		return nil
 	}
-	if err := inv.config.Veto(ctx, EventDelete, info(e)); err != nil {
+	if err := inv.config.Veto(ctx, plugin.EventDelete, info(e)); err != nil {
 		return fmt.Errorf("volume %s: %w: %w", e.Name, ErrVetoed, err)
 	}
 	return nil

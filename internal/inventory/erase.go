@@ -11,7 +11,7 @@ import (
 )
 
 // lockWait is how long Recover waits for a process of an earlier daemon.
-const lockWait = 10 * time.Second
+const lockWait = 5 * time.Second
 
 // Recover undoes what was being created and finishes what was being deleted when the daemon ended, or when a pool
 // could not be reached. What can't be done now stays, with the reason in the entry's Error.

@@ -38,23 +38,18 @@ var (
 	ErrNotReady = errors.New("not ready")
 )
 
-// Pools are libvirt's storage pools.
+// Pools are libvirt's storage pools; a libvirtx.Conn has them. What is not there is libvirtx.ErrNoVolume.
 type Pools interface {
-	// CreateVolume makes a volume of size bytes and returns its path.
 	CreateVolume(ctx context.Context, pool, name string, size int64) (path string, err error)
-	// FindVolume returns the path and the size in bytes of a volume, "" if the pool has none of this name.
 	FindVolume(ctx context.Context, pool, name string) (path string, size int64, err error)
-	// DeleteVolume deletes a volume. It is no error if its file is gone already.
 	DeleteVolume(ctx context.Context, pool, name string) error
 }
 
-// Provider is a plugin that makes places for stores with its own storage's means.
+// Provider makes places for stores with a site's own storage's means, as a plugin.Provider does. What is not there
+// is plugin.ErrNotFound to Resolve, and no error to Delete.
 type Provider interface {
-	// Create makes a place of size bytes and returns its path.
 	Create(ctx context.Context, name string, size int64) (path string, err error)
-	// Delete removes it. It is no error if it is gone already.
 	Delete(ctx context.Context, name, path string) error
-	// Resolve returns the path of a place, "" if there is none of this name.
 	Resolve(ctx context.Context, name string) (path string, err error)
 }
 
@@ -75,7 +70,7 @@ type Config struct {
 	// asks before and after it has recorded that the volume is being deleted, and Lookup then refuses the volume: so
 	// whoever takes a volume into use first notes that, and calls Lookup afterwards.
 	InUse func(volume string) (domain string, used bool)
-	// Veto asks the plugins before an event; an error is their refusal.
+	// Veto asks the plugins before an event, plugin.EventDelete; an error is their refusal.
 	Veto func(ctx context.Context, event string, v api.VolumeInfo) error
 	// GuestDisks are paths of files and devices that guests have as raw disks. What is on them is the guests' doing,
 	// however much it looks like a store.
@@ -83,9 +78,6 @@ type Config struct {
 
 	Log zerolog.Logger
 }
-
-// EventDelete is the event that Veto is asked about.
-const EventDelete = "delete"
 
 // Inventory is all volumes of a host. Its methods may be called at the same time.
 type Inventory struct {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // storeSuffix ends the names of stores that are given no place.
@@ -23,11 +25,11 @@ func (inv *Inventory) intend(ctx context.Context, r api.CreateRequest, e *catalo
 			return err
 		}
 		path, _, err := pools.FindVolume(ctx, r.Pool, r.LUN)
+		if errors.Is(err, libvirtx.ErrNoVolume) {
+			return fmt.Errorf("pool %s: %w: it has no LUN %s: `virsh vol-list %s` lists them", r.Pool, ErrInvalid, r.LUN, r.Pool)
+		}
 		if err != nil {
 			return fmt.Errorf("pool %s: %w", r.Pool, err)
-		}
-		if path == "" {
-			return fmt.Errorf("pool %s: %w: it has no LUN %s: `virsh vol-list %s` lists them", r.Pool, ErrInvalid, r.LUN, r.Pool)
 		}
 		e.Pool, e.PoolVolume, e.Store = r.Pool, r.LUN, path
 		return inv.devices.stable(path)
@@ -56,7 +58,7 @@ func (inv *Inventory) intendPath(path string, e *catalogue.Entry) error {
 	e.Store = filepath.Clean(path)
 	if _, err := os.Lstat(e.Store); err == nil {
 		if _, block := blockDevice(e.Store); !block {
-			return fmt.Errorf("%s: the file %w: if it is a store, `virt-cow volume adopt %s` takes it", e.Store, ErrExists, e.Store)
+			return fmt.Errorf("%s: the path %w, by a file: if that is a store, `virt-cow volume adopt %s` takes it", e.Store, ErrExists, e.Store)
 		}
 	}
 	return inv.devices.stable(e.Store)
@@ -85,16 +87,24 @@ func (inv *Inventory) findMade(ctx context.Context, e catalogue.Entry) (path str
 		if err != nil {
 			return "", err
 		}
-		if path, _, err = pools.FindVolume(ctx, e.Pool, e.PoolVolume); err != nil {
-			return "", fmt.Errorf("pool %s: %w", e.Pool, err)
+		path, _, err = pools.FindVolume(ctx, e.Pool, e.PoolVolume)
+		if errors.Is(err, libvirtx.ErrNoVolume) {
+			return "", nil
 		}
-		return path, nil
+		if err != nil {
+			err = fmt.Errorf("pool %s: %w", e.Pool, err)
+		}
+		return path, err
 	}
 	p, err := inv.provider(e.Provider)
 	if err != nil {
 		return "", err
 	}
-	return p.Resolve(ctx, e.Name)
+	path, err = p.Resolve(ctx, e.Name)
+	if errors.Is(err, plugin.ErrNotFound) {
+		return "", nil
+	}
+	return path, err
 }
 
 // make makes the pool's or provider's volume of an entry that says so, and returns its path.
@@ -105,7 +115,7 @@ func (inv *Inventory) make(ctx context.Context, e catalogue.Entry, room int64) (
 			return "", err
 		}
 		if path, err = pools.CreateVolume(ctx, e.Pool, e.PoolVolume, room); err != nil {
-			return "", fmt.Errorf("pool %s: %w; of a pool that can't make volumes name one with --lun", e.Pool, err)
+			return "", fmt.Errorf("pool %s: %w", e.Pool, err)
 		}
 	} else {
 		p, err := inv.provider(e.Provider)
@@ -139,7 +149,7 @@ func (inv *Inventory) unmake(ctx context.Context, e catalogue.Entry) error {
 	if err != nil {
 		return err
 	}
-	if err := pools.DeleteVolume(ctx, e.Pool, e.PoolVolume); err != nil {
+	if err := pools.DeleteVolume(ctx, e.Pool, e.PoolVolume); err != nil && !errors.Is(err, libvirtx.ErrNoVolume) {
 		return fmt.Errorf("pool %s: %w", e.Pool, err)
 	}
 	return nil
@@ -156,12 +166,5 @@ func (inv *Inventory) provider(name string) (Provider, error) {
 	if inv.config.Provider == nil {
 		return nil, fmt.Errorf("%w: this daemon has no provider plugins", ErrInvalid)
 	}
-	p, err := inv.config.Provider(name)
-	if err != nil {
-		return nil, fmt.Errorf("provider %s: %w", name, err)
-	}
-	if p == nil {
-		return nil, errors.New("provider " + name + ": is not there")
-	}
-	return p, nil
+	return inv.config.Provider(name)
 }

@@ -53,7 +53,7 @@ func (inv *Inventory) Scan(ctx context.Context, r api.ScanRequest) (api.ScanRepo
 type scan struct {
 	inv     *Inventory
 	damaged map[string]bool // names of damaged records
-	found   []found         // readable stores of volumes, one each
+	found   []found         // stores of volumes that can be read
 	unknown []string        // paths that could not be examined
 	changes []catalogue.Entry
 	report  api.ScanReport
@@ -81,44 +81,41 @@ func (s *scan) search(ctx context.Context, places []string) error {
 		}
 	}
 	slices.Sort(places)
-	seen := map[string]int{} // path -> index in found
+	seen := map[string]bool{}
 	for batch := range slices.Chunk(slices.Compact(places), maxPaths) {
 		var all []found
 		if err := s.inv.program.run(ctx, &all, nil, append([]string{"store", "scan", "--"}, batch...)...); err != nil {
 			return err
 		}
 		for _, f := range all {
-			s.take(f, seen)
+			if !seen[f.Path] { // batches may overlap
+				seen[f.Path] = true
+				s.take(f)
+			}
 		}
 	}
 	return nil
 }
 
-// take adds what was found, once: batches may overlap.
-func (s *scan) take(f found, seen map[string]int) {
+func (s *scan) take(f found) {
 	if !slices.Contains(f.Paths, f.Path) {
 		f.Paths = append(f.Paths, f.Path)
 	}
-	for _, path := range f.Paths {
-		if i, ok := seen[path]; ok {
-			if i >= 0 {
-				s.found[i].Paths = append(s.found[i].Paths, f.Paths...)
-			}
+	if f.Error != "" {
+		s.report.Examined++
+		s.unknown = append(s.unknown, f.Paths...)
+		s.refuse("%s: %s", f.Path, f.Error)
+		return
+	}
+	for i := range s.found {
+		if s.found[i].UUID == f.UUID && sameThing(s.found[i].Path, f.Path) { // under another name, in another batch
+			s.found[i].Paths = append(s.found[i].Paths, f.Paths...)
 			return
 		}
 	}
 	s.report.Examined++
-	at := -1
-	switch {
-	case f.Error != "":
-		s.unknown = append(s.unknown, f.Paths...)
-		s.refuse("%s: %s", f.Path, f.Error)
-	case f.volume():
-		at = len(s.found)
+	if f.volume() {
 		s.found = append(s.found, f)
-	}
-	for _, path := range f.Paths {
-		seen[path] = at
 	}
 }
 
@@ -153,6 +150,11 @@ func (s *scan) judge() {
 	}
 	twins := map[*found]bool{}
 	s.refuseTwins(twins, byUUID, "the same UUID, one may be a copy of the other")
+	for name, group := range byName {
+		if len(byUUID[group[0].UUID]) == len(group) { // told already, if there are several
+			delete(byName, name)
+		}
+	}
 	s.refuseTwins(twins, byName, "the same name")
 	for i := range s.found {
 		if f := &s.found[i]; !twins[f] {
@@ -174,7 +176,7 @@ func (s *scan) refuseTwins(twins map[*found]bool, groups map[string][]*found, sh
 	}
 	slices.Sort(keys)
 	for _, key := range keys {
-		group := slices.DeleteFunc(slices.Clone(groups[key]), func(f *found) bool { return twins[f] })
+		group := groups[key]
 		if len(group) < 2 {
 			continue
 		}

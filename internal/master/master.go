@@ -158,7 +158,7 @@ func openVolume(ctx context.Context, f *blockdev.File, log zerolog.Logger, depth
 			return nil, err
 		}
 	}
-	v, err := engine.Open(engine.Options{Store: st, Master: under, ReadOnly: true, Log: log})
+	v, err := engine.Open(ctx, engine.Options{Store: st, Master: under, ReadOnly: true, Log: log})
 	if err != nil {
 		if under != nil {
 			err = errors.Join(err, under.Close())

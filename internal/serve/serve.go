@@ -110,12 +110,13 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	}
 	options := engine.Options{
 		Store: st, Master: base, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
+		Claiming:  store.Claiming{Shared: o.file.Shared()},
 		CachePath: engine.CachePath(filepath.Join(c.RunDir, "cache"), h.UUID),
 	}
 	if c.CacheOff {
 		options.CacheMode = cowfmt.CacheOff
 	}
-	o.volume, err = engine.Open(options)
+	o.volume, err = engine.Open(ctx, options)
 	if err != nil && base != nil {
 		err = errors.Join(err, base.Close())
 	}

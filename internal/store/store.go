@@ -33,6 +33,7 @@ type Store struct {
 	sequence uint64     // the highest used, by failed writes too
 	problem  [2]error   // what was wrong with a copy at Open
 	mine     bool       // nobody else writes the header
+	claiming Claiming   // as of Acquire
 }
 
 // Open reads the store on dev. The device stays the caller's to close.

@@ -69,7 +69,7 @@ func Note(v *api.VolumeStatus) string {
 	if v.Old {
 		notes = append(notes, "old binary")
 	}
-	if v.Held {
+	if v.Held != "" {
 		notes = append(notes, "held")
 	}
 	if e := v.Engine; e != nil {
