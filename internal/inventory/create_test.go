@@ -312,8 +312,18 @@ func TestLUN(t *testing.T) {
 	if d := r.Devices(ready(t, r, "l")); len(d) != 1 || d[0] != lun {
 		t.Errorf("devices: %v", d)
 	}
-	_, err := r.Create(ctx, api.CreateRequest{Name: "l2", Size: mib, Store: lun})
-	refused(t, err, nil, "store")
+	// Under no name and by no force.
+	alias := r.path("dev/disk/by-id/wwn-lun1")
+	if err := os.Symlink(kernel, alias); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.Create(ctx, api.CreateRequest{Name: "l2", Size: mib, Store: alias, Force: true})
+	refused(t, err, ErrExists, "it is the store of volume l")
+	disk, _ := r.loop("lun2", 16*mib)
+	r.create(api.CreateRequest{Name: "c", Master: disk})
+	_, err = r.Create(ctx, api.CreateRequest{Name: "l2", Size: mib, Store: disk, Force: true})
+	refused(t, err, ErrExists, "it is the master of volume c")
+	r.delete("c")
 	r.delete("l")
 	if _, err := os.Lstat(lun); err != nil {
 		t.Error(err)

@@ -87,8 +87,12 @@ func (inv *Inventory) ByStore(path string) (catalogue.Entry, bool) {
 	if e, ok := inv.cat.ByStore(path); ok {
 		return e, true
 	}
+	at, ok := thingAt(path)
+	if !ok {
+		return catalogue.Entry{}, false
+	}
 	for _, e := range inv.cat.All() {
-		if e.Store != "" && sameThing(e.Store, path) {
+		if there, ok := thingAt(e.Store); ok && there == at {
 			return e, true
 		}
 	}
