@@ -13,21 +13,26 @@ FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit e2e demo bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit pack e2e demo bench lint fuzz crash soak deps deb install install-files clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/virt-cow ./cmd/virt-cow
 
-test: deps build lint unit e2e
+test: deps build lint unit pack e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
-	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v /internal/engine$$)
+	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$)
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
-	$(TEST) -timeout 20m ./internal/engine ./test/bench/... ./test/lab/...
+	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
+	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
 
 e2e: deps build
 	$(TEST) -timeout 30m -v ./test/e2e/...
+
+# Static, as the test program runs inside another Debian too.
+pack: deps build
+	$(SUDO) env CGO_ENABLED=0 VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1 -timeout 20m ./test/pack/...
 
 demo: deps build
 	$(SUDO) $(GO) run ./test/demo
@@ -64,7 +69,8 @@ install: build install-files
 D := $(DESTDIR)$(PREFIX)
 install-files:
 	install -D -m 0755 bin/virt-cow $(D)/bin/virt-cow
-	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice
+	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice systemd/*.target
+	install -D -m 0644 systemd/machine-scope.conf $(D)/lib/systemd/system/machine-.scope.d/50-virt-cow.conf
 	install -D -m 0644 systemd/virt-cow.preset $(D)/lib/systemd/system-preset/80-virt-cow.preset
 	install -D -m 0644 systemd/virt-cow.tmpfiles $(D)/lib/tmpfiles.d/virt-cow.conf
 	install -D -m 0644 -t $(D)/lib/udev/rules.d packaging/udev/62-virt-cow.rules

@@ -26,7 +26,12 @@ func (unit) Name() string { return SystemdName }
 
 // UnitName is the unit of a volume's engine. A volume's name has no character that means anything to systemd, except
 // that %I of a unit file would make a "-" a "/": use %i.
-func UnitName(volume string) string { return "virt-cow-volume@" + volume + ".service" }
+func UnitName(volume string) string { return unitPrefix + volume + unitSuffix }
+
+const (
+	unitPrefix = "virt-cow-volume@"
+	unitSuffix = ".service"
+)
 
 func (unit) Start(ctx context.Context, spec *api.EngineSpec, specPath string) (*Process, error) {
 	if want := filepath.Join(RunDir, spec.Volume+api.SpecSuffix); specPath != want {

@@ -17,7 +17,10 @@ import (
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
 
-var claimSeeds = flag.Int("claim.seeds", 6000, "random interleavings of three hosts to explore")
+var (
+	claimSeeds  = flag.Int("claim.seeds", 3000, "random interleavings of three hosts to explore")
+	claimDeaths = flag.Bool("claim.deaths", true, "explore all interleavings of two hosts also with the death of one")
+)
 
 // model is some hosts on one disk, one step at a time: before each read and write a host stops, and the model
 // chooses who goes on. A host may die at any step; the write it had issued lands at any later one, or never.
@@ -31,6 +34,7 @@ type model struct {
 	late   []func()   // writes of the dead
 	events chan event // of the host whose turn it is
 	crash  int        // hosts that may still die
+	all    bool       // any of them, not only the first
 	holder *modelHost
 	err    error
 
@@ -172,7 +176,7 @@ func (m *model) run() {
 			if ready {
 				steps = append(steps, func() { m.turn(h, nil) })
 			}
-			if m.crash > 0 && h.state != gone {
+			if m.crash > 0 && h.state != gone && (m.all || h == m.hosts[0]) {
 				steps = append(steps, func() { m.kill(h) })
 			}
 		}
@@ -331,10 +335,13 @@ func TestClaimModelExhaustive(t *testing.T) {
 		{"none has a slot, one dies", nil, 1, false},
 		{"one closes it, one dies", hosts, 1, true},
 	} {
+		if c.crash > 0 && !*claimDeaths {
+			continue
+		}
 		won := map[int]int{}
 		runs, err := every(func(choose func(int) int) error {
 			m := newModel(t, fresh, choose, c.keep...)
-			m.crash, m.firstCloses = c.crash, c.closes
+			m.crash, m.firstCloses, m.all = c.crash, c.closes, c.closes // else they are alike
 			for i, id := range hosts {
 				m.start(id, acquire(c.closes && i == 0))
 			}
@@ -370,7 +377,7 @@ func TestClaimModelRandom(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		m := newModel(t, fresh, func(n int) int { return rng.IntN(n) }, hosts[:seed%4]...)
 		if seed%2 == 1 {
-			m.crash = 1
+			m.crash, m.all = 1, true
 		}
 		for i, id := range hosts {
 			m.start(id, acquire(rng.IntN(4) > 0 || i == 0))

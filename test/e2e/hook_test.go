@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -129,10 +128,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestBootDisk(t *testing.T) {
 	b := newBedOn(t, lab.Config{Hook: program}, lab.GuestConfig{Devices: bootDisk("c1")})
 	d := api.NewDaemon(b.Path("/run/virt-cow"))
-	var refused *api.RemoteError
-	if _, err := d.Volumes(t.Context()); errors.As(err, &refused) && refused.Code == 404 {
-		t.Skip("SKIPPED: the daemon has no catalogue yet")
-	}
 	vetoed(t, b.Host, "g1", "c1", "start", "g1") // the daemon does not know it
 	store := b.clone(t, "c1")
 	_, err := d.Adopt(t.Context(), api.AdoptRequest{Store: store})
