@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
@@ -484,4 +485,39 @@ func TestDamagedRecordIsListedAndKeepsItsName(t *testing.T) {
 	if got, err := r.Show(ctx, "bad"); err != nil || got != v {
 		t.Errorf("%+v\n%+v %v", got, v, err)
 	}
+}
+
+// The program hangs, as it does on a dead LUN: who waits goes on when its time is over.
+func TestHangingProgram(t *testing.T) {
+	r := newRig(t)
+	r.create(api.CreateRequest{Name: "v"})
+	hang := r.file("hang", "#!/bin/sh\nexec sleep 1000\n")
+	if err := os.Chmod(hang, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.program.path = hang
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	v, err := r.Show(short, "v")
+	if err != nil || v.Name != "v" || !strings.Contains(v.Error, "deadline") {
+		t.Errorf("%+v %v", v, err)
+	}
+	_, err = r.Delete(short, "v", api.DeleteRequest{})
+	refused(t, err, context.DeadlineExceeded)
+	if _, err := r.Lookup("v"); err != nil { // nothing was deleted
+		t.Error(err)
+	}
+	// Nobody waits for ever behind a scan.
+	if !r.ops.TryAcquire(everything) {
+		t.Fatal("held")
+	}
+	soon, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err = r.Create(soon, api.CreateRequest{Name: "w", Size: mib})
+	refused(t, err, ErrInUse, "a scan is running")
+	_, err = r.Scan(soon, api.ScanRequest{})
+	refused(t, err, ErrInUse, "another scan")
+	r.ops.Release(everything)
+	r.program.path = testProgram
+	r.delete("v")
 }

@@ -24,8 +24,8 @@ func (inv *Inventory) Scan(ctx context.Context, r api.ScanRequest) (api.ScanRepo
 			return api.ScanReport{}, fmt.Errorf("%w: %s: not an absolute path", ErrInvalid, path)
 		}
 	}
-	if err := inv.ops.Acquire(ctx, everything); err != nil {
-		return api.ScanReport{}, fmt.Errorf("waited for what is being done to volumes: %w", err)
+	if err := inv.acquire(ctx, everything, "volumes are being made or deleted, or another scan is running"); err != nil {
+		return api.ScanReport{}, err
 	}
 	defer inv.ops.Release(everything)
 	ctx, cancel := context.WithTimeout(ctx, scanTimeout)
