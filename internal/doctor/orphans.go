@@ -47,9 +47,13 @@ func orphans(ctx context.Context, h *Host) []Finding {
 	}
 	var found []Finding
 	if dead != nil {
+		mend := "rm " + quoteAll(dead)
+		if h.daemon == nil { // what it has engines for is not known
+			mend = "systemctl start virt-cow"
+		}
 		found = append(found, Finding{
-			Result: Warning, Seen: "nobody listens on " + some(dead), Why: "left by a process that was killed; a guest that has one waits in vain",
-			Mend: "systemctl restart virt-cow; rm -f " + quoteAll(dead),
+			Result: Warning, Seen: "nobody listens on " + some(dead), Mend: mend,
+			Why: "left by a process that was killed; a guest that has one waits in vain",
 		})
 	}
 	for _, name := range strangers {

@@ -29,7 +29,7 @@ func appArmor(_ context.Context, h *Host) []Finding {
 	runDir := h.Config.Config.RunDir
 	for _, p := range places {
 		counts := p == own || included || h.contains(own, filepath.Base(filepath.Dir(p))+"/"+filepath.Base(p))
-		if counts && h.contains(p, strings.TrimPrefix(runDir, "/var")+"/") {
+		if counts && h.contains(p, strings.TrimPrefix(runDir, "/")+"/") {
 			return well("%s lets guests connect to our sockets", p)
 		}
 	}

@@ -218,7 +218,6 @@ func (r *rig) loop(name string, size int64) (stable, kernel string) {
 // folderPools is a storage pool for tests of logic: real ones are tested end to end.
 type folderPools struct {
 	dir    string
-	lvs    func(name string, size int64) string // makes block devices instead
 	before func(call string)
 	after  func(call string)
 	fail   map[string]error
