@@ -74,6 +74,11 @@ install-files:
 	install -D -m 0644 systemd/virt-cow.preset $(D)/lib/systemd/system-preset/80-virt-cow.preset
 	install -D -m 0644 systemd/virt-cow.tmpfiles $(D)/lib/tmpfiles.d/virt-cow.conf
 	install -D -m 0644 -t $(D)/lib/udev/rules.d packaging/udev/62-virt-cow.rules
+	bin/virt-cow man $(D)/share/man/man1
+	install -d $(D)/share/bash-completion/completions $(D)/share/zsh/vendor-completions $(D)/share/fish/vendor_completions.d
+	bin/virt-cow completion bash >$(D)/share/bash-completion/completions/virt-cow
+	bin/virt-cow completion zsh >$(D)/share/zsh/vendor-completions/_virt-cow
+	bin/virt-cow completion fish >$(D)/share/fish/vendor_completions.d/virt-cow.fish
 	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md docs/*.json docs/*.yml
 	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/plugins hooks/plugins/*
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*

@@ -31,6 +31,15 @@ func TestPackage(t *testing.T) {
 		t.Error("connected to a libvirt that is not there")
 	}
 
+	// What is wrong here is that there is no libvirt; each finding comes with the command that mends it.
+	out, err := m.Run(t.Context(), "virt-cow", "doctor")
+	if err == nil || !strings.Contains(out, "libvirt") {
+		t.Errorf("doctor: %v: %s", err, out)
+	}
+	run(t, m, "virt-cow", "config", "check")
+	run(t, m, "test", "-s", "/usr/share/man/man1/virt-cow.1.gz")
+	run(t, m, "bash", "-n", "/usr/share/bash-completion/completions/virt-cow")
+
 	run(t, m, "mkdir", "-p", "/var/lib/virt-cow/stores")
 	store := storeOf(t, m, "data-1", "/var/lib/virt-cow/stores/data-1.vcow")
 	if out := run(t, m, insideProgram, insideArg, "start", "data-1", store); !strings.HasPrefix(out, "child ") {

@@ -64,7 +64,6 @@ func TestUnits(t *testing.T) {
 	const volume, unit = "web-1.a_b", "virt-cow-volume@web-1.a_b.service"
 	lun, foreign := m.Loop(t, 80<<20), m.Loop(t, 80<<20)
 	storeOf(t, m, volume, lun)
-	storeOf(t, m, "foreign", foreign)
 	pid := starting(t, m, volume, lun, lun)
 	if got := show(t, m, unit, "MainPID"); got != strconv.Itoa(pid) {
 		t.Fatalf("engine is %d, its unit's process %s", pid, got)
@@ -85,14 +84,16 @@ func TestUnits(t *testing.T) {
 		// The same engine's store is on a device that is not its own: from inside its control group.
 		fails(t, m, "Operation not permitted", "bash", "-c",
 			"echo $$ > /sys/fs/cgroup"+show(t, m, unit, "ControlGroup")+"/cgroup.procs; exec dd if="+foreign+" of=/dev/null bs=4k count=1")
-		// And an engine that was not given its device.
-		fails(t, m, "operation not permitted", insideProgram, insideArg, "start", "foreign", foreign)
-		if got := show(t, m, "virt-cow-volume@foreign.service", "ActiveState"); got == "active" || got == "activating" {
+		// And an engine whose store is reached by another one's device.
+		clone := "/var/lib/virt-cow/clone.vcow"
+		run(t, m, "virt-cow", "store", "create", "--name", "clone", "--master", "raw:"+foreign, clone)
+		fails(t, m, "operation not permitted", insideProgram, insideArg, "start", "clone", clone)
+		if got := show(t, m, "virt-cow-volume@clone.service", "ActiveState"); got == "active" || got == "activating" {
 			t.Errorf("after a failed start its unit is %s", got)
 		}
-		starting(t, m, "foreign", foreign, foreign)
-		run(t, m, insideProgram, insideArg, "stop", "foreign")
-		if out, err := m.Run(t.Context(), "ls", "/run/systemd/system.control/virt-cow-volume@foreign.service.d"); err == nil {
+		starting(t, m, "clone", clone, foreign)
+		run(t, m, insideProgram, insideArg, "stop", "clone")
+		if out, err := m.Run(t.Context(), "ls", "/run/systemd/system.control/virt-cow-volume@clone.service.d"); err == nil {
 			t.Errorf("a stopped volume's device rules are left: %s", out)
 		}
 	})
@@ -111,6 +112,21 @@ func TestUnits(t *testing.T) {
 		awaitDaemon(t, m)
 	})
 
+	t.Run("engine killed under the daemon", func(t *testing.T) {
+		run(t, m, "bash", "-c", "kill -KILL "+strconv.Itoa(pid))
+		until(t, "another engine serves, and the daemon knows", func() bool {
+			for _, v := range awaitDaemon(t, m).Volumes {
+				if v.Volume == volume && v.Engine != nil && v.Engine.PID != pid {
+					return strconv.Itoa(v.Engine.PID) == show(t, m, unit, "MainPID")
+				}
+			}
+			return false
+		})
+		pid = engineOf(t, m, volume).PID
+	})
+
+	// From here on without it: the test is in its place, and there may be only one.
+	run(t, m, "systemctl", "stop", "virt-cow.service")
 	t.Run("engine killed", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), soon)
 		defer cancel()
