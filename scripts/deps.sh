@@ -1,17 +1,24 @@
 #!/bin/sh
 # Installs what the demo, the tests and the benchmark need, through apt-get, and only what is missing; unpacks
-# a Debian kernel for the tiny guest into a cache folder (never installed on this host).
+# a Debian kernel for the tiny guest, promtool, and a whole Debian for the tests of package and units, into a cache
+# folder (never installed on this host).
 #
-#   scripts/deps.sh           packages and kernel
+#   scripts/deps.sh           all of it
 #   scripts/deps.sh packages  packages only
 #   scripts/deps.sh kernel    kernel only
+#   scripts/deps.sh promtool what checks Prometheus' rules, only
+#   scripts/deps.sh debian    the Debian only; about a minute and 600 MB the first time
 #
 # The cache is ${XDG_CACHE_HOME:-~/.cache}/virt-cow. No service is started: libvirt-daemon, not
 # libvirt-daemon-system. Run it as root, or as one who may sudo.
 set -eu
 
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
-gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux"
+gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux debootstrap systemd curl jq"
+# What the Debian has beyond a minimal one, and what it has only files of: libvirt's AppArmor profiles.
+suite=bookworm
+inside="systemd systemd-sysv dbus udev lvm2 apparmor checkpolicy selinux-policy-dev"
+profiles="libvirt-daemon-system"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/virt-cow
 
 say() { echo "deps: $*" >&2; }
@@ -72,12 +79,69 @@ unpack_kernel() {
 	mv "$tmp/tree" "$cache/kernel"
 }
 
+fetch_promtool() { # into the folder $1; the package would start a server
+	say "unpacking promtool into $cache"
+	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download prometheus >&2) || return 1
+	dpkg-deb -x "$1"/prometheus_*.deb "$1/tree"
+}
+
+unpack_promtool() {
+	[ ! -e "$cache/promtool" ] || return 0
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/promtool.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	fetch_promtool "$tmp" || {
+		as_root apt-get update -q >&2
+		fetch_promtool "$tmp" || die "prometheus can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+	mv "$tmp/tree/usr/bin/promtool" "$cache/promtool"
+}
+
+# The machine's own mirror of the suite, as apt knows it.
+mirror() {
+	apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+		sed -n "s/^$suite main //p" | head -n 1
+}
+
+# The folder is complete once it has the name: what was interrupted is made anew.
+make_debian() {
+	[ ! -e "$cache/debian-$suite-1" ] || return 0
+	from=$(mirror)
+	[ -n "$from" ] || { as_root apt-get update -q >&2; from=$(mirror); }
+	[ -n "$from" ] || die "apt knows no mirror of Debian $suite: add one to /etc/apt/sources.list*"
+	say "making a Debian $suite in $cache"
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/debian.XXXXXX")
+	trap 'as_root rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	as_root debootstrap --variant=minbase "$suite" "$tmp/tree" "$from" >"$tmp/log" 2>&1 || { tail -n 20 "$tmp/log" >&2; die "debootstrap failed"; }
+	# No service starts in there.
+	printf '#!/bin/sh\nexit 101\n' | as_root tee "$tmp/tree/usr/sbin/policy-rc.d" >/dev/null
+	as_root chmod 755 "$tmp/tree/usr/sbin/policy-rc.d"
+	# shellcheck disable=SC2016 # words for the inner shell
+	as_root chroot "$tmp/tree" sh -euc '
+		apt-get install -y -q --no-install-recommends $1
+		cd /tmp
+		apt-get -q -o APT::Sandbox::User=root download $2
+		for d in *.deb; do dpkg-deb -x "$d" /usr/share/virt-cow-test; rm "$d"; done
+		apt-get clean
+		rm -f /usr/sbin/policy-rc.d /etc/machine-id' sh "$inside" "$profiles" >"$tmp/log" 2>&1 || { tail -n 20 "$tmp/log" >&2; die "packages for it failed"; }
+	as_root mv "$tmp/tree" "$cache/debian-$suite-1"
+	as_root rm -rf "$tmp"
+	trap - EXIT
+}
+
 case ${1:-all} in
 all)
 	install_packages
-	unpack_kernel
+	(unpack_kernel)
+	(unpack_promtool)
+	(make_debian)
 	;;
 packages) install_packages ;;
 kernel) unpack_kernel ;;
-*) die "usage: $0 [packages|kernel]" ;;
+promtool) unpack_promtool ;;
+debian) make_debian ;;
+*) die "usage: $0 [packages|kernel|promtool|debian]" ;;
 esac

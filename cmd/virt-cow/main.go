@@ -14,6 +14,9 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
+
+	"github.com/virt-cow/virt-cow/internal/completion"
+	"github.com/virt-cow/virt-cow/internal/config"
 )
 
 // version is set by the build.
@@ -26,24 +29,47 @@ type Env struct {
 	Stdout  io.Writer
 	Stderr  io.Writer
 	JSON    bool
-	RunDir  string
+
+	Config   config.Config     // what is in effect: file, environment, flags
+	Settings *config.Effective // the same, with where each value comes from and what is wrong
+	RunDir   string            // Config.RunDir
+	Parser   *kong.Kong
 }
 
+// A flag with the tag key sets that key of the configuration. A command with the tag lenient runs although the
+// configuration has errors: what serves guests must not fail because somebody mistyped a key, and what helps to find
+// the error must run too; the latter is "silent" about it, or tells it in its own way.
 type cli struct {
 	JSON    bool             `help:"Print JSON." name:"json"`
-	RunDir  string           `help:"Sockets, locks and exception caches; on tmpfs." default:"/run/virt-cow" env:"VIRT_COW_RUN_DIR" placeholder:"DIR"`
+	Config  string           `help:"Configuration file (default /etc/virt-cow/config.toml, $$VIRT_COW_CONFIG)." type:"path" placeholder:"FILE"`
+	RunDir  string           `help:"Sockets, locks and exception caches; on tmpfs." key:"run_dir" type:"path" placeholder:"DIR"`
 	Debug   bool             `help:"Log more." env:"VIRT_COW_DEBUG"`
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
-	Store  StoreCmd  `cmd:"" help:"Make and examine stores, without any daemon."`
-	Serve  ServeCmd  `cmd:"" help:"Serve one volume over NBD in the foreground."`
-	Daemon DaemonCmd `cmd:"" help:"Attach volumes to guests as they start."`
-	Attach AttachCmd `cmd:"" help:"Give a guest a volume."`
-	Detach DetachCmd `cmd:"" help:"Take a volume from a guest."`
-	Status StatusCmd `cmd:"" help:"Show the daemon's volumes."`
+	Volume  VolumeCmd  `cmd:"" group:"Volumes and guests:" help:"Make, list, find and delete volumes."`
+	Attach  AttachCmd  `cmd:"" group:"Volumes and guests:" help:"Give a guest a volume, now and whenever it starts."`
+	Detach  DetachCmd  `cmd:"" group:"Volumes and guests:" help:"Take a volume from a guest."`
+	Hydrate HydrateCmd `cmd:"" group:"Volumes and guests:" help:"Steer the background copy of clones."`
+	Status  StatusCmd  `cmd:"" group:"Volumes and guests:" help:"Show volumes in use, and what is wrong with them."`
+
+	Restart       RestartCmd `cmd:"" group:"This host:" help:"Replace engine processes by new ones, one after the other, while guests run."`
+	Daemon        DaemonCmd  `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
+	Doctor        DoctorCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
+	Configuration ConfigCmd  `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
+	Plugin        PluginCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
+
+	Store StoreCmd `cmd:"" group:"Without any daemon:" lenient:"silent" help:"Make and examine stores."`
+	Serve ServeCmd `cmd:"" group:"Without any daemon:" lenient:"warn" help:"Serve one volume over NBD in the foreground."`
+
+	Hook       HookCmd       `cmd:"" group:"This host:" lenient:"silent" help:"What libvirt's hook script calls."`
+	Completion CompletionCmd `cmd:"" group:"This program:" lenient:"silent" help:"Print the script that completes commands in a shell."`
+	Man        ManCmd        `cmd:"" hidden:"" lenient:"silent" help:"Write the man pages."`
 }
 
 func main() {
+	if code, is := calledAsHook(os.Args[1:], os.Stderr); is {
+		os.Exit(code)
+	}
 	// Each NBD connection keeps a thread in the kernel, and the Go scheduler takes a while to notice that
 	// such a thread's processor is free: have some to spare.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 4)
@@ -53,17 +79,11 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	var c cli
 	ended := -1
-	parser := kong.Must(&c,
-		kong.Name("virt-cow"),
-		kong.Description("Copy-on-write disks for libvirt guests on shared storage: instant clones, live migration and online backup without stale tables."),
-		kong.UsageOnError(),
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { ended = code }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.ValueFormatter(helpWithDefault),
-		kong.Vars{"version": version},
-		sizeMapper,
-	)
+	parser := newParser(&c, stdout, stderr, func(code int) { ended = code })
+	if len(args) > 0 && args[0] == completion.Command { // its words are not ours to parse
+		answerCompletion(parser.Model, args[1:], stdout)
+		return exitOK
+	}
 	k, err := parser.Parse(args)
 	if ended >= 0 { // --help, --version
 		return ended
@@ -78,7 +98,21 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if c.Debug {
 		level = zerolog.DebugLevel
 	}
-	env := &Env{Context: ctx, Stdout: stdout, Stderr: stderr, JSON: c.JSON, RunDir: c.RunDir, Log: newLog(stderr, level)}
+	env := &Env{
+		Context: ctx, Stdout: stdout, Stderr: stderr, JSON: c.JSON, Log: newLog(stderr, level),
+		Settings: settings(c.Config, k), Parser: parser,
+	}
+	env.Config = env.Settings.Config
+	env.RunDir = env.Config.RunDir
+	if err := env.Settings.Err(); err != nil {
+		switch lenience(k.Selected()) {
+		case "":
+			fmt.Fprintf(stderr, "virt-cow: %v\nTry: virt-cow config check\n", err)
+			return exitUsage
+		case "warn":
+			env.Log.Warn().Err(err).Msg("what is wrong in the configuration has its default")
+		}
+	}
 	if err := k.Run(env); err != nil {
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			err = errors.New("interrupted")
@@ -89,13 +123,85 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// helpWithDefault shows a flag's default behind its help: kong shows it only where there is no placeholder.
-func helpWithDefault(v *kong.Value) string {
+func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) *kong.Kong {
+	return kong.Must(c,
+		kong.Name("virt-cow"),
+		kong.Description("Copy-on-write disks for libvirt guests on shared storage: instant clones, live migration and online backup without stale tables."),
+		kong.UsageOnError(),
+		kong.Writers(stdout, stderr),
+		kong.Exit(exit),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100, FlagsLast: true}),
+		kong.Help(helpWithExamples),
+		kong.AutoGroup(func(parent kong.Visitable, _ *kong.Flag) *kong.Group {
+			if _, top := parent.(*kong.Application); top {
+				return &kong.Group{Key: "all", Title: "Flags of all commands:"}
+			}
+			return nil
+		}),
+		kong.ValueFormatter(helpOfValue),
+		kong.Vars{"version": version},
+		sizeMapper,
+	)
+}
+
+// settings reads the configuration and lets the command's flags win over it.
+func settings(path string, k *kong.Context) *config.Effective {
+	s := config.Read(path, os.LookupEnv)
+	for _, p := range k.Path {
+		if p.Flag != nil && p.Flag.Tag.Get("key") != "" {
+			s.Flag(p.Flag.Tag.Get("key"), p.Flag.Target.String(), "--"+p.Flag.Name)
+		}
+	}
+	return s
+}
+
+// lenience is what the nearest command with the tag lenient says.
+func lenience(n *kong.Node) string {
+	for ; n != nil; n = n.Parent {
+		if n.Tag != nil && n.Tag.Get("lenient") != "" {
+			return n.Tag.Get("lenient")
+		}
+	}
+	return ""
+}
+
+// helpWithExamples is kong's help with a command's examples below.
+func helpWithExamples(options kong.HelpOptions, k *kong.Context) error {
+	if err := kong.DefaultHelpPrinter(options, k); err != nil || k.Selected() == nil {
+		return err
+	}
+	if lines := examples[k.Selected().Path()]; len(lines) > 0 {
+		fmt.Fprintf(k.Stdout, "\nExamples:\n  %s\n", strings.Join(lines, "\n  "))
+	}
+	return nil
+}
+
+// helpOfValue shows behind a flag's help what its value is without it: kong shows a default only where there is no
+// placeholder, and knows nothing of the configuration.
+func helpOfValue(v *kong.Value) string {
+	if key := v.Tag.Get("key"); key != "" {
+		return strings.TrimSuffix(v.Help, ".") + " (" + keyHelp(key) + ")."
+	}
 	help := kong.DefaultHelpValueFormatter(v)
 	if v.HasDefault && v.Default != "" {
 		help = strings.TrimSuffix(help, ".") + " (default " + v.Default + ")."
 	}
 	return help
+}
+
+// keyHelp tells how else a key of the configuration is set.
+func keyHelp(key string) string {
+	def := config.Default()
+	text := ""
+	if value, ok := def.Get(key).(string); ok && value != "" {
+		text = "default " + value + ", "
+	}
+	for _, k := range config.Keys() {
+		if k.Name == key {
+			return text + key + " in the configuration, $" + k.Env
+		}
+	}
+	return ""
 }
 
 // commandOf is the command that could not be parsed, as far as it was understood.

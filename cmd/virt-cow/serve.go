@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/engine"
@@ -26,7 +28,7 @@ type ServeCmd struct {
 	ReadOnly   bool          `help:"Serve for reading only."`
 	CacheOff   bool          `help:"Keep the exception cache off: every new flag is on the store before its write is acknowledged."`
 	AcceptLoss bool          `help:"Go on although acknowledged data may have been lost."`
-	HostUUID   string        `help:"This host's UUID instead of its machine id." env:"VIRT_COW_HOST_UUID" placeholder:"UUID"`
+	HostUUID   string        `help:"This host's UUID instead of its machine id." key:"engine.host_uuid" placeholder:"UUID"`
 	LockWait   time.Duration `help:"How long to wait for an engine that was killed to let go of the store." default:"10s" placeholder:"TIME"`
 }
 
@@ -50,7 +52,7 @@ func (s *ServeCmd) config() (serve.Config, error) {
 
 // Run serves until SIGTERM or SIGINT.
 func (s *ServeCmd) Run(env *Env) error {
-	if s.HostUUID != "" {
+	if s.HostUUID = env.Config.Engine.HostUUID; s.HostUUID != "" {
 		if _, err := uuid.Parse(s.HostUUID); err != nil {
 			return exitError{fmt.Errorf("host UUID %q: %w", s.HostUUID, err), exitUsage}
 		}
@@ -71,5 +73,8 @@ func (s *ServeCmd) Run(env *Env) error {
 	})
 	cancel()
 	showing.Wait()
+	if err != nil { // for systemctl status, and for the daemon, which can't read the journal
+		_, _ = daemon.SdNotify(false, "STATUS="+strings.ReplaceAll(err.Error(), "\n", ": "))
+	}
 	return err
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/master"
@@ -16,6 +18,7 @@ import (
 // StoreCmd makes and examines stores.
 type StoreCmd struct {
 	Create StoreCreateCmd `cmd:"" help:"Make a store: a clone of a master, or an empty disk."`
+	Size   StoreSizeCmd   `cmd:"" help:"Tell how large a file or device a store needs."`
 	Info   StoreInfoCmd   `cmd:"" help:"Show what a store is and how to use it without virt-cow."`
 	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
 	Dump   StoreDumpCmd   `cmd:"" help:"Print header and table of a store, damaged ones too."`
@@ -31,6 +34,8 @@ type StoreCreateCmd struct {
 	Name   string `help:"Name of the volume; the store's file name by default." placeholder:"VOLUME"`
 	Raw    string `help:"Make a state store instead, 1 MiB beside a guest's raw disk, which stays as it is: a file or block device." type:"path" placeholder:"DISK"`
 	Force  bool   `help:"Use a block device although something is on it."`
+	Onto   bool   `help:"Use a file that exists, as a storage pool makes it, just as a block device would be used."`
+	UUID   string `help:"UUID of the volume instead of a new one." name:"uuid" hidden:""`
 
 	ForceRaw bool `help:"Take the raw disk for one although it looks like an image or a store."`
 }
@@ -44,6 +49,13 @@ func (c *StoreCreateCmd) Run(env *Env) error {
 	}
 	if err := cowfmt.ValidName(p.Name); err != nil {
 		return exitError{fmt.Errorf("%w; give one with --name", err), exitUsage}
+	}
+	if c.UUID != "" {
+		id, err := uuid.Parse(c.UUID)
+		if err != nil {
+			return exitError{fmt.Errorf("--uuid %s: %w", c.UUID, err), exitUsage}
+		}
+		p.UUID = id
 	}
 	if c.Raw != "" {
 		return c.createState(env, p)

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
@@ -21,7 +20,7 @@ import (
 // create puts the store in place: a new file appears under its name only when it is whole.
 func (c *StoreCreateCmd) create(env *Env, h *cowfmt.Header) error {
 	switch st, err := os.Stat(c.Store); {
-	case err == nil && st.Mode()&os.ModeDevice != 0:
+	case err == nil && (st.Mode()&os.ModeDevice != 0 || c.Onto && st.Mode().IsRegular()):
 		return c.createOnDevice(env, h)
 	case err == nil:
 		return fmt.Errorf("%s: exists; a store is made in a new file or on a block device", c.Store)
@@ -33,7 +32,8 @@ func (c *StoreCreateCmd) create(env *Env, h *cowfmt.Header) error {
 }
 
 func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error {
-	tmp := filepath.Join(filepath.Dir(c.Store), "."+filepath.Base(c.Store)+"."+uuid.NewString()[:8])
+	// Whoever has to clear up after a crash knows by the UUID whose it is.
+	tmp := filepath.Join(filepath.Dir(c.Store), "."+filepath.Base(c.Store)+"."+h.UUID.String())
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return withoutPath(err) // the name of a file that is gone again helps nobody
@@ -48,7 +48,7 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 		return err
 	}
 	err = store.Create(dev, h)
-	if err == nil && h.TableSectors() > 0 {
+	if err == nil {
 		err = reserveTable(dev, h)
 	}
 	if err = errors.Join(err, dev.Close()); err != nil {
@@ -69,6 +69,9 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 // reserveTable takes the exception table's room in the file system now. When that is full later, guest
 // writes fail, but what was acknowledged can still be committed.
 func reserveTable(dev *blockdev.File, h *cowfmt.Header) error {
+	if h.TableSectors() == 0 {
+		return nil
+	}
 	const group = cowfmt.SectorsPerGroup * cowfmt.SectorSize
 	used := (h.TableSectors()*cowfmt.SectorSize + group - 1) / group * group
 	err := unix.Fallocate(dev.Fd(), unix.FALLOC_FL_KEEP_SIZE, h.Layout.Table[h.ActiveTable], used)
@@ -105,7 +108,13 @@ func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
 	if err := c.mayOverwrite(env, dev); err != nil {
 		return err
 	}
-	return store.Create(dev, h)
+	if err := store.Create(dev, h); err != nil || dev.IsBlockDevice() {
+		return err
+	}
+	if err := reserveTable(dev, h); err != nil {
+		return err
+	}
+	return unix.Fsync(dev.Fd())
 }
 
 // mayOverwrite refuses a device that is in use, and without --force one that has something on it.

@@ -17,7 +17,7 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{"", "expected one of"},
 		{"--nope", "unknown flag --nope"},
-		{"store", `"create", "info", "verify", "dump"`},
+		{"store", `"create", "size", "info", "verify", "dump"`},
 		{"store create", `expected "<store>"`},
 		{"store create s", "say what to make: --master, --size, or both"},
 		{"store create --nope s", "Try: virt-cow store create --help"},

@@ -59,6 +59,7 @@ type LibvirtStatus struct {
 const (
 	VolumeOff       = "off"       // its domain does not run
 	VolumeStarting  = "starting"  // its engine is being started, or its disk attached
+	VolumeServed    = "served"    // by an engine, to no domain
 	VolumeAttached  = "attached"  // the guest has it
 	VolumeDetaching = "detaching" // waiting for the guest to let go of it
 	VolumeDetached  = "detached"  // given back
@@ -75,7 +76,7 @@ type VolumeStatus struct {
 	Error  string        `json:"error,omitempty"`
 	PID    int           `json:"pid,omitempty"`    // of its engine process
 	Old    bool          `json:"old,omitempty"`    // the engine is of another version of the program than the daemon
-	Held   bool          `json:"held,omitempty"`   // served on request, though no domain has it
+	Held   string        `json:"held,omitempty"`   // HeldRequest, HeldHydration: served though no domain has it
 	Engine *EngineStatus `json:"engine,omitempty"` // what the engine said just now
 }
 

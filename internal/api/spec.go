@@ -25,7 +25,25 @@ type EngineSpec struct {
 	ReadOnly bool  `json:"readOnly,omitempty"`
 
 	Devices []string `json:"devices,omitempty"` // block devices it opens: all others are kept from its unit
+
+	Use *Use `json:"use,omitempty"`
 }
+
+// Use is what the daemon notes for its successor. The engine does not read it.
+type Use struct {
+	Target   string `json:"target,omitempty"`
+	Bus      string `json:"bus,omitempty"`
+	Plugged  bool   `json:"plugged,omitempty"`  // by the daemon, whose it is to take back
+	Held     string `json:"held,omitempty"`     // HeldRequest, HeldHydration
+	Arrived  bool   `json:"arrived,omitempty"`  // plugins were told that the domain has it
+	Hydrated bool   `json:"hydrated,omitempty"` // plugins were told that it is cut loose
+}
+
+// Why a volume is served though no domain has it.
+const (
+	HeldRequest   = "request"   // until Stop
+	HeldHydration = "hydration" // until it is cut loose
+)
 
 // Peer is the domain whose QEMU may connect to an engine. All guests of a host share one uid, so the process is
 // what counts: libvirt writes QEMU's process id to PIDFile before QEMU runs. Root may always connect.

@@ -1,16 +1,17 @@
 // Package config reads virt-cow's configuration file, /etc/virt-cow/config.toml. What is not in it has its default;
-// what it has that nobody knows is an error, with its line. A flag or an environment variable wins over the file.
+// what it has that nobody knows is an error, with its line. An environment variable wins over the file, a flag over
+// both.
 package config
 
 // DefaultPath is where the file is, unless a flag or VIRT_COW_CONFIG says otherwise. It need not exist.
 const DefaultPath = "/etc/virt-cow/config.toml"
 
-// Config is the whole file. Paths are absolute.
+// Config is the whole file. Paths are absolute. The tags are the key in the file and the environment variable.
 type Config struct {
-	RunDir   string `toml:"run_dir"`   // sockets, locks, exception caches; on tmpfs
-	StateDir string `toml:"state_dir"` // the catalogue
-	LogDir   string `toml:"log_dir"`   // engines' logs, where systemd does not keep them
-	StoreDir string `toml:"store_dir"` // where stores are made that are given no place
+	RunDir   string `toml:"run_dir" env:"VIRT_COW_RUN_DIR"`     // sockets, locks, exception caches; on tmpfs
+	StateDir string `toml:"state_dir" env:"VIRT_COW_STATE_DIR"` // the catalogue
+	LogDir   string `toml:"log_dir" env:"VIRT_COW_LOG_DIR"`     // engines' logs, where systemd does not keep them
+	StoreDir string `toml:"store_dir" env:"VIRT_COW_STORE_DIR"` // where stores are made that are given no place
 
 	Libvirt Libvirt `toml:"libvirt"`
 	Control Control `toml:"control"`
@@ -23,40 +24,41 @@ type Config struct {
 
 // Libvirt says how libvirt is reached.
 type Libvirt struct {
-	Socket string `toml:"socket"`
-	RunDir string `toml:"run_dir"` // of its QEMU driver: NAME.pid is a domain's process
+	Socket string `toml:"socket" env:"VIRT_COW_LIBVIRT"`
+	RunDir string `toml:"run_dir" env:"VIRT_COW_LIBVIRT_RUN_DIR"` // of its QEMU driver: NAME.pid is a domain's process
 }
 
 // Control is the daemon's control socket.
 type Control struct {
-	Group string `toml:"group"` // that may use it besides root; "" for none
+	Group string `toml:"group" env:"VIRT_COW_CONTROL_GROUP"` // that may use it besides root; "" for none
 }
 
 // Engine is how engine processes are run.
 type Engine struct {
-	Launcher string `toml:"launcher"` // auto, systemd, child
-	Group    string `toml:"group"`    // QEMU's, that gets the NBD sockets; auto, or "" for root's
-	HostUUID string `toml:"host_uuid"`
+	Launcher string `toml:"launcher" env:"VIRT_COW_LAUNCHER"` // auto, systemd, child
+	Group    string `toml:"group" env:"VIRT_COW_GROUP"`       // QEMU's, that gets the NBD sockets; auto, or "" for root's
+	HostUUID string `toml:"host_uuid" env:"VIRT_COW_HOST_UUID"`
 }
 
 // Hook is the libvirt hook.
 type Hook struct {
-	Timeout Duration `toml:"timeout"` // that a starting guest waits for its volumes at most
+	Timeout Duration `toml:"timeout" env:"VIRT_COW_HOOK_TIMEOUT"` // that a starting guest waits for its volumes at most
 }
 
-// Scan says where stores are looked for: folders, and globs of devices' stable names.
+// Scan says where stores are looked for: folders, and globs of devices' stable names. In the environment they are
+// separated by colons.
 type Scan struct {
-	Folders []string `toml:"folders"`
-	Devices []string `toml:"devices"`
+	Folders []string `toml:"folders" env:"VIRT_COW_SCAN_FOLDERS"`
+	Devices []string `toml:"devices" env:"VIRT_COW_SCAN_DEVICES"`
 }
 
 // Plugins are the executables told of events.
 type Plugins struct {
-	Dir     string   `toml:"dir"`
-	Timeout Duration `toml:"timeout"` // of one call
+	Dir     string   `toml:"dir" env:"VIRT_COW_PLUGINS_DIR"`
+	Timeout Duration `toml:"timeout" env:"VIRT_COW_PLUGINS_TIMEOUT"` // of one call
 }
 
 // Metrics is where Prometheus may read, besides the control socket.
 type Metrics struct {
-	Listen string `toml:"listen"` // such as 127.0.0.1:9788; "" for nowhere
+	Listen string `toml:"listen" env:"VIRT_COW_METRICS_LISTEN"` // such as 127.0.0.1:9788; "" for nowhere
 }

@@ -2,10 +2,8 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -14,6 +12,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // badRequest says that a request can't be right, whatever the state of things.
@@ -50,9 +49,14 @@ func (d *Daemon) Attach(ctx context.Context, r api.AttachRequest) (*api.VolumeSt
 	if err := v.place(&w, id.Name); err != nil {
 		return nil, err
 	}
-	vol, err := d.claim(m, w)
+	vol, err := d.claim(m, w, false)
 	if err != nil {
 		return nil, err
+	}
+	if !v.state.Active { // else it is asked when the disk is plugged in
+		if err := d.ask(ctx, plugin.EventAttach, vol, id); err != nil {
+			return nil, errors.Join(err, m.undo(ctx, vol))
+		}
 	}
 	if err := setWants(ctx, c, id, append(slices.Clone(v.wants), w)); err != nil {
 		return nil, errors.Join(err, m.undo(ctx, vol))
@@ -70,7 +74,7 @@ func (d *Daemon) Attach(ctx context.Context, r api.AttachRequest) (*api.VolumeSt
 func (m *domain) undo(ctx context.Context, vol *volume) error {
 	err := m.d.stopVolume(ctx, vol, api.VolumeDetached)
 	if err == nil {
-		m.d.forget(vol)
+		m.d.forget(m, vol)
 	}
 	return err
 }
@@ -84,7 +88,9 @@ func (d *Daemon) wantOf(ctx context.Context, r api.AttachRequest) (libvirtx.Want
 	switch {
 	case r.Domain == "":
 		return w, bad("attach: no domain given")
-	case !filepath.IsAbs(r.Store) || filepath.Clean(r.Store) != r.Store:
+	case r.Store == "" && r.Volume == "":
+		return w, bad("attach: give a volume of the catalogue, or a store")
+	case r.Store != "" && (!filepath.IsAbs(r.Store) || filepath.Clean(r.Store) != r.Store):
 		return w, bad("attach: store %q: give an absolute path", r.Store)
 	case r.Target != "" && !targetName.MatchString(r.Target):
 		return w, bad("attach: target %q: such as vdb or sda", r.Target)
@@ -93,42 +99,32 @@ func (d *Daemon) wantOf(ctx context.Context, r api.AttachRequest) (libvirtx.Want
 	case r.Rate < 0:
 		return w, bad("attach: rate %d: bytes a second, 0 for no limit", r.Rate)
 	}
-	name, err := d.storeVolume(ctx, r.Store)
-	if err != nil {
+	if w.Volume != "" {
+		if err := cowfmt.ValidName(w.Volume); err != nil {
+			return w, badRequest{err}
+		}
+	}
+	if w.Store == "" {
+		var err error
+		w.Store, err = d.storeOf(w.Volume)
 		return w, err
 	}
+	e, known := d.inventory.ByStore(r.Store)
+	if !known {
+		v, err := d.Adopt(ctx, api.AdoptRequest{Store: r.Store, Name: r.Volume})
+		if err != nil {
+			return w, err
+		}
+		e.Name, e.Store = v.Name, v.Store
+	}
+	w.Store = e.Store
 	if w.Volume == "" {
-		w.Volume = name
+		w.Volume = e.Name
 	}
-	if err := cowfmt.ValidName(w.Volume); err != nil {
-		return w, badRequest{err}
-	}
-	if w.Volume != name {
-		return w, bad("store %s holds volume %s, not %s", r.Store, name, w.Volume)
+	if w.Volume != e.Name {
+		return w, bad("store %s holds volume %s, not %s", r.Store, e.Name, w.Volume)
 	}
 	return w, nil
-}
-
-// storeVolume asks which volume a store holds. The daemon does not read stores itself: the engine's program does.
-func (d *Daemon) storeVolume(ctx context.Context, store string) (string, error) {
-	var stderr strings.Builder
-	cmd := exec.CommandContext(ctx, d.config.Program, "--run-dir", d.config.RunDir, "--json", "store", "info", store)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		said := strings.TrimPrefix(strings.TrimSpace(stderr.String()), "virt-cow: ")
-		if said == "" {
-			said = err.Error()
-		}
-		return "", bad("%s", said)
-	}
-	var info struct {
-		Name string `json:"name"`
-	}
-	if err := json.Unmarshal(out, &info); err != nil {
-		return "", fmt.Errorf("%s store info %s: %w", d.config.Program, store, err)
-	}
-	return info.Name, nil
 }
 
 // place checks a new want against the domain and finds a target if none was asked for.
@@ -142,6 +138,9 @@ func (v view) place(w *libvirtx.Want, domain string) error {
 			return fmt.Errorf("domain %s has volume %s already, at %s", domain, w.Volume, other.Target)
 		}
 		taken[other.Target] = true
+	}
+	if _, declared := v.declared[w.Volume]; declared {
+		return fmt.Errorf("domain %s has volume %s already, in its definition", domain, w.Volume)
 	}
 	if _, has := v.disks[w.Volume]; has {
 		return fmt.Errorf("domain %s still has volume %s: wait for the guest to let go of it", domain, w.Volume)

@@ -14,12 +14,16 @@
 //	in metadata, domain runs   engine, no disk                 attach
 //	in metadata, domain runs   disk                            nothing
 //	in metadata, domain off    engine                          stop it cleanly
-//	not in metadata            disk with our alias             detach; DEVICE_REMOVED leads to the next line
+//	not in metadata            disk that the daemon plugged in detach; DEVICE_REMOVED leads to the next line
 //	not in metadata            engine, no disk                 stop it cleanly
-//	not in metadata            disk plugged in by hand         keep its engine, leave the disk alone
+//	disk of the definition, or plugged in by hand              start its engine, leave the disk alone
+//	the same, domain off       engine                          stop it cleanly, unless a start was announced
 //	any                        guest paused by an I/O error    resume, once all its volumes are served
 //
-// Lock order: a domain's operation lock, then Daemon.mu. Daemon.mu is never held across a call to libvirt or
+// A domain that is about to start is announced by the hook (Prepare), for the disks of its definition. What was
+// plugged in by the daemon stands in the volume's spec, so that the next daemon knows.
+//
+// Lock order: a domain's operation lock, a volume's operation lock, Daemon.mu. Daemon.mu is never held across a call to libvirt or
 // to an engine.
 package daemon
 
@@ -36,17 +40,27 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/inventory"
+	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/metrics"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
-// Config says where things are.
+// Config says where things are and who does what.
 type Config struct {
-	RunDir  string // sockets and records; on tmpfs
-	LogDir  string // one log an engine
-	Dial    func(context.Context) (libvirtx.Conn, error)
-	Program string // virt-cow, run for the engines
-	Version string
+	RunDir       string // sockets and specs; on tmpfs
+	QEMURunDir   string // where libvirt writes the process ids of its guests
+	Version      string
+	Group        string // QEMU's, that gets the NBD sockets, "" for root's
+	ControlGroup int    // that may use the control socket besides root; 0 for none
+	MetricsAddr  string // where Prometheus may read; "" for nowhere but the control socket
+
+	Dial      func(context.Context) (libvirtx.Conn, error)
+	Launcher  launch.Launcher
+	Plugins   *plugin.Runner
+	Inventory inventory.Config // without its functions
+	Ready     func()           // called once the control socket answers; may be nil
 }
 
 // Daemon is the control daemon of one host.
@@ -55,6 +69,10 @@ type Daemon struct {
 	log    zerolog.Logger
 	root   context.Context // ends with the daemon
 	tasks  sync.WaitGroup
+
+	started   time.Time
+	counters  counters
+	inventory *inventory.Inventory
 
 	mu           sync.Mutex
 	conn         libvirtx.Conn // nil while there is none
@@ -80,10 +98,8 @@ var ErrRunning = errors.New("another virt-cow daemon is running")
 
 // Run is the daemon's life: it ends with ctx. Guests and engines go on.
 func Run(ctx context.Context, c Config, log zerolog.Logger) error {
-	for _, dir := range []string{c.RunDir, c.LogDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
+		return err
 	}
 	unlock, err := lockRunDir(c.RunDir)
 	if err != nil {
@@ -94,18 +110,36 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 	d := &Daemon{
 		config: c, log: log, root: ctx,
 		volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
-		connError: errors.New("not tried yet"),
+		connError: errors.New("not tried yet"), started: time.Now(),
 	}
 	defer d.tasks.Wait()
 	defer cancel()
+	if err := d.openInventory(ctx); err != nil {
+		return err
+	}
+	defer d.inventory.Close()
 	if err := d.adopt(); err != nil {
 		return err
 	}
-	d.tasks.Go(func() {
-		libvirtx.Keep(ctx, c.Dial, d, connectBackoff, log)
-	})
-	log.Info().Str("socket", filepath.Join(c.RunDir, api.DaemonSocket)).Msg("daemon ready")
-	return d.serve(ctx)
+	l, err := d.listen()
+	if err != nil {
+		return err
+	}
+	if c.MetricsAddr != "" {
+		d.tasks.Go(func() {
+			if err := metrics.Serve(ctx, c.MetricsAddr, metrics.Handler(d.Status), log); err != nil && ctx.Err() == nil {
+				log.Error().Err(err).Str("address", c.MetricsAddr).Msg("no metrics over TCP")
+			}
+		})
+	}
+	d.tasks.Go(func() { d.watch(ctx) })
+	// From here on the hook is answered: only then may guests start, and libvirt be asked for them.
+	if c.Ready != nil {
+		c.Ready()
+	}
+	d.tasks.Go(func() { libvirtx.Keep(ctx, c.Dial, d, connectBackoff, log) })
+	log.Info().Str("socket", l.Addr().String()).Msg("daemon ready")
+	return d.serve(ctx, l)
 }
 
 // lockRunDir makes sure of being alone. The lock ends with the process, however it ends.
@@ -137,6 +171,7 @@ func (d *Daemon) Connected(c libvirtx.Conn) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.counters.connects.Add(1)
 	d.conn, d.connError, d.connVersion, d.orphansAsked = c, nil, version, false
 	for _, x := range list {
 		d.domainFor(x)

@@ -5,26 +5,39 @@ import (
 	"errors"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/inventory"
+	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 func newTestDaemon(t *testing.T) *Daemon {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	run := t.TempDir()
 	d := &Daemon{
-		config: Config{RunDir: t.TempDir(), LogDir: t.TempDir()}, log: zerolog.New(t.Output()), root: ctx,
-		volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
+		config: Config{
+			RunDir: run, Launcher: launch.NewChild("/bin/false", run, run), Plugins: plugin.New(plugin.Config{Dir: run}),
+			Inventory: inventory.Config{StateDir: t.TempDir(), StoreDir: t.TempDir(), RunDir: run, Program: "/bin/false"},
+		},
+		log: zerolog.New(t.Output()), root: ctx, volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
+	}
+	if err := d.openInventory(ctx); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		cancel()
 		d.tasks.Wait()
+		if err := errors.Join(d.config.Plugins.Close(context.Background()), d.inventory.Close()); err != nil {
+			t.Error(err)
+		}
 	})
 	return d
 }
@@ -38,19 +51,24 @@ func TestClaim(t *testing.T) {
 	for _, c := range []struct {
 		dom           *domain
 		volume, store string
+		starting      bool
 		refused       string // "" if not
 	}{
-		{a, "v", "/s/v", ""},
-		{a, "v", "/s/v", ""},
-		{b, "v", "/s/other", "volume v (/s/other) belongs to domain a"},
-		{b, "w", "/s/v", "belongs to domain a"},
-		{a, "w", "/s/v", "volume v (/s/v) belongs to domain a"},
-		{b, "w", "/s/w", ""},
-		{b, "adopted", "/s/elsewhere", "/s/adopted"},
-		{b, "adopted", "/s/adopted", ""},
-		{a, "adopted", "/s/adopted", "belongs to domain b"},
+		{a, "v", "/s/v", false, ""},
+		{a, "v", "/s/v", false, ""},
+		{b, "v", "/s/other", false, "volume v (/s/other) belongs to domain a"},
+		{b, "w", "/s/v", false, "belongs to domain a"},
+		{a, "w", "/s/v", false, "volume v (/s/v) belongs to domain a"},
+		{b, "w", "/s/w", false, ""},
+		{b, "adopted", "/s/elsewhere", false, "/s/adopted"},
+		{b, "adopted", "/s/adopted", false, ""},
+		{a, "adopted", "/s/adopted", false, "belongs to domain b"},
+		{b, "v", "/s/v", true, ""}, // a is off
+		{a, "v", "/s/v", false, "belongs to domain b"},
+		{a, "adopted", "/s/adopted", true, "belongs to domain b"}, // its engine runs
+		{a, "w", "/s/v", true, "belongs to domain b"},
 	} {
-		_, err := d.claim(c.dom, libvirtx.Want{Volume: c.volume, Store: c.store})
+		_, err := d.claim(c.dom, libvirtx.Want{Volume: c.volume, Store: c.store}, c.starting)
 		if (err == nil) != (c.refused == "") || err != nil && !strings.Contains(err.Error(), c.refused) {
 			t.Errorf("%s claims %s in %s: want an error with %q, got %v", c.dom.name(), c.volume, c.store, c.refused, err)
 		}
@@ -103,40 +121,51 @@ func TestVolumeOfSocket(t *testing.T) {
 	}
 }
 
-// TestAdoptWithDamagedRecords: one bad record harms no other, and nothing is taken for an engine that is none.
-func TestAdoptWithDamagedRecords(t *testing.T) {
+// TestAdoptWithDamagedSpecs: one bad spec harms no other, and nothing is taken for an engine that is none.
+func TestAdoptWithDamagedSpecs(t *testing.T) {
 	d := newTestDaemon(t)
 	write := func(name, text string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(d.config.RunDir, name+recordSuffix), []byte(text), 0o640); err != nil {
+		if err := os.WriteFile(d.specPath(name), []byte(text), 0o640); err != nil {
 			t.Fatal(err)
 		}
 	}
-	exists := func(name string) bool {
-		_, err := os.Stat(filepath.Join(d.config.RunDir, name+recordSuffix))
-		return err == nil
-	}
 	write("torn", `{"version":1,"wa`)
-	write("newer", `{"version":2,"want":{"Volume":"newer"}}`)
-	write("evil", `{"version":1,"want":{"Volume":"../evil","Store":"/s"}}`)
-	write("dead", `{"version":1,"want":{"Volume":"dead","Store":"/s/dead"}}`)
-	l, err := net.Listen("unix", filepath.Join(d.config.RunDir, "live.ctl"))
-	if err != nil {
-		t.Fatal(err)
+	write("newer", `{"version":3,"volume":"newer"}`)
+	write("evil", `{"version":1,"want":{"volume":"../evil","store":"/s"}}`)
+	write("renamed", `{"version":2,"volume":"other","store":"/s/other"}`)
+	write("first", `{"version":1,"want":{"volume":"first","store":"/s/first","target":"vdb","hydrate":"no","rate":7}}`)
+	for _, name := range []string{"live", "first"} {
+		l, err := net.Listen("unix", d.controlPath(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
 	}
-	defer l.Close()
-	if err := d.writeRecord(libvirtx.Want{Volume: "live", Store: "/s/live", Rate: 7}); err != nil {
+	was := &volume{
+		name: "live", want: libvirtx.Want{Volume: "live", Store: "/s/live", Rate: 7, Target: "vdc"},
+		plugged: true, held: api.HeldRequest, arrived: true, hydrated: true,
+	}
+	if _, err := d.note(was); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.adopt(); err != nil {
 		t.Fatal(err)
 	}
-	if len(d.volumes) != 1 || d.volumes["live"] == nil || d.volumes["live"].want.Rate != 7 {
+	if len(d.volumes) != 2 {
 		t.Fatal(d.volumes)
 	}
-	for name, want := range map[string]bool{"torn": true, "newer": true, "evil": true, "live": true, "dead": false} {
-		if exists(name) != want {
-			t.Errorf("record %s is there: %v", name, !want)
+	live := d.volumes["live"]
+	if live.want != was.want || !live.plugged || live.held != api.HeldRequest || !live.arrived || !live.hydrated {
+		t.Errorf("not as it was noted: %+v", live)
+	}
+	first := d.volumes["first"]
+	if want := (libvirtx.Want{Volume: "first", Store: "/s/first", Target: "vdb", Hydrate: "no", Rate: 7}); first.want != want || !first.plugged {
+		t.Errorf("of a daemon of version 1: %+v", first)
+	}
+	for _, name := range []string{"torn", "newer", "evil", "renamed", "live", "first"} {
+		if _, err := os.Stat(d.specPath(name)); err != nil {
+			t.Errorf("spec %s is gone: an engine may run", name)
 		}
 	}
 }
@@ -156,22 +185,4 @@ func TestOneDaemonARunFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	again()
-}
-
-func TestHowAnEngineEnded(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "v.log")
-	old := "virt-cow: an old error\n"
-	for said, want := range map[string]string{
-		"": "exit status 1",
-		`{"level":"info","message":"serving"}` + "\n":                                  "exit status 1",
-		`{"level":"info"}` + "\nvirt-cow: /s/v: already in use\n":                      "exit status 1: /s/v: already in use",
-		strings.Repeat("virt-cow: long ago\n", 1000) + "virt-cow: " + "no such file\n": "exit status 1: no such file",
-	} {
-		if err := os.WriteFile(path, []byte(old+said), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if got := lastLine(path, int64(len(old)), errors.New("exit status 1")); got != want {
-			t.Errorf("%.40q: %q, not %q", said, got, want)
-		}
-	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // detachWait is how long a detach waits for the guest. The request stays: it is repeated until the guest obeys.
@@ -60,16 +61,44 @@ func (m *domain) unwant(ctx context.Context, c libvirtx.Conn, volume string) err
 		return err
 	}
 	disk, has := v.disks[volume]
+	_, declared := v.declared[volume]
 	rest := slices.DeleteFunc(slices.Clone(v.wants), func(w libvirtx.Want) bool { return w.Volume == volume })
+	if len(rest) == len(v.wants) && !has {
+		if declared {
+			return fmt.Errorf("volume %s is in the definition of domain %s: use virsh edit %s", volume, m.name(), m.name())
+		}
+		return fmt.Errorf("domain %s has no volume %s", m.name(), volume)
+	}
+	if vol := m.d.volumeNamed(volume); vol != nil {
+		if err := m.d.ask(ctx, plugin.EventDetach, vol, m.ident()); err != nil {
+			return err
+		}
+	}
 	switch {
 	case len(rest) != len(v.wants):
 		return setWants(ctx, c, m.ident(), rest)
-	case has && disk.Alias == libvirtx.Alias(volume): // asked for before
+	case m.d.isPlugged(m, volume): // asked for before
 		return nil
-	case has:
-		return fmt.Errorf("volume %s was plugged into domain %s by hand: use virsh detach-disk %s %s", volume, m.name(), m.name(), disk.Target)
+	case disk.Alias == libvirtx.Alias(volume) && m.d.takeOver(m, volume): // of a saved guest, whose daemon is long gone
+		return nil
 	}
-	return fmt.Errorf("domain %s has no volume %s", m.name(), volume)
+	return fmt.Errorf("volume %s was plugged into domain %s by hand, or is in its definition: use virsh detach-disk %s %s",
+		volume, m.name(), m.name(), disk.Target)
+}
+
+// takeOver makes a disk the daemon's to take back.
+func (d *Daemon) takeOver(m *domain, name string) bool {
+	d.mu.Lock()
+	v := d.volumes[name]
+	ours := v != nil && v.domain == m
+	if ours {
+		v.plugged = true
+	}
+	d.mu.Unlock()
+	if ours {
+		d.noteIfServed(v)
+	}
+	return ours
 }
 
 // detached says whether the domain is rid of the volume.

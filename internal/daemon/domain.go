@@ -18,7 +18,8 @@ type domain struct {
 
 	resumes resumes
 
-	looked bool // since the connection to libvirt was made; guarded by Daemon.mu
+	looked bool  // since the connection to libvirt was made; guarded by Daemon.mu
+	err    error // what is wrong with its disks as a whole; guarded by Daemon.mu
 
 	mu       sync.Mutex
 	id       libvirtx.Domain
@@ -102,6 +103,7 @@ func (m *domain) run() {
 		}
 		m.op.Lock()
 		err := m.reconcile(m.d.root)
+		m.d.counters.reconciles.Add(1)
 		over := errors.Is(err, libvirtx.ErrNoDomain) && m.d.forgetDomain(m)
 		m.gone = over
 		m.op.Unlock()
@@ -126,7 +128,73 @@ func (m *domain) run() {
 		// Once, not at each attempt; an engine's end was logged where it was seen.
 		if err.Error() != last && !errors.Is(err, errUnfinished) && !errors.Is(err, errEnded) {
 			last = err.Error()
+			m.d.counters.reconcileErrors.Add(1)
 			m.d.log.Error().Err(err).Str("domain", m.name()).Msg("reconcile, trying on")
 		}
 	}
+}
+
+// poke has a domain looked at.
+func (d *Daemon) poke(x libvirtx.Domain) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.domainFor(x).kick() // under the lock: a domain with a kick is not forgotten
+}
+
+// lockDomain takes a domain's operation lock.
+func (d *Daemon) lockDomain(x libvirtx.Domain) *domain {
+	for {
+		d.mu.Lock()
+		m := d.domainFor(x)
+		d.mu.Unlock()
+		m.op.Lock()
+		if !m.gone {
+			return m
+		}
+		m.op.Unlock()
+	}
+}
+
+// domainFor finds or makes what the daemon keeps of a domain, and takes note of its present name. The caller
+// holds d.mu.
+func (d *Daemon) domainFor(x libvirtx.Domain) *domain {
+	dom := d.domains[x.UUID]
+	if dom == nil {
+		dom = newDomain(d, x)
+		d.domains[x.UUID] = dom
+		d.tasks.Go(dom.run)
+	}
+	dom.rename(x)
+	return dom
+}
+
+// forgetDomain drops a domain that libvirt no longer knows, unless something of it is left or to be looked at.
+// The caller holds m.op.
+func (d *Daemon) forgetDomain(m *domain) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, v := range d.volumes {
+		if v.domain == m {
+			return false
+		}
+	}
+	if len(m.kicks) > 0 {
+		return false
+	}
+	delete(d.domains, m.ident().UUID)
+	return true
+}
+
+// noteLooked records that a domain was looked at over this connection.
+func (d *Daemon) noteLooked(m *domain) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m.looked = true
+}
+
+// noteProblem records what is wrong with a domain's disks as a whole, nil for nothing.
+func (d *Daemon) noteProblem(m *domain, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m.err = err
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/launch"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // engine looks after one engine process: it is started again whenever it ends without having been asked to.
@@ -20,7 +22,7 @@ type engine struct {
 	ended   chan struct{} // closed when nothing looks after it any more: it was stopped, or never came up
 
 	mu       sync.Mutex
-	process  *process
+	process  *launch.Process
 	ready    bool
 	stopping bool
 	err      error         // why it is not ready
@@ -62,7 +64,7 @@ func (e *engine) pid() int {
 	if e.process == nil {
 		return 0
 	}
-	return e.process.pid
+	return e.process.PID
 }
 
 // isReady says whether the engine answers, and if it does not, why, as far as that is known.
@@ -99,15 +101,14 @@ func (e *engine) wait(ctx context.Context) error {
 
 // run looks after the process until it is stopped or the daemon ends; p is the process if there is one already.
 // A first start that fails is not repeated here: the reconciler does that, with everything else.
-func (e *engine) run(p *process, start func() (*process, error)) {
+func (e *engine) run(p *launch.Process, start func(context.Context) (*launch.Process, error)) {
 	defer close(e.ended)
 	adopted, wait := p != nil, time.Duration(0)
 	for first := true; ; first = false {
 		began := time.Now()
 		err := e.oneLife(p, start, func() {
 			if !first {
-				e.d.log.Info().Str("volume", e.volume).Int("pid", e.pid()).Msg("engine runs again")
-				e.d.pokeOwner(e.volume)
+				e.d.runsAgain(e)
 			}
 		})
 		p = nil
@@ -140,10 +141,10 @@ var (
 )
 
 // oneLife follows one process from its start to its end.
-func (e *engine) oneLife(p *process, start func() (*process, error), up func()) error {
+func (e *engine) oneLife(p *launch.Process, start func(context.Context) (*launch.Process, error), up func()) error {
 	var err error
 	if p == nil {
-		if p, err = start(); err != nil {
+		if p, err = start(e.ctx); err != nil {
 			return fmt.Errorf("%w: volume %s: %w", errNotUp, e.volume, err)
 		}
 	}
@@ -154,33 +155,33 @@ func (e *engine) oneLife(p *process, start func() (*process, error), up func()) 
 	e.set(func() { e.ready, e.err = true, nil })
 	up()
 	select {
-	case <-p.done:
-		return fmt.Errorf("%w: volume %s, process %d: %s", errEnded, e.volume, p.pid, p.why())
+	case <-p.Done():
+		return fmt.Errorf("%w: volume %s, process %d: %s", errEnded, e.volume, p.PID, p.Why())
 	case <-e.ctx.Done():
 		return e.ctx.Err()
 	}
 }
 
 // awaitStatus waits until the process answers on its control socket.
-func (e *engine) awaitStatus(p *process) error {
+func (e *engine) awaitStatus(p *launch.Process) error {
 	deadline := time.After(engineUp)
 	for {
 		ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
 		s, err := e.client.Status(ctx)
 		cancel()
 		switch {
-		case err == nil && s.PID == p.pid:
+		case err == nil && s.PID == p.PID:
 			return nil
 		case err == nil: // one that was still on its way up when nobody looked; the next start adopts it
 			err = fmt.Errorf("process %d has its socket", s.PID)
 		}
 		select {
-		case <-p.done:
-			return fmt.Errorf("%w: volume %s: %s", errNotUp, e.volume, p.why())
+		case <-p.Done():
+			return fmt.Errorf("%w: volume %s: %s", errNotUp, e.volume, p.Why())
 		case <-e.ctx.Done():
 			return e.ctx.Err()
 		case <-deadline:
-			p.terminate()
+			p.Terminate()
 			return fmt.Errorf("%w: volume %s: no answer in %s: %w", errNotUp, e.volume, engineUp, err)
 		case <-time.After(25 * time.Millisecond):
 		}
@@ -193,9 +194,29 @@ func (e *engine) leaveNoneBehind() {
 	p, stopping := e.process, e.stopping
 	e.mu.Unlock()
 	if p != nil && stopping {
-		p.terminate()
-		<-p.done
+		p.Terminate()
+		<-p.Done()
 	}
+}
+
+// hasEnded says whether nothing looks after the engine any more.
+func (e *engine) hasEnded() bool {
+	select {
+	case <-e.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// runsAgain notes that an engine was started again after it had ended without having been asked to.
+func (d *Daemon) runsAgain(e *engine) {
+	d.log.Info().Str("volume", e.volume).Int("pid", e.pid()).Msg("engine runs again")
+	d.counters.engineRestarts.Add(1)
+	if v := d.volumeNamed(e.volume); v != nil {
+		d.tell(plugin.EventEngineRestarted, v, nil)
+	}
+	d.pokeOwner(e.volume)
 }
 
 func (e *engine) over() bool {
@@ -206,7 +227,7 @@ func (e *engine) over() bool {
 
 // stop has the process flush, close its store and end, and waits for it.
 func (e *engine) stop(ctx context.Context) error {
-	var p *process
+	var p *launch.Process
 	e.set(func() { e.stopping, e.ready, p = true, false, e.process })
 	defer e.release()
 	if p == nil { // it may be about to be started
@@ -219,14 +240,14 @@ func (e *engine) stop(ctx context.Context) error {
 		}
 	}
 	if err := e.client.Stop(ctx); err != nil {
-		p.terminate()
+		p.Terminate()
 	}
 	select {
-	case <-p.done:
+	case <-p.Done():
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(engineDown):
-		return fmt.Errorf("engine of volume %s (pid %d) does not end: it may be unable to flush, see its log", e.volume, p.pid)
+		return fmt.Errorf("engine of volume %s (pid %d) does not end: it may be unable to flush, see its log", e.volume, p.PID)
 	}
 }

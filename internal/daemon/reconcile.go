@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // errUnfinished says that nothing is wrong but something is still to come: look again.
@@ -17,15 +21,16 @@ var errUnfinished = errors.New("not finished, look again")
 
 // view is what libvirt says of a domain at one moment.
 type view struct {
-	wants []libvirtx.Want
-	state libvirtx.State
-	disks map[string]libvirtx.Disk // ours, by volume; empty while the domain is off
-	taken map[string]bool          // targets in use, by ours too
+	wants    []libvirtx.Want
+	state    libvirtx.State
+	disks    map[string]libvirtx.Disk // that QEMU has of ours, by volume; empty while the domain is off
+	declared map[string]libvirtx.Disk // that the definition of a domain that is off has of ours
+	taken    map[string]bool          // targets in use, by ours too
 }
 
 // look asks libvirt. A domain it does not know wants nothing and has nothing; the error says so.
 func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
-	v := view{disks: map[string]libvirtx.Disk{}, taken: map[string]bool{}}
+	v := view{disks: map[string]libvirtx.Disk{}, declared: map[string]libvirtx.Disk{}, taken: map[string]bool{}}
 	id := m.ident()
 	element, err := c.Metadata(ctx, id)
 	if err != nil {
@@ -53,15 +58,20 @@ func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
 	}
 	for _, disk := range disks {
 		v.taken[disk.Target] = true
-		if name := m.d.volumeOfSocket(disk.Socket); name != "" && v.state.Active {
+		name := m.d.volumeOfSocket(disk.Socket)
+		switch {
+		case name == "":
+		case v.state.Active:
 			v.disks[name] = disk
+		default:
+			v.declared[name] = disk
 		}
 	}
 	return v, nil
 }
 
-// reconcile brings the domain in line with its metadata; see the table at the top of the package. The caller
-// holds m.op. An error means that it has to be done again.
+// reconcile brings the domain in line with its metadata and its disks; see the table at the top of the package.
+// The caller holds m.op. An error means that it has to be done again.
 func (m *domain) reconcile(ctx context.Context) error {
 	c, err := m.d.libvirt()
 	if err != nil {
@@ -70,32 +80,16 @@ func (m *domain) reconcile(ctx context.Context) error {
 	v, err := m.look(ctx, c)
 	missing := errors.Is(err, libvirtx.ErrNoDomain)
 	if err != nil && !missing {
+		if !errors.Is(err, libvirtx.ErrGone) && !errors.Is(err, errUnfinished) {
+			m.d.noteProblem(m, err)
+		}
 		return err
 	}
 	errs := []error{err}
-	wanted := map[string]bool{}
-	for _, w := range v.wants {
-		wanted[w.Volume] = true
-		vol, err := m.give(ctx, c, v, w)
-		if err == nil && !v.state.Active {
-			err = m.d.stopVolume(ctx, vol, api.VolumeOff)
-		}
-		errs = append(errs, err)
-	}
-	for name, disk := range v.disks {
-		if !wanted[name] {
-			errs = append(errs, m.takeBack(ctx, c, name, disk))
-		}
-	}
-	for _, vol := range m.d.volumesOf(m) {
-		if _, has := v.disks[vol.name]; !wanted[vol.name] && !has {
-			if err := m.d.stopVolume(ctx, vol, api.VolumeDetached); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			m.d.forget(vol)
-		}
-	}
+	problem := m.giveAll(ctx, c, v, &errs)
+	m.keepAll(ctx, c, v, &errs)
+	m.stopRest(ctx, v, &errs)
+	m.d.noteProblem(m, problem)
 	err = errors.Join(errs...)
 	if err == nil {
 		err = m.resume(ctx, c, v)
@@ -107,12 +101,29 @@ func (m *domain) reconcile(ctx context.Context) error {
 	return err
 }
 
+// giveAll sees to the volumes in the metadata. What can't be said of a volume, as it is another domain's, is
+// returned.
+func (m *domain) giveAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]error) error {
+	var problems []error
+	for _, w := range v.wants {
+		vol, err := m.give(ctx, c, v, w)
+		if vol == nil {
+			problems = append(problems, err)
+		}
+		if err == nil && !v.state.Active {
+			err = m.d.stopVolume(ctx, vol, api.VolumeOff)
+		}
+		*errs = append(*errs, err)
+	}
+	return errors.Join(problems...)
+}
+
 // give makes sure that a domain that runs has a disk it wants, and that of one that is off the volume is known.
 func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.Want) (*volume, error) {
 	if err := cowfmt.ValidName(w.Volume); err != nil {
 		return nil, fmt.Errorf("domain %s: %w", m.name(), err)
 	}
-	vol, err := m.d.claim(m, w)
+	vol, err := m.d.claim(m, w, v.state.Active)
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", m.name(), err)
 	}
@@ -128,11 +139,71 @@ func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 		err = m.plug(ctx, c, v, w, vol)
 	}
 	if err != nil {
-		m.d.setState(vol, api.VolumeFailed, err)
+		if !errors.Is(err, libvirtx.ErrGone) { // then it is looked at again over the next connection
+			m.d.setState(vol, api.VolumeFailed, err)
+		}
 		return vol, err
 	}
-	m.d.setState(vol, api.VolumeAttached, nil)
+	m.d.arrived(vol)
 	return vol, nil
+}
+
+// keepAll sees to disks of ours that the metadata does not name: those this daemon plugged in, or one before it,
+// are taken back; those of the domain's definition, or plugged in by hand, are kept served.
+func (m *domain) keepAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]error) {
+	for name, disk := range v.disks {
+		switch {
+		case v.wanted(name):
+		case m.d.isPlugged(m, name):
+			*errs = append(*errs, m.takeBack(ctx, c, name, disk))
+		default:
+			*errs = append(*errs, m.keep(ctx, name, disk))
+		}
+	}
+}
+
+// keep has the volume of a disk served that is not ours to take back.
+func (m *domain) keep(ctx context.Context, name string, disk libvirtx.Disk) error {
+	w, err := m.d.wantNamed(name)
+	if errors.Is(err, inventory.ErrNotFound) {
+		return nil // served by hand too
+	} else if err != nil {
+		return err
+	}
+	w.Target = disk.Target
+	vol, err := m.d.claim(m, w, true)
+	if err != nil {
+		return fmt.Errorf("domain %s: %w", m.name(), err)
+	}
+	if err := m.d.startVolume(ctx, vol); err != nil {
+		m.d.setState(vol, api.VolumeFailed, err)
+		return err
+	}
+	m.d.arrived(vol)
+	return nil
+}
+
+// stopRest ends the engines of volumes that the domain no longer has, or has no use for while it is off.
+func (m *domain) stopRest(ctx context.Context, v view, errs *[]error) {
+	for _, vol := range m.d.volumesOf(m) {
+		_, has := v.disks[vol.name]
+		_, declared := v.declared[vol.name]
+		switch {
+		case v.wanted(vol.name), has:
+		case declared:
+			*errs = append(*errs, m.d.stopVolume(ctx, vol, api.VolumeOff))
+		default:
+			err := m.d.stopVolume(ctx, vol, api.VolumeDetached)
+			if err == nil && !m.d.isPrepared(vol) {
+				m.d.left(m, vol)
+			}
+			*errs = append(*errs, err)
+		}
+	}
+}
+
+func (v view) wanted(volume string) bool {
+	return slices.ContainsFunc(v.wants, func(w libvirtx.Want) bool { return w.Volume == volume })
 }
 
 // plug attaches a volume that is served.
@@ -148,9 +219,16 @@ func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", w.Volume, err)
 	}
+	if err := m.d.ask(ctx, plugin.EventAttach, vol, m.ident()); err != nil {
+		return err
+	}
 	m.d.mu.Lock()
 	version := m.d.connVersion
+	vol.plugged = true // noted before it is done: a disk taken for one plugged in by hand would stay for ever
 	m.d.mu.Unlock()
+	if _, err := m.d.note(vol); err != nil {
+		return err
+	}
 	text, err := libvirtx.DiskXML(libvirtx.Spec{
 		Volume: w.Volume, UUID: id, Socket: m.d.socketPath(w.Volume), Target: w.Target, Bus: w.Bus,
 	}, version)
@@ -172,15 +250,10 @@ func (e *takenError) Error() string {
 	return "domain " + e.domain + " has another disk at " + e.target + ": choose a free one with --target"
 }
 
-// takeBack asks the guest to let go of a disk that the metadata no longer names, if it was us who attached it.
+// takeBack asks the guest to let go of a disk that the metadata no longer names.
 func (m *domain) takeBack(ctx context.Context, c libvirtx.Conn, name string, disk libvirtx.Disk) error {
-	if disk.Alias != libvirtx.Alias(name) {
-		m.d.keepForeign(m, name)
-		return nil
-	}
 	if vol := m.d.volumeNamed(name); vol != nil {
 		m.d.setState(vol, api.VolumeDetaching, nil)
-		m.d.own(m, vol)
 	}
 	err := c.Detach(ctx, m.ident(), disk.Alias)
 	if err != nil && !errors.Is(err, libvirtx.ErrNoDevice) {
@@ -188,4 +261,42 @@ func (m *domain) takeBack(ctx context.Context, c libvirtx.Conn, name string, dis
 		m.d.log.Debug().Err(err).Str("volume", name).Msg("detach")
 	}
 	return errUnfinished
+}
+
+// isPlugged says whether a domain's disk is the daemon's to take back. The record says so, over the daemon's death.
+func (d *Daemon) isPlugged(m *domain, name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v := d.volumes[name]
+	if v == nil || !v.plugged || v.domain != nil && v.domain != m {
+		return false
+	}
+	v.domain = m
+	return true
+}
+
+func (d *Daemon) isPrepared(v *volume) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Now().Before(v.prepared)
+}
+
+// arrived notes that a guest has its disk.
+func (d *Daemon) arrived(v *volume) {
+	d.mu.Lock()
+	news := !v.arrived
+	v.arrived, v.prepared = true, time.Time{}
+	d.mu.Unlock()
+	d.setState(v, api.VolumeAttached, nil)
+	if news {
+		d.noteIfServed(v)
+		d.tell(plugin.EventAttached, v, nil)
+	}
+}
+
+// left notes that a domain no longer has a volume.
+func (d *Daemon) left(m *domain, v *volume) {
+	d.tell(plugin.EventDetached, v, nil)
+	d.forget(m, v)
+	d.noteIfServed(v)
 }

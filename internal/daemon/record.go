@@ -10,38 +10,68 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
-// record is written before an engine is started and removed after it was stopped: by it the next daemon
-// knows which engines are its own. The run folder is emptied by a reboot, and so are the engines.
-type record struct {
-	Version int           `json:"version"`
-	Want    libvirtx.Want `json:"want"`
+func (d *Daemon) specPath(volume string) string {
+	return filepath.Join(d.config.RunDir, volume+api.SpecSuffix)
 }
 
-const recordVersion = 1
-
-const recordSuffix = ".volume"
-
-func (d *Daemon) recordPath(volume string) string {
-	return filepath.Join(d.config.RunDir, volume+recordSuffix)
+// specOf is what a volume's engine is to serve.
+func (d *Daemon) specOf(v *volume) *api.EngineSpec {
+	devices := d.devicesOf(v) // not under the lock: a path may be on a file system that hangs
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := v.want
+	return &api.EngineSpec{
+		Version: api.SpecVersion, Volume: v.name, UUID: v.uuid, Store: w.Store,
+		Socket: d.socketPath(v.name), Control: d.controlPath(v.name), Group: d.config.Group,
+		Client: d.peerOf(v.domain), Hydrate: w.Hydrate != "no", Rate: w.Rate, Devices: devices,
+		Use: &api.Use{Target: w.Target, Bus: w.Bus, Plugged: v.plugged, Held: v.held, Arrived: v.arrived, Hydrated: v.hydrated},
+	}
 }
 
-func (d *Daemon) writeRecord(w libvirtx.Want) error {
-	b, err := json.Marshal(record{Version: recordVersion, Want: w})
+// peerOf is whose QEMU may connect: that of the domain. The caller holds d.mu.
+func (d *Daemon) peerOf(m *domain) *api.Peer {
+	if m == nil {
+		return nil
+	}
+	id := m.ident()
+	return &api.Peer{Domain: id.Name, UUID: id.UUID.String(), PIDFile: filepath.Join(d.config.QEMURunDir, id.Name+".pid")}
+}
+
+// note writes a volume's spec, so that the next daemon knows what this one does.
+func (d *Daemon) note(v *volume) (*api.EngineSpec, error) {
+	v.noting.Lock()
+	defer v.noting.Unlock()
+	spec := d.specOf(v)
+	b, err := json.Marshal(spec)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	path := d.recordPath(w.Volume)
+	path := d.specPath(v.name)
 	if err := os.WriteFile(path+".new", b, 0o640); err != nil {
-		return err
+		return nil, err
 	}
-	return os.Rename(path+".new", path)
+	return spec, os.Rename(path+".new", path)
 }
 
-func (d *Daemon) removeRecord(volume string) error {
-	err := os.Remove(d.recordPath(volume))
+// noteIfServed writes the spec of a volume that has an engine.
+func (d *Daemon) noteIfServed(v *volume) {
+	d.mu.Lock()
+	served := v.engine != nil
+	d.mu.Unlock()
+	if !served {
+		return
+	}
+	if _, err := d.note(v); err != nil {
+		d.log.Error().Err(err).Str("volume", v.name).Msg("can't note how the volume is used")
+	}
+}
+
+func (d *Daemon) removeSpec(volume string) error {
+	err := os.Remove(d.specPath(volume))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -50,46 +80,85 @@ func (d *Daemon) removeRecord(volume string) error {
 
 // adopt finds the engines an earlier daemon left. Which domain has them is for the reconciler to find out.
 func (d *Daemon) adopt() error {
-	paths, err := filepath.Glob(filepath.Join(d.config.RunDir, "*"+recordSuffix))
+	paths, err := filepath.Glob(filepath.Join(d.config.RunDir, "*"+api.SpecSuffix))
 	if err != nil {
 		return err
 	}
 	for _, path := range paths {
 		if err := d.adoptOne(path); err != nil {
 			// Its volume is left alone: an engine may well run.
-			d.log.Error().Err(err).Str("record", path).Msg("can't adopt an engine")
+			d.log.Error().Err(err).Str("spec", path).Msg("can't adopt an engine")
 		}
 	}
 	return nil
 }
 
+// adoptOne goes on with one engine. One that died with no daemon there to see it is started again all the same:
+// its guest goes on, or, if nobody wants it, its store is closed cleanly.
 func (d *Daemon) adoptOne(path string) error {
-	b, err := os.ReadFile(path)
+	spec, err := readSpec(path)
 	if err != nil {
 		return err
 	}
-	var r record
-	if err := json.Unmarshal(b, &r); err != nil {
-		return err
-	}
-	if r.Version != recordVersion {
-		return fmt.Errorf("version %d, this program knows %d", r.Version, recordVersion)
-	}
-	name := r.Want.Volume
-	if err := cowfmt.ValidName(name); err != nil {
-		return err
-	}
-	p, err := adoptProcess(d.controlPath(name))
+	p, err := launch.Adopt(d.controlPath(spec.Volume))
 	if err != nil {
 		return err
 	}
-	if p == nil { // died with no daemon there to see it: the reconciler starts it again if it is wanted
-		return d.removeRecord(name)
+	v := &volume{
+		name: spec.Volume, uuid: spec.UUID, client: spec.Client, state: api.VolumeStarting,
+		want: libvirtx.Want{
+			Volume: spec.Volume, Store: spec.Store, Rate: spec.Rate, Hydrate: map[bool]string{false: "no"}[spec.Hydrate],
+		},
 	}
-	v := &volume{name: name, want: r.Want, state: api.VolumeStarting}
-	v.engine = d.newEngine(name)
-	d.volumes[name] = v
-	d.log.Info().Str("volume", name).Int("pid", p.pid).Msg("engine adopted")
+	if u := spec.Use; u != nil {
+		v.want.Target, v.want.Bus = u.Target, u.Bus
+		v.plugged, v.held, v.arrived, v.hydrated = u.Plugged, u.Held, u.Arrived, u.Hydrated
+	}
+	v.engine = d.newEngine(v.name)
+	d.volumes[v.name] = v
+	if p != nil {
+		d.log.Info().Str("volume", v.name).Int("pid", p.PID).Msg("engine adopted")
+	} else {
+		d.log.Warn().Str("volume", v.name).Msg("engine has ended while no daemon was there: starting it again")
+	}
 	d.tasks.Go(func() { v.engine.run(p, d.starter(v)) })
 	return nil
+}
+
+// recordVersion1 is what the daemon before specs wrote.
+type recordVersion1 struct {
+	Want libvirtx.Want `json:"want"`
+}
+
+func readSpec(path string) (*api.EngineSpec, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var s api.EngineSpec
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, err
+	}
+	switch s.Version {
+	case api.SpecVersion:
+	case 1:
+		var r recordVersion1
+		if err := json.Unmarshal(b, &r); err != nil {
+			return nil, err
+		}
+		w := r.Want
+		s = api.EngineSpec{
+			Volume: w.Volume, Store: w.Store, Hydrate: w.Hydrate != "no", Rate: w.Rate,
+			Use: &api.Use{Target: w.Target, Bus: w.Bus, Plugged: true},
+		}
+	default:
+		return nil, fmt.Errorf("version %d, this program knows %d", s.Version, api.SpecVersion)
+	}
+	if err := cowfmt.ValidName(s.Volume); err != nil {
+		return nil, err
+	}
+	if filepath.Base(path) != s.Volume+api.SpecSuffix {
+		return nil, fmt.Errorf("is of volume %s", s.Volume)
+	}
+	return &s, nil
 }

@@ -40,6 +40,7 @@ func (m *domain) resume(ctx context.Context, c libvirtx.Conn, v view) error {
 	if err := c.Resume(ctx, m.ident()); err != nil {
 		return err
 	}
+	m.d.counters.resumes.Add(1)
 	if m.resumes.attempts++; m.resumes.attempts == 1 {
 		m.d.log.Info().Str("domain", m.name()).Msg("resuming a guest that an I/O error had paused: its volumes are served again")
 	}

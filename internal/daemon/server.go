@@ -5,35 +5,57 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/metrics"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
-// maxBody bounds a request in bytes.
-const maxBody = 64 << 10
+const (
+	maxBody  = 64 << 10 // bytes of a request
+	maxConns = 512      // at once; more wait
+)
 
-// serve answers the control API until ctx ends. Whoever may open the socket may do everything: it is for root
-// and its group.
-func (d *Daemon) serve(ctx context.Context) error {
+// listen makes the control socket. The lock on the run folder is held: what is in its place is stale.
+func (d *Daemon) listen() (net.Listener, error) {
 	path := filepath.Join(d.config.RunDir, api.DaemonSocket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return nil, err
 	}
-	l, err := net.Listen("unix", path)
+	mask := syscall.Umask(0o177) // nobody connects before the permissions are right
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	syscall.Umask(mask)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
+	if gid := d.config.ControlGroup; gid > 0 {
+		err = os.Chown(path, -1, gid)
+	}
+	if err = errors.Join(err, os.Chmod(path, 0o660)); err != nil {
 		l.Close()
-		return err
+		return nil, err
 	}
-	s := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second}
+	return newPeerListener(l, maxConns), nil
+}
+
+// serve answers the control API until ctx ends.
+func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
+	s := &http.Server{
+		Handler: d.onlyOurs(d.handler()), ConnContext: withConn,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
+		ErrorLog: stdlog.New(d.log.With().Str("part", "control API").Logger(), "", 0),
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(l) }()
 	select {
@@ -57,11 +79,28 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("POST "+api.PathDaemonAttach, call(d.Attach))
 	mux.HandleFunc("POST "+api.PathDaemonDetach, call(d.Detach))
 	mux.HandleFunc("POST "+api.PathDaemonHydration, call(d.Hydration))
+	mux.HandleFunc("POST "+api.PathDaemonPrepare, call(d.Prepare))
+	mux.HandleFunc("POST "+api.PathDaemonNotice, call(d.Notice))
+	mux.Handle("GET "+api.PathDaemonMetrics, metrics.Handler(d.Status))
+	mux.HandleFunc("GET "+api.PathVolumes, func(w http.ResponseWriter, r *http.Request) {
+		answer(w, d.Volumes(r.Context()), nil)
+	})
+	mux.HandleFunc("GET "+api.PathVolume, func(w http.ResponseWriter, r *http.Request) {
+		v, err := d.Volume(r.Context(), r.PathValue("name"))
+		answer(w, v, err)
+	})
+	mux.HandleFunc("POST "+api.PathVolumes, call(d.Create))
+	mux.HandleFunc("POST "+api.PathVolumesAdopt, call(d.Adopt))
+	mux.HandleFunc("POST "+api.PathVolumesScan, call(d.inventory.Scan))
+	mux.HandleFunc("POST "+api.PathVolumeDelete, callNamed(d.Delete))
+	mux.HandleFunc("POST "+api.PathVolumeStart, callNamed(bare(d.Start)))
+	mux.HandleFunc("POST "+api.PathVolumeStop, callNamed(bare(d.Stop)))
+	mux.HandleFunc("POST "+api.PathVolumeRestart, callNamed(bare(d.Restart)))
 	return mux
 }
 
 // call makes a handler of a function. Its context does not end with the client: what was begun is finished.
-func call[In, Out any](f func(context.Context, In) (*Out, error)) http.HandlerFunc {
+func call[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in In
 		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
@@ -70,9 +109,22 @@ func call[In, Out any](f func(context.Context, In) (*Out, error)) http.HandlerFu
 			answer(w, nil, badRequest{fmt.Errorf("%s: %w", r.URL.Path, err)})
 			return
 		}
+		zerolog.Ctx(r.Context()).Info().Msg("asked for")
 		out, err := f(context.WithoutCancel(r.Context()), in)
 		answer(w, out, err)
 	}
+}
+
+// callNamed is call for a path with a volume's name in it.
+func callNamed[In, Out any](f func(context.Context, string, In) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		call(func(ctx context.Context, in In) (Out, error) { return f(ctx, r.PathValue("name"), in) })(w, r)
+	}
+}
+
+// bare is for a function that needs no more than the name.
+func bare[Out any](f func(context.Context, string) (Out, error)) func(context.Context, string, struct{}) (Out, error) {
+	return func(ctx context.Context, name string, _ struct{}) (Out, error) { return f(ctx, name) }
 }
 
 func answer(w http.ResponseWriter, out any, err error) {
@@ -81,7 +133,7 @@ func answer(w http.ResponseWriter, out any, err error) {
 		w.WriteHeader(httpStatus(err))
 		out = api.Error{Message: err.Error()}
 	}
-	json.NewEncoder(w).Encode(out)
+	_ = json.NewEncoder(w).Encode(out) // a client that is gone needs no answer
 }
 
 func httpStatus(err error) int {
@@ -89,13 +141,17 @@ func httpStatus(err error) int {
 	var n noVolumeError
 	var inUse *inUseError
 	var taken *takenError
+	var veto *plugin.VetoError
 	switch {
-	case errors.As(err, &b):
+	case errors.As(err, &b), errors.Is(err, inventory.ErrInvalid):
 		return http.StatusBadRequest
-	case errors.As(err, &n), errors.Is(err, libvirtx.ErrNoDomain):
+	case errors.As(err, &n), errors.Is(err, libvirtx.ErrNoDomain), errors.Is(err, inventory.ErrNotFound):
 		return http.StatusNotFound
-	case errors.As(err, &inUse), errors.As(err, &taken):
+	case errors.As(err, &inUse), errors.As(err, &taken), errors.Is(err, inventory.ErrExists),
+		errors.Is(err, inventory.ErrInUse), errors.Is(err, inventory.ErrNotReady):
 		return http.StatusConflict
+	case errors.As(err, &veto), errors.Is(err, inventory.ErrVetoed), errors.Is(err, errForbidden):
+		return http.StatusForbidden
 	case errors.Is(err, ErrNoLibvirt), errors.Is(err, libvirtx.ErrGone):
 		return http.StatusServiceUnavailable
 	}

@@ -2,33 +2,58 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/inventory"
+	"github.com/virt-cow/virt-cow/internal/launch"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
 // starter makes the function that starts a volume's process, or takes the one that runs already.
-func (d *Daemon) starter(v *volume) func() (*process, error) {
-	return func() (*process, error) {
-		d.mu.Lock()
-		w := v.want
-		d.mu.Unlock()
-		p, err := adoptProcess(d.controlPath(w.Volume))
+func (d *Daemon) starter(v *volume) func(context.Context) (*launch.Process, error) {
+	return func(ctx context.Context) (*launch.Process, error) {
+		spec, err := d.note(v)
+		if err != nil {
+			return nil, err
+		}
+		p, err := launch.Adopt(spec.Control)
 		if p != nil || err != nil {
 			return p, err
 		}
-		return d.spawn(w)
+		d.mu.Lock()
+		v.client = spec.Client
+		d.mu.Unlock()
+		return d.config.Launcher.Start(ctx, spec, d.specPath(v.name))
 	}
 }
 
-// startVolume returns once the volume is served.
+// startVolume returns once the volume is served, to the domain that has it.
 func (d *Daemon) startVolume(ctx context.Context, v *volume) error {
+	v.op.Lock()
+	defer v.op.Unlock()
+	return d.startLocked(ctx, v)
+}
+
+// startLocked is startVolume for one who holds v.op.
+func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 	d.mu.Lock()
 	e, w := v.engine, v.want
-	if e == nil {
+	fresh := e == nil
+	d.mu.Unlock()
+	if fresh {
+		if err := d.mayServe(ctx, w); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	if fresh {
 		e = d.newEngine(v.name)
 		v.engine = e
-		d.tasks.Go(func() { e.run(nil, d.startRecorded(v)) })
+		d.tasks.Go(func() { e.run(nil, d.starter(v)) })
 	}
 	d.mu.Unlock()
 	if err := e.wait(ctx); err != nil {
@@ -43,21 +68,53 @@ func (d *Daemon) startVolume(ctx context.Context, v *volume) error {
 		return fmt.Errorf("the engine at %s serves volume %s of %s, not %s of %s",
 			d.controlPath(w.Volume), s.Volume, s.Store, w.Volume, w.Store)
 	}
+	if done := s.Hydration != nil && s.Hydration.State == api.HydrationDone; fresh && done && s.IO.Hydrated == 0 {
+		d.mu.Lock()
+		v.hydrated = true // long ago
+		d.mu.Unlock()
+	}
+	return d.introduce(ctx, v, e, s)
+}
+
+// mayServe asks the catalogue. That the volume is used is noted by now: if it is being deleted, one of the two sees
+// the other. A store that only the metadata of a domain names is taken into the catalogue.
+func (d *Daemon) mayServe(ctx context.Context, w libvirtx.Want) error {
+	e, err := d.inventory.Lookup(w.Volume)
+	switch {
+	case errors.Is(err, inventory.ErrNotFound):
+		_, err := d.Adopt(ctx, api.AdoptRequest{Store: w.Store, Name: w.Volume})
+		return err
+	case err != nil:
+		return err
+	case e.Store != w.Store:
+		return fmt.Errorf("volume %s is at %s, says the catalogue, and at %s, says the domain: if it was moved, run `virt-cow volume scan`",
+			w.Volume, e.Store, w.Store)
+	}
+	if clones := d.inventory.Clones(w.Volume); len(clones) > 0 {
+		return fmt.Errorf("volume %s is the master of %s and must not change: let them be cut loose first, with `virt-cow hydrate start`",
+			w.Volume, strings.Join(clones, ", "))
+	}
 	return nil
 }
 
-// startRecorded writes the record, then starts.
-func (d *Daemon) startRecorded(v *volume) func() (*process, error) {
-	start := d.starter(v)
-	return func() (*process, error) {
-		d.mu.Lock()
-		w := v.want
-		d.mu.Unlock()
-		if err := d.writeRecord(w); err != nil {
-			return nil, err
-		}
-		return start()
+// introduce tells an engine whose QEMU it is for, if it does not know.
+func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.EngineStatus) error {
+	d.mu.Lock()
+	v.uuid = s.UUID
+	peer := d.peerOf(v.domain)
+	same := peer == nil && v.client == nil || peer != nil && v.client != nil && *peer == *v.client
+	d.mu.Unlock()
+	if same || s.ControlVersion < 2 {
+		return nil
 	}
+	if _, err := e.client.Client(ctx, api.ClientRequest{Client: peer}); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	v.client = peer
+	d.mu.Unlock()
+	_, err := d.note(v)
+	return err
 }
 
 // dropEnded forgets an engine that nothing looks after any more, so that the next attempt makes a new one.
@@ -74,11 +131,23 @@ func (d *Daemon) dropEnded(v *volume, e *engine) {
 	}
 }
 
-// stopVolume ends a volume's engine cleanly, if it has one, and leaves the volume in this state.
+// stopVolume ends a volume's engine cleanly, if it has one, and leaves the volume in this state. A volume that
+// somebody else needs is left as it is.
 func (d *Daemon) stopVolume(ctx context.Context, v *volume, state string) error {
+	v.op.Lock()
+	defer v.op.Unlock()
 	d.mu.Lock()
-	e := v.engine
+	e, needed := v.engine, v.needed()
+	if needed {
+		v.state, v.err = state, nil
+		if v.held != "" {
+			v.state = api.VolumeServed
+		}
+	}
 	d.mu.Unlock()
+	if needed {
+		return nil
+	}
 	if e != nil {
 		if err := e.stop(ctx); err != nil {
 			d.setState(v, api.VolumeFailed, err)
@@ -86,12 +155,12 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, state string) error 
 		}
 		d.log.Info().Str("volume", v.name).Msg("engine stopped")
 	}
-	if err := d.removeRecord(v.name); err != nil {
+	if err := errors.Join(d.config.Launcher.Gone(ctx, v.name), d.removeSpec(v.name)); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v.engine, v.state, v.err = nil, state, nil
+	v.engine, v.client, v.arrived, v.state, v.err = nil, nil, false, state, nil
 	return nil
 }
 
@@ -103,7 +172,7 @@ func (d *Daemon) stopOrphans(ctx context.Context) {
 	if !d.orphansAsked && d.allLooked() {
 		d.orphansAsked = true
 		for _, v := range d.volumes {
-			if v.domain == nil {
+			if v.domain == nil && v.held == "" {
 				orphans = append(orphans, v)
 			}
 		}
@@ -114,7 +183,7 @@ func (d *Daemon) stopOrphans(ctx context.Context) {
 			d.log.Error().Err(err).Str("volume", v.name).Msg("engine that no domain has")
 			continue
 		}
-		d.forget(v)
+		d.forget(nil, v)
 	}
 }
 
@@ -137,31 +206,7 @@ func (d *Daemon) pokeOwner(name string) {
 	}
 }
 
-func (d *Daemon) volumeNamed(name string) *volume {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.volumes[name]
-}
-
-// own notes that a domain has a volume's disk.
-func (d *Daemon) own(dom *domain, v *volume) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if v.domain == nil {
-		v.domain = dom
-	}
-}
-
-// keepForeign notes that a disk plugged in by hand uses a volume, whose engine must therefore stay.
-func (d *Daemon) keepForeign(dom *domain, name string) {
-	v := d.volumeNamed(name)
-	if v == nil {
-		return // served by hand too
-	}
-	d.own(dom, v)
-	d.setState(v, api.VolumeAttached, nil)
-}
-
+// engineStatus asks a volume's engine.
 func (d *Daemon) engineStatus(ctx context.Context, v *volume) (*api.EngineStatus, error) {
 	d.mu.Lock()
 	e := v.engine
@@ -169,5 +214,10 @@ func (d *Daemon) engineStatus(ctx context.Context, v *volume) (*api.EngineStatus
 	if e == nil {
 		return nil, fmt.Errorf("volume %s has no engine", v.name)
 	}
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
 	return e.client.Status(ctx)
 }
+
+// statusTimeout bounds what one engine may take to answer: one that hangs must not hide the others.
+const statusTimeout = 5 * time.Second

@@ -3,45 +3,52 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
-// statusTimeout bounds what one engine may take to answer: one that hangs must not hide the others.
-const statusTimeout = 5 * time.Second
-
 // Status tells of everything the daemon looks after, asking all engines at once.
 func (d *Daemon) Status(ctx context.Context) *api.DaemonStatus {
-	s := &api.DaemonStatus{APIVersion: api.DaemonVersion, Version: d.config.Version, PID: os.Getpid()}
+	s := &api.DaemonStatus{
+		APIVersion: api.DaemonVersion, Version: d.config.Version, PID: os.Getpid(),
+		Launcher: d.config.Launcher.Name(), Started: d.started.Unix(),
+		Catalogue: d.inventory.Len(), Counters: d.count(),
+	}
 	d.mu.Lock()
 	s.Libvirt.Connected = d.conn != nil
 	if d.conn == nil {
 		s.Libvirt.Error = d.connError.Error()
 	}
-	list := make([]*volume, 0, len(d.volumes))
-	for _, v := range d.volumes {
-		list = append(list, v)
-	}
+	s.Domains = d.problems()
+	d.mu.Unlock()
+	s.Volumes = d.volumeStatuses(ctx)
+	return s
+}
+
+// volumeStatuses tells of all volumes in use, in the order of their names.
+func (d *Daemon) volumeStatuses(ctx context.Context) []api.VolumeStatus {
+	d.mu.Lock()
+	list := slices.Collect(maps.Values(d.volumes))
 	d.mu.Unlock()
 	slices.SortFunc(list, func(a, b *volume) int { return strings.Compare(a.name, b.name) })
-	s.Volumes = make([]api.VolumeStatus, len(list))
+	out := make([]api.VolumeStatus, len(list))
 	var wg sync.WaitGroup
 	for i, v := range list {
-		wg.Go(func() { s.Volumes[i] = *d.volumeStatus(ctx, v) })
+		wg.Go(func() { out[i] = *d.volumeStatus(ctx, v) })
 	}
 	wg.Wait()
-	return s
+	return out
 }
 
 func (d *Daemon) volumeStatus(ctx context.Context, v *volume) *api.VolumeStatus {
 	d.mu.Lock()
-	s := &api.VolumeStatus{Volume: v.name, Store: v.want.Store, Target: v.want.Target, State: v.state}
+	s := &api.VolumeStatus{Volume: v.name, Store: v.want.Store, Target: v.want.Target, State: v.state, Held: v.held}
 	if v.domain != nil {
 		s.Domain = v.domain.name()
 	}
@@ -61,22 +68,45 @@ func (d *Daemon) volumeStatus(ctx context.Context, v *volume) *api.VolumeStatus 
 	if !ready {
 		return s
 	}
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	if s.Engine, err = e.client.Status(ctx); err != nil && s.Error == "" {
-		s.Error = err.Error()
+	if s.Engine, err = d.engineStatus(ctx, v); err != nil {
+		if s.Error == "" {
+			s.Error = err.Error()
+		}
+		return s
 	}
+	s.Old = s.Engine.Version != d.config.Version
 	return s
 }
 
-// Hydration changes the hydration of a volume that is served, and what its later starts do.
+// problems lists what is wrong with domains as a whole, in the order of their names. The caller holds d.mu.
+func (d *Daemon) problems() []api.DomainStatus {
+	list := []api.DomainStatus{}
+	for _, m := range d.domains {
+		if m.err != nil {
+			id := m.ident()
+			list = append(list, api.DomainStatus{Domain: id.Name, UUID: id.UUID.String(), Error: m.err.Error()})
+		}
+	}
+	slices.SortFunc(list, func(a, b api.DomainStatus) int { return strings.Compare(a.Domain, b.Domain) })
+	return list
+}
+
+// Hydration changes the hydration of a volume, now and at its later starts. One that nobody uses is served until it
+// is cut loose.
 func (d *Daemon) Hydration(ctx context.Context, r api.VolumeHydrationRequest) (*api.VolumeStatus, error) {
 	if r.Rate != nil && *r.Rate < 0 {
 		return nil, bad("hydration: rate %d: bytes a second, 0 for no limit", *r.Rate)
 	}
 	v := d.volumeNamed(r.Volume)
-	if v == nil {
+	start := r.Run != nil && *r.Run
+	switch {
+	case v == nil && !start:
 		return nil, errNoVolume(r.Volume)
+	case start && (v == nil || d.isIdle(v)):
+		if _, err := d.hold(ctx, r.Volume, api.HeldHydration); err != nil {
+			return nil, err
+		}
+		v = d.volumeNamed(r.Volume)
 	}
 	d.mu.Lock()
 	dom, e := v.domain, v.engine
@@ -91,7 +121,33 @@ func (d *Daemon) Hydration(ctx context.Context, r api.VolumeHydrationRequest) (*
 			return nil, err
 		}
 	}
+	d.mu.Lock()
+	changeHydration(&v.want, r)
+	only := v.held == api.HeldHydration && !start && r.Run != nil
+	d.mu.Unlock()
+	if only {
+		return d.Stop(ctx, r.Volume)
+	}
+	d.noteIfServed(v)
 	return d.volumeStatus(ctx, v), nil
+}
+
+// isIdle says whether nothing serves a volume.
+func (d *Daemon) isIdle(v *volume) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return v.engine == nil
+}
+
+func changeHydration(w *libvirtx.Want, r api.VolumeHydrationRequest) {
+	if r.Rate != nil {
+		w.Rate = *r.Rate
+	}
+	if r.Run != nil && *r.Run {
+		w.Hydrate = ""
+	} else if r.Run != nil {
+		w.Hydrate = "no"
+	}
 }
 
 func errNoVolume(name string) error {
@@ -114,14 +170,7 @@ func (d *Daemon) keepHydration(ctx context.Context, id libvirtx.Domain, r api.Vo
 	}
 	for i := range v.wants {
 		if w := &v.wants[i]; w.Volume == r.Volume {
-			if r.Rate != nil {
-				w.Rate = *r.Rate
-			}
-			if r.Run != nil && *r.Run {
-				w.Hydrate = ""
-			} else if r.Run != nil {
-				w.Hydrate = "no"
-			}
+			changeHydration(w, r)
 			return setWants(ctx, c, id, v.wants)
 		}
 	}

@@ -3,20 +3,40 @@ package daemon
 import (
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
-// volume is what the registry knows of one volume. Its fields are guarded by Daemon.mu.
+// volume is what the registry knows of one volume in use. Its fields are guarded by Daemon.mu, but for the locks.
 type volume struct {
 	name   string
-	want   libvirtx.Want
-	domain *domain // that has it, nil for none
-	state  string  // api.Volume…
-	err    error   // why it failed
-	engine *engine // nil while it has no process
+	op     sync.Mutex // held while its engine is started or stopped
+	noting sync.Mutex // held while its spec is written
+
+	uuid     string // "" until its engine or the catalogue said it
+	want     libvirtx.Want
+	domain   *domain // that has it, nil for none
+	plugged  bool    // into the domain by this daemon or one before it, whose it is to take back
+	held     string  // api.Held…: why it is served though no domain has it
+	arrived  bool    // plugins were told that its domain has it
+	hydrated bool    // plugins need not be told any more that it is cut loose
+	prepared time.Time
+	client   *api.Peer // whose QEMU its engine lets in, as far as it was told
+	state    string    // api.Volume…
+	err      error     // why it failed
+	engine   *engine   // nil while it has no process
 }
+
+// preparedFor is how long a volume stays served for a domain whose start the hook announced, if nothing more is
+// heard of it: QEMU itself may take its time to begin.
+const preparedFor = 5 * time.Minute
+
+// needed says why a volume must stay served whatever its domain does; the caller holds Daemon.mu.
+func (v *volume) needed() bool { return v.held != "" || time.Now().Before(v.prepared) }
 
 func (d *Daemon) socketPath(volume string) string {
 	return filepath.Join(d.config.RunDir, volume+".sock")
@@ -29,21 +49,31 @@ func (d *Daemon) controlPath(volume string) string {
 // volumeOfSocket is the volume whose socket this would be, "" if it is none of ours.
 func (d *Daemon) volumeOfSocket(socket string) string {
 	name, ok := strings.CutSuffix(filepath.Base(socket), ".sock")
-	if !ok || filepath.Clean(socket) != d.socketPath(name) {
+	if !ok || name+".sock" == api.DaemonSocket || filepath.Clean(socket) != d.socketPath(name) {
 		return ""
 	}
 	return name
 }
 
-// claim gives a volume to a domain, or says who has it.
-func (d *Daemon) claim(dom *domain, w libvirtx.Want) (*volume, error) {
+// claim gives a volume to a domain, or says who has it. One that runs, or is about to, takes a volume over from
+// one that is off: a site may define a guest twice, as long as it runs it once.
+func (d *Daemon) claim(dom *domain, w libvirtx.Want, starting bool) (*volume, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.claimLocked(dom, w, starting)
+}
+
+// claimLocked is claim for one who holds d.mu.
+func (d *Daemon) claimLocked(dom *domain, w libvirtx.Want, starting bool) (*volume, error) {
 	for _, v := range d.volumes {
-		if v.domain != nil && v.domain != dom && (v.name == w.Volume || v.want.Store == w.Store) {
+		if v.name != w.Volume && v.want.Store != w.Store {
+			continue
+		}
+		idle := starting && v.engine == nil && v.name == w.Volume && !v.needed()
+		if v.domain != nil && v.domain != dom && !idle {
 			return nil, &inUseError{volume: w.Volume, store: w.Store, domain: v.domain.name()}
 		}
-		if v.name != w.Volume && v.want.Store == w.Store && (v.domain != nil || v.engine != nil) {
+		if v.name != w.Volume && (v.domain != nil || v.engine != nil) {
 			return nil, &inUseError{volume: v.name, store: w.Store, domain: dom.name()}
 		}
 	}
@@ -67,11 +97,15 @@ func (e *inUseError) Error() string {
 		": detach it there first: virt-cow detach " + e.domain + " " + e.volume
 }
 
-// setState records how a volume is; err is nil unless it failed.
+// setState records how a volume is; err is nil unless it failed. A failure that is new is told to plugins.
 func (d *Daemon) setState(v *volume, state string, err error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	news := err != nil && (v.err == nil || v.err.Error() != err.Error())
 	v.state, v.err = state, err
+	d.mu.Unlock()
+	if news {
+		d.tell(plugin.EventFailed, v, err)
+	}
 }
 
 // setStarting records a first attempt; a repeated one goes on showing why the last one failed.
@@ -81,6 +115,12 @@ func (d *Daemon) setStarting(v *volume) {
 	if v.err == nil {
 		v.state = api.VolumeStarting
 	}
+}
+
+func (d *Daemon) volumeNamed(name string) *volume {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.volumes[name]
 }
 
 // volumesOf lists a domain's volumes.
@@ -96,72 +136,15 @@ func (d *Daemon) volumesOf(dom *domain) []*volume {
 	return list
 }
 
-// poke has a domain looked at.
-func (d *Daemon) poke(x libvirtx.Domain) {
+// forget takes a volume from its domain and drops it, unless it has a process.
+func (d *Daemon) forget(m *domain, v *volume) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.domainFor(x).kick() // under the lock: a domain with a kick is not forgotten
-}
-
-// lockDomain takes a domain's operation lock.
-func (d *Daemon) lockDomain(x libvirtx.Domain) *domain {
-	for {
-		d.mu.Lock()
-		m := d.domainFor(x)
-		d.mu.Unlock()
-		m.op.Lock()
-		if !m.gone {
-			return m
-		}
-		m.op.Unlock()
+	if v.domain != m {
+		return // another has it by now
 	}
-}
-
-// domainFor finds or makes what the daemon keeps of a domain, and takes note of its present name. The caller
-// holds d.mu.
-func (d *Daemon) domainFor(x libvirtx.Domain) *domain {
-	dom := d.domains[x.UUID]
-	if dom == nil {
-		dom = newDomain(d, x)
-		d.domains[x.UUID] = dom
-		d.tasks.Go(dom.run)
+	v.domain, v.plugged = nil, false
+	if v.engine == nil && d.volumes[v.name] == v {
+		delete(d.volumes, v.name)
 	}
-	dom.rename(x)
-	return dom
-}
-
-// forget drops a volume that nobody has and that has no process.
-func (d *Daemon) forget(v *volume) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if v.engine == nil {
-		v.domain = nil
-		if d.volumes[v.name] == v {
-			delete(d.volumes, v.name)
-		}
-	}
-}
-
-// forgetDomain drops a domain that libvirt no longer knows, unless something of it is left or to be looked at.
-// The caller holds m.op.
-func (d *Daemon) forgetDomain(m *domain) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, v := range d.volumes {
-		if v.domain == m {
-			return false
-		}
-	}
-	if len(m.kicks) > 0 {
-		return false
-	}
-	delete(d.domains, m.ident().UUID)
-	return true
-}
-
-// noteLooked records that a domain was looked at over this connection.
-func (d *Daemon) noteLooked(m *domain) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	m.looked = true
 }

@@ -61,6 +61,7 @@ func Serial(id uuid.UUID) string { return strings.ReplaceAll(id.String(), "-", "
 type Disk struct {
 	Target string
 	Socket string // of its NBD server, "" for any other kind
+	Source string // file or block device, "" for any other kind
 	Alias  string
 }
 
@@ -75,7 +76,7 @@ func Disks(domainXML string) ([]Disk, error) {
 	}
 	disks := make([]Disk, 0, len(d.Devices.Disks))
 	for _, x := range d.Devices.Disks {
-		disk := Disk{Socket: nbdSocket(x)}
+		disk := Disk{Socket: nbdSocket(x), Source: localSource(x)}
 		if x.Target != nil {
 			disk.Target = x.Target.Dev
 		}
@@ -95,6 +96,18 @@ func nbdSocket(x libvirtxml.DomainDisk) string {
 		if h.Transport == "unix" {
 			return h.Socket
 		}
+	}
+	return ""
+}
+
+// localSource is the file or block device behind a disk.
+func localSource(x libvirtxml.DomainDisk) string {
+	switch {
+	case x.Source == nil:
+	case x.Source.File != nil:
+		return x.Source.File.File
+	case x.Source.Block != nil:
+		return x.Source.Block.Dev
 	}
 	return ""
 }

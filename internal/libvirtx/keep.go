@@ -23,9 +23,10 @@ type Backoff struct{ Min, Max time.Duration }
 func (b Backoff) Next(d time.Duration) time.Duration { return min(max(2*d, b.Min), b.Max) }
 
 // Keep holds a connection until ctx ends: dials, hands it to h, passes events on, and begins again when it
-// is lost.
+// is lost. Waits grow for as long as no connection lives longer than the longest of them.
 func Keep(ctx context.Context, dial func(context.Context) (Conn, error), h Handler, b Backoff, log zerolog.Logger) {
-	for wait := time.Duration(0); ; {
+	said := ""
+	for wait := time.Duration(0); ; wait = b.Next(wait) {
 		select {
 		case <-ctx.Done():
 			return
@@ -35,22 +36,30 @@ func Keep(ctx context.Context, dial func(context.Context) (Conn, error), h Handl
 		c, err := dial(dialCtx)
 		cancel()
 		if err != nil {
-			if wait == 0 {
+			if ctx.Err() != nil {
+				return
+			}
+			if err.Error() != said {
 				log.Warn().Err(err).Msg("no connection to libvirt, trying on")
+				said = err.Error()
 			}
 			h.Disconnected(err)
-			wait = b.Next(wait)
 			continue
 		}
 		log.Info().Msg("connected to libvirt")
+		said = ""
+		since := time.Now()
 		h.Connected(c)
 		serveEvents(ctx, c, h)
 		c.Close()
+		err = c.Err()
 		if ctx.Err() == nil {
-			log.Warn().Msg("connection to libvirt lost")
+			log.Warn().Err(err).Msg("connection to libvirt lost")
 		}
-		h.Disconnected(ErrGone)
-		wait = b.Min
+		h.Disconnected(err)
+		if time.Since(since) > b.Max {
+			wait = 0
+		}
 	}
 }
 

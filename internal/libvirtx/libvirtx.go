@@ -1,6 +1,7 @@
 // Package libvirtx is what virt-cow asks of libvirt: one small interface, typed events, the XML of its disks
-// and of its metadata element. The driver here speaks libvirt's RPC protocol through
-// github.com/digitalocean/go-libvirt over the local socket; nothing above this package knows that.
+// and of its metadata element. It links no libvirt. Two drivers implement Conn: package rpc speaks libvirt's
+// protocol through github.com/digitalocean/go-libvirt, package cgo (build tag libvirt_cgo) uses libvirt's own
+// library; libvirtxtest holds what both must do.
 //
 // A connection is never mended: once anything about it is in doubt it is dropped, and Keep dials a new one,
 // subscribes to events and only then lists the domains. So a missed event does no lasting harm.
@@ -8,29 +9,37 @@ package libvirtx
 
 import (
 	"context"
-	"errors"
+	"os"
 	"time"
 
 	"github.com/google/uuid"
 )
 
-var (
-	// ErrNoDomain says that libvirt knows no such domain.
-	ErrNoDomain = errors.New("no such domain")
-	// ErrGone says that the connection was lost or dropped; a new one must be dialled.
-	ErrGone = errors.New("connection to libvirt lost")
-	// ErrNoDevice says that the domain has no such device.
-	ErrNoDevice = errors.New("no such device")
-	// ErrNoSlot says that no free PCI slot is left to plug a disk into.
-	ErrNoSlot = errors.New("no free PCI slot for another disk: give the domain more <controller type='pci' model='pcie-root-port'/>, it needs a restart")
-)
-
-// DefaultSocket is where libvirtd, or virtqemud's proxy, answers.
+// DefaultSocket is where libvirtd answers, or virtproxyd for the modular daemons.
 const DefaultSocket = "/run/libvirt/libvirt-sock"
 
-// CallTimeout bounds every call of a driver: a libvirtd that hangs is dropped. An attach waits for QEMU, a detach
-// for the guest, so it is generous.
+// qemuSocket is where virtqemud itself answers.
+const qemuSocket = "/run/libvirt/virtqemud-sock"
+
+// Socket is the socket of this host's libvirt: DefaultSocket, unless only virtqemud's own is there.
+func Socket() string {
+	if _, err := os.Stat(DefaultSocket); err != nil {
+		if _, err := os.Stat(qemuSocket); err == nil {
+			return qemuSocket
+		}
+	}
+	return DefaultSocket
+}
+
+// CallTimeout bounds every call of a driver. An attach waits for QEMU, so it is generous.
 const CallTimeout = 60 * time.Second
+
+// Keepalive is how a libvirtd that hangs is found while nobody calls it: it is asked every Interval, and the
+// connection is dropped when nothing came from it for Timeout after that. Driver cgo has whole seconds.
+type Keepalive struct{ Interval, Timeout time.Duration }
+
+// DefaultKeepalive leaves a busy host its time.
+var DefaultKeepalive = Keepalive{Interval: 15 * time.Second, Timeout: 30 * time.Second}
 
 // Domain names a domain. The UUID is what counts: a name may change.
 type Domain struct {
@@ -46,9 +55,12 @@ type State struct {
 }
 
 // Conn is one connection to a libvirtd. All methods may be called at the same time. Errors wrap the sentinels
-// above where they apply.
+// of this package where they apply. A call that its context or CallTimeout ends fails with ErrNoAnswer and may
+// still take effect; the driver then finds out whether libvirtd or only the domain hangs, and drops the
+// connection in the first case.
 type Conn interface {
-	// Version is libvirt's version times a million for the major, times a thousand for the minor number.
+	// Version is that of libvirtd: its major number times a million plus its minor number times a thousand plus
+	// its release.
 	Version(ctx context.Context) (uint64, error)
 	Domains(ctx context.Context) ([]Domain, error)
 	// Lookup finds a domain by its name or UUID.
@@ -56,80 +68,48 @@ type Conn interface {
 	State(ctx context.Context, d Domain) (State, error)
 	// XML is the live definition of an active domain, the stored one of another.
 	XML(ctx context.Context, d Domain) (string, error)
-	// Metadata is the virt-cow element, "" if there is none.
+	// InactiveXML is what the domain will be at its next start; of a transient one, what it was started from.
+	InactiveXML(ctx context.Context, d Domain) (string, error)
+	// HasManagedSave says that the next start restores the domain from an image, with the disks it had then.
+	HasManagedSave(ctx context.Context, d Domain) (bool, error)
+	// Metadata is the virt-cow element, "" if there is none: the live one of an active domain.
 	Metadata(ctx context.Context, d Domain) (string, error)
-	// SetMetadata replaces the whole element, live and stored, as far as the domain has each; "" removes it.
+	// SetMetadata replaces the whole element, live and stored, as far as the domain has each; "" removes it. Of
+	// two at once the last one wins: only one may set a domain's element.
 	SetMetadata(ctx context.Context, d Domain, xml string) error
 	// Attach plugs a device into a running domain; the stored definition stays as it is.
 	Attach(ctx context.Context, d Domain, xml string) error
 	// Detach asks the guest to let go of a device. DeviceRemoved tells that it did.
 	Detach(ctx context.Context, d Domain, alias string) error
 	Resume(ctx context.Context, d Domain) error
-	// Events carries every event since the connection was made and is closed when it is lost. It must be read.
+
+	// CreateVolume makes a raw volume of this many bytes, or a few more where the pool has larger units, in a
+	// storage pool that makes files or block devices; sparse where the pool has files. path is its own on this host.
+	// ErrNoPool, ErrExists, ErrPool.
+	CreateVolume(ctx context.Context, pool, name string, size int64) (path string, err error)
+	// FindVolume returns a volume's path and size in bytes. A pool that does not know it is refreshed first.
+	// ErrNoPool, ErrNoVolume, ErrPool.
+	FindVolume(ctx context.Context, pool, name string) (path string, size int64, err error)
+	// DeleteVolume deletes a volume and its data. ErrNoPool, ErrNoVolume, ErrPool.
+	DeleteVolume(ctx context.Context, pool, name string) error
+
+	// Events carries every event since the connection was made and is closed when it is lost. Those of one type come
+	// in order. Reading slowly holds nothing up; a reader that falls far behind loses the connection.
 	Events() <-chan Event
+	// Err is why the connection is gone, wrapping ErrGone; nil while it is not.
+	Err() error
 	Close() error
 }
 
-// Event is one of the types below.
-type Event interface{ Subject() Domain }
-
-// What happened to a domain's life, as libvirt numbers it (virDomainEventType).
-type What int32
-
-// The lifecycle events.
-const (
-	Defined What = iota
-	Undefined
-	Started
-	Suspended
-	Resumed
-	Stopped
-	Shutdown
-	PMSuspended
-	Crashed
-)
-
-func (w What) String() string {
-	names := [...]string{"defined", "undefined", "started", "suspended", "resumed", "stopped", "shutdown", "pmsuspended", "crashed"}
-	if w < 0 || int(w) >= len(names) {
-		return "unknown"
+// StateOf makes a State of what libvirt says: virDomainState, and virDomainPausedReason of a paused one. It is for
+// the drivers.
+func StateOf(state, reason int) State {
+	const running, blocked, paused, shutdown, suspended, ioError = 1, 2, 3, 4, 7, 5
+	switch state {
+	case running, blocked, shutdown, suspended:
+		return State{Active: true}
+	case paused:
+		return State{Active: true, Paused: true, IOError: reason == ioError}
 	}
-	return names[w]
+	return State{}
 }
-
-type (
-	// Lifecycle says that a domain began, ended or paused.
-	Lifecycle struct {
-		Domain Domain
-		What   What
-		Detail int32 // as libvirt numbers it
-	}
-	// DeviceRemoved says that the guest let go of a device.
-	DeviceRemoved struct {
-		Domain Domain
-		Alias  string
-	}
-	// DeviceRemovalFailed says that the guest refused to.
-	DeviceRemovalFailed struct {
-		Domain Domain
-		Alias  string
-	}
-	// MetadataChanged says that a metadata element was set or removed.
-	MetadataChanged struct {
-		Domain    Domain
-		Namespace string
-	}
-	// IOError says that a disk failed a request of the guest.
-	IOError struct {
-		Domain Domain
-		Alias  string
-		Reason string
-	}
-)
-
-// Subject is the domain the event is about.
-func (e Lifecycle) Subject() Domain           { return e.Domain }
-func (e DeviceRemoved) Subject() Domain       { return e.Domain }
-func (e DeviceRemovalFailed) Subject() Domain { return e.Domain }
-func (e MetadataChanged) Subject() Domain     { return e.Domain }
-func (e IOError) Subject() Domain             { return e.Domain }

@@ -2,6 +2,7 @@ package libvirtx
 
 import (
 	"encoding/xml"
+	"errors"
 	"fmt"
 )
 
@@ -62,4 +63,24 @@ func FormatWants(disks []Want) (string, error) {
 	}
 	b, err := xml.Marshal(wants{Disks: disks})
 	return string(b), err
+}
+
+// Places says which definitions a domain has: transient ones have none stored.
+type Places struct{ Live, Stored bool }
+
+// SetEverywhere sets a domain's metadata in all its places. A domain that starts or ends meanwhile is set again: it
+// would run with the old element. It is for the drivers.
+func SetEverywhere(places func() (Places, error), set func(Places) error) error {
+	now, err := places()
+	for range 5 {
+		if err != nil {
+			return err
+		}
+		was := now
+		failed := set(was)
+		if now, err = places(); err != nil || now == was {
+			return errors.Join(failed, err)
+		}
+	}
+	return errors.New("the domain keeps starting and stopping")
 }

@@ -13,6 +13,7 @@ import (
 // Params say what store to make. Sizes are bytes.
 type Params struct {
 	Name           string
+	UUID           uuid.UUID // zero for a new one
 	Role           cowfmt.Role
 	Size           int64 // of the volume
 	ChunkSize      int64
@@ -29,8 +30,11 @@ func NewHeader(p Params) (*cowfmt.Header, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.UUID == uuid.Nil {
+		p.UUID = uuid.New()
+	}
 	h := &cowfmt.Header{
-		UUID: uuid.New(), Name: p.Name, Role: p.Role, Size: p.Size, ChunkSize: p.ChunkSize, Layout: layout,
+		UUID: p.UUID, Name: p.Name, Role: p.Role, Size: p.Size, ChunkSize: p.ChunkSize, Layout: layout,
 		Created: p.Now.Unix(), Epoch: 1, Sequence: 1, Generation: 1, Cache: cowfmt.CacheOn, TableEpoch: 1,
 		Master: p.Master, MasterIdentity: p.MasterIdentity, Origin: p.Origin, OriginIdentity: p.OriginIdentity,
 	}

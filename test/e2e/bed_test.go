@@ -64,8 +64,14 @@ const masterMiB = 48
 
 func newBed(t *testing.T, g lab.GuestConfig) *bed {
 	t.Helper()
+	return newBedOn(t, lab.Config{}, g)
+}
+
+func newBedOn(t *testing.T, c lab.Config, g lab.GuestConfig) *bed {
+	t.Helper()
 	log := &keptLog{}
-	h := lab.For(t, lab.Config{Log: log})
+	c.Log = log
+	h := lab.For(t, c)
 	b := &bed{Host: h, vc: h.VirtCow(program), master: filepath.Join(h.Dir, "master.raw")}
 	t.Cleanup(func() {
 		if t.Failed() || testing.Verbose() {

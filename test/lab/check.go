@@ -36,10 +36,7 @@ func Check() error {
 func For(t testing.TB, c Config) *Host {
 	t.Helper()
 	if err := Check(); err != nil {
-		if os.Getenv(RequireEnv) == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("SKIPPED: ", err)
+		SkipOrFail(t, err)
 	}
 	h, err := New(t.Context(), c)
 	if err != nil {
@@ -51,6 +48,15 @@ func For(t testing.TB, c Config) *Host {
 		}
 	})
 	return h
+}
+
+// SkipOrFail ends a test that can't run here: it is skipped, saying why, or fails if RequireEnv is set.
+func SkipOrFail(t testing.TB, err error) {
+	t.Helper()
+	if os.Getenv(RequireEnv) == "1" {
+		t.Fatal(err)
+	}
+	t.Skip("SKIPPED: ", err)
 }
 
 // CacheDir is where the unpacked kernel is kept between runs.

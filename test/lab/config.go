@@ -29,7 +29,7 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 
 // writeConfig fills a host's folder: what is bound over /etc/libvirt, /var/lib, /var/log and /var/cache.
 func writeConfig(dir, hostUUID string) error {
-	for _, d := range []string{"etc/hooks", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu"} {
+	for _, d := range []string{"bin", "etc/hooks", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}

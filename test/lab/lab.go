@@ -29,6 +29,7 @@ import (
 type Config struct {
 	Name string    // host name, "" for lab
 	Log  io.Writer // gets what the processes started by Start say, nil for nothing
+	Hook string    // the virt-cow that libvirt's hook is to call, "" for no hook
 }
 
 // Host is one hypervisor. Its methods may be called at the same time.
@@ -74,6 +75,11 @@ func New(ctx context.Context, c Config) (h *Host, err error) {
 	}()
 	if err := writeConfig(dir, uuid.NewString()); err != nil {
 		return h, err
+	}
+	if c.Hook != "" {
+		if err := h.InstallHook(c.Hook); err != nil {
+			return h, err
+		}
 	}
 	if err := h.startSupervisor(); err != nil {
 		return h, err

@@ -11,19 +11,14 @@ import (
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
-func (r *conn) Version(ctx context.Context) (v uint64, err error) {
-	err = r.call(ctx, "version", func() error {
-		v, err = r.l.ConnectGetLibVersion()
-		return err
-	})
-	return v, err
+func (r *conn) Version(ctx context.Context) (uint64, error) {
+	return call(ctx, r, "version", r.l.ConnectGetLibVersion)
 }
 
 func (r *conn) Domains(ctx context.Context) ([]libvirtx.Domain, error) {
-	var list []libvirt.Domain
-	err := r.call(ctx, "list domains", func() (err error) {
-		list, _, err = r.l.ConnectListAllDomains(1, libvirt.ConnectListDomainsActive|libvirt.ConnectListDomainsInactive)
-		return err
+	list, err := call(ctx, r, "list domains", func() ([]libvirt.Domain, error) {
+		list, _, err := r.l.ConnectListAllDomains(1, libvirt.ConnectListDomainsActive|libvirt.ConnectListDomainsInactive)
+		return list, err
 	})
 	if err != nil {
 		return nil, err
@@ -36,101 +31,93 @@ func (r *conn) Domains(ctx context.Context) ([]libvirtx.Domain, error) {
 }
 
 func (r *conn) Lookup(ctx context.Context, nameOrUUID string) (libvirtx.Domain, error) {
-	var d libvirt.Domain
-	err := r.call(ctx, "look up domain "+nameOrUUID, func() (err error) {
-		d, err = r.l.DomainLookupByName(nameOrUUID)
-		return err
-	})
+	what := "look up domain " + nameOrUUID
+	d, err := call(ctx, r, what, func() (libvirt.Domain, error) { return r.l.DomainLookupByName(nameOrUUID) })
 	if id, perr := uuid.Parse(nameOrUUID); errors.Is(err, libvirtx.ErrNoDomain) && perr == nil {
-		err = r.call(ctx, "look up domain "+nameOrUUID, func() (err error) {
-			d, err = r.l.DomainLookupByUUID(libvirt.UUID(id))
-			return err
-		})
+		d, err = call(ctx, r, what, func() (libvirt.Domain, error) { return r.l.DomainLookupByUUID(libvirt.UUID(id)) })
 	}
-	return fromDomain(d), err
+	if err != nil {
+		return libvirtx.Domain{}, err
+	}
+	return fromDomain(d), nil
 }
 
 func (r *conn) State(ctx context.Context, d libvirtx.Domain) (libvirtx.State, error) {
-	var state, reason int32
-	err := r.call(ctx, "state of "+d.Name, func() (err error) {
-		state, reason, err = r.l.DomainGetState(toDomain(d), 0)
-		return err
+	return call(ctx, r, "state of "+d.Name, func() (libvirtx.State, error) {
+		state, reason, err := r.l.DomainGetState(toDomain(d), 0)
+		return libvirtx.StateOf(int(state), int(reason)), err
 	})
-	if err != nil {
-		return libvirtx.State{}, err
-	}
-	s := libvirtx.State{}
-	switch libvirt.DomainState(state) {
-	case libvirt.DomainRunning, libvirt.DomainBlocked, libvirt.DomainShutdown, libvirt.DomainPmsuspended:
-		s.Active = true
-	case libvirt.DomainPaused:
-		s.Active, s.Paused = true, true
-		s.IOError = libvirt.DomainPausedReason(reason) == libvirt.DomainPausedIoerror
-	}
-	return s, nil
 }
 
-func (r *conn) XML(ctx context.Context, d libvirtx.Domain) (xml string, err error) {
-	err = r.call(ctx, "XML of "+d.Name, func() error {
-		xml, err = r.l.DomainGetXMLDesc(toDomain(d), 0)
-		return err
-	})
-	return xml, err
+func (r *conn) XML(ctx context.Context, d libvirtx.Domain) (string, error) {
+	return call(ctx, r, "XML of "+d.Name, func() (string, error) { return r.l.DomainGetXMLDesc(toDomain(d), 0) })
 }
 
-func (r *conn) Metadata(ctx context.Context, d libvirtx.Domain) (xml string, err error) {
-	err = r.call(ctx, "metadata of "+d.Name, func() error {
-		xml, err = r.l.DomainGetMetadata(toDomain(d), int32(libvirt.DomainMetadataElement),
+func (r *conn) InactiveXML(ctx context.Context, d libvirtx.Domain) (string, error) {
+	return call(ctx, r, "stored XML of "+d.Name, func() (string, error) {
+		return r.l.DomainGetXMLDesc(toDomain(d), libvirt.DomainXMLInactive)
+	})
+}
+
+func (r *conn) HasManagedSave(ctx context.Context, d libvirtx.Domain) (bool, error) {
+	return call(ctx, r, "managed save of "+d.Name, func() (bool, error) {
+		has, err := r.l.DomainHasManagedSaveImage(toDomain(d), 0)
+		return has == 1, err
+	})
+}
+
+func (r *conn) Metadata(ctx context.Context, d libvirtx.Domain) (string, error) {
+	xml, err := call(ctx, r, "metadata of "+d.Name, func() (string, error) {
+		return r.l.DomainGetMetadata(toDomain(d), int32(libvirt.DomainMetadataElement),
 			libvirt.OptString{libvirtx.Namespace}, libvirt.DomainAffectCurrent)
-		return err
 	})
-	var le libvirt.Error
-	if errors.As(err, &le) && libvirt.ErrorNumber(le.Code) == libvirt.ErrNoDomainMetadata {
+	if errors.Is(err, libvirtx.ErrNoMetadata) {
 		return "", nil
 	}
 	return xml, err
 }
 
 func (r *conn) SetMetadata(ctx context.Context, d libvirtx.Domain, xml string) error {
-	var active, persistent int32
-	err := r.call(ctx, "state of "+d.Name, func() (err error) {
-		if active, err = r.l.DomainIsActive(toDomain(d)); err == nil {
-			persistent, err = r.l.DomainIsPersistent(toDomain(d))
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	var flags libvirt.DomainModificationImpact
-	if active != 0 {
-		flags |= libvirt.DomainAffectLive
-	}
-	if persistent != 0 {
-		flags |= libvirt.DomainAffectConfig
-	}
 	metadata := libvirt.OptString{}
 	if xml != "" {
 		metadata = libvirt.OptString{xml}
 	}
-	return r.call(ctx, "set metadata of "+d.Name, func() error {
-		return r.l.DomainSetMetadata(toDomain(d), int32(libvirt.DomainMetadataElement), metadata,
-			libvirt.OptString{libvirtx.Prefix}, libvirt.OptString{libvirtx.Namespace}, flags)
+	return libvirtx.SetEverywhere(func() (libvirtx.Places, error) {
+		return call(ctx, r, "state of "+d.Name, func() (p libvirtx.Places, err error) {
+			active, err := r.l.DomainIsActive(toDomain(d))
+			if err != nil {
+				return p, err
+			}
+			persistent, err := r.l.DomainIsPersistent(toDomain(d))
+			return libvirtx.Places{Live: active == 1, Stored: persistent == 1}, err
+		})
+	}, func(p libvirtx.Places) error {
+		var flags libvirt.DomainModificationImpact
+		if p.Live {
+			flags |= libvirt.DomainAffectLive
+		}
+		if p.Stored {
+			flags |= libvirt.DomainAffectConfig
+		}
+		return do(ctx, r, "set metadata of "+d.Name, func() error {
+			return r.l.DomainSetMetadata(toDomain(d), int32(libvirt.DomainMetadataElement), metadata,
+				libvirt.OptString{libvirtx.Prefix}, libvirt.OptString{libvirtx.Namespace}, flags)
+		})
 	})
 }
 
 func (r *conn) Attach(ctx context.Context, d libvirtx.Domain, xml string) error {
-	return r.call(ctx, "attach disk to "+d.Name, func() error {
+	return do(ctx, r, "attach disk to "+d.Name, func() error {
 		return r.l.DomainAttachDeviceFlags(toDomain(d), xml, uint32(libvirt.DomainAffectLive))
 	})
 }
 
 func (r *conn) Detach(ctx context.Context, d libvirtx.Domain, alias string) error {
-	return r.call(ctx, fmt.Sprintf("detach %s from %s", alias, d.Name), func() error {
+	return do(ctx, r, fmt.Sprintf("detach %s from %s", alias, d.Name), func() error {
 		return r.l.DomainDetachDeviceAlias(toDomain(d), alias, uint32(libvirt.DomainAffectLive))
 	})
 }
 
 func (r *conn) Resume(ctx context.Context, d libvirtx.Domain) error {
-	return r.call(ctx, "resume "+d.Name, func() error { return r.l.DomainResume(toDomain(d)) })
+	return do(ctx, r, "resume "+d.Name, func() error { return r.l.DomainResume(toDomain(d)) })
 }

@@ -1,5 +1,13 @@
 // Package rpc is the driver of libvirtx that speaks libvirt's RPC protocol through
 // github.com/digitalocean/go-libvirt over the local socket: pure Go, so that the program stays static.
+//
+// What the library does not do is done here:
+//
+//   - It has no keepalive and no time-outs: calls run under libvirtx.Session, and a probe finds a libvirtd that hangs.
+//   - Ending a subscription can lock its reader up: none is ended before the connection, and none is waited for.
+//   - An event between the registration and its stream is lost: who lists after Dial misses nothing.
+//   - It trusts the length of a packet, and panics on one that is too short: frames are checked before it sees them.
+//   - It takes part in nothing after the connection is gone: the socket itself tells of the end.
 package rpc
 
 import (
@@ -8,7 +16,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -20,116 +27,127 @@ import (
 
 // conn is a libvirtx.Conn over libvirt's RPC protocol.
 type conn struct {
+	*libvirtx.Session
 	l      *libvirt.Libvirt
-	socket *watchedConn
-	events chan libvirtx.Event
-	pumps  sync.WaitGroup
+	socket *socket
 }
 
-// Dial connects to the QEMU driver behind a libvirt socket, and subscribes.
-func Dial(ctx context.Context, socket string) (libvirtx.Conn, error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, fmt.Errorf("libvirt at %s: %w: is libvirtd running?", socket, err)
+// Dial connects to the QEMU driver behind a libvirt socket, "" for this host's, and subscribes.
+func Dial(ctx context.Context, path string) (libvirtx.Conn, error) {
+	return DialKeepalive(ctx, path, libvirtx.DefaultKeepalive)
+}
+
+// DialKeepalive is Dial with other times.
+func DialKeepalive(ctx context.Context, path string, k libvirtx.Keepalive) (libvirtx.Conn, error) {
+	if path == "" {
+		path = libvirtx.Socket()
 	}
-	r := &conn{socket: &watchedConn{Conn: c, gone: make(chan struct{})}, events: make(chan libvirtx.Event)}
+	if strings.Contains(path, "://") {
+		return nil, fmt.Errorf("libvirt at %s: give the path of libvirt's socket: this program knows URIs only if it was built with the tag libvirt_cgo", path)
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("libvirt at %s: %w: is libvirtd, or virtqemud, running?", path, err)
+	}
+	r := &conn{Session: libvirtx.NewSession()}
+	r.socket = &socket{Conn: c, ended: r.End}
 	r.l = libvirt.NewWithDialer(r.socket)
-	err = r.call(ctx, "connect", func() error { return r.l.ConnectToURI(libvirt.QEMUSystem) })
+	go func() {
+		<-r.Gone()
+		c.Close() // ends whatever the library waits for
+	}()
+	_, err = call(ctx, r, "connect", func() (none struct{}, err error) { return none, r.l.ConnectToURI(libvirt.QEMUSystem) })
 	if err == nil {
 		err = r.subscribe(ctx)
 	}
 	if err != nil {
-		r.socket.Close()
-		return nil, fmt.Errorf("libvirt at %s: %w", socket, err)
+		r.End("could not be set up")
+		return nil, fmt.Errorf("libvirt at %s: %w", path, err)
 	}
-	go func() { // nobody may write to events any more
-		r.pumps.Wait()
-		close(r.events)
-	}()
+	go r.probe(k)
 	return r, nil
 }
 
-// watchedConn is a connection that tells when it ended. The library calls Dial once to get it.
-type watchedConn struct {
-	net.Conn
-	once sync.Once
-	gone chan struct{}
+// call runs one call under the session.
+func call[T any](ctx context.Context, r *conn, what string, f func() (T, error)) (T, error) {
+	return libvirtx.Do(ctx, r.Session, what, func() (T, error) {
+		v, err := f()
+		return v, r.known(err)
+	})
 }
 
-func (c *watchedConn) Dial() (net.Conn, error) { return c, nil }
-
-func (c *watchedConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if err != nil {
-		c.once.Do(func() { close(c.gone) })
-	}
-	return n, err
+// do is call for what returns nothing.
+func do(ctx context.Context, r *conn, what string, f func() error) error {
+	_, err := call(ctx, r, what, func() (none struct{}, err error) { return none, f() })
+	return err
 }
 
-func (c *watchedConn) Close() error {
-	c.once.Do(func() { close(c.gone) })
-	return c.Conn.Close()
-}
-
-// call runs one call. When it takes too long the connection is dropped, which ends it: the library can
-// neither take a call back nor end a subscription without the danger of a deadlock.
-func (r *conn) call(ctx context.Context, what string, f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	timeout := time.NewTimer(libvirtx.CallTimeout)
-	defer timeout.Stop()
-	var err error
-	select {
-	case err = <-done:
-		err = known(err)
-	case <-r.socket.gone:
-		select {
-		case err = <-done:
-			err = known(err)
-		case <-time.After(time.Second):
-			err = libvirtx.ErrGone
-		}
-	case <-ctx.Done():
-		r.socket.Close()
-		err = fmt.Errorf("%w: %w", libvirtx.ErrGone, ctx.Err())
-	case <-timeout.C:
-		r.socket.Close()
-		err = fmt.Errorf("%w: no answer in %s", libvirtx.ErrGone, libvirtx.CallTimeout)
-	}
-	if err != nil {
-		return fmt.Errorf("libvirt: %s: %w", what, err)
-	}
-	return nil
-}
-
-// known gives libvirt's errors their sentinels.
-func known(err error) error {
+// known gives the library's errors their sentinels.
+func (r *conn) known(err error) error {
 	var le libvirt.Error
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &le):
+		return libvirtx.Known(err, int(le.Code), le.Message)
 	case errors.Is(err, libvirt.ErrInterrupted), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.EPIPE),
-		errors.Is(err, syscall.EINVAL): // the library's own word for a call after the end
-		return fmt.Errorf("%w: %w", libvirtx.ErrGone, err)
-	case !errors.As(err, &le):
-		return err
-	}
-	switch {
-	case libvirt.ErrorNumber(le.Code) == libvirt.ErrNoDomain:
-		return fmt.Errorf("%w: %w", libvirtx.ErrNoDomain, err)
-	case libvirt.ErrorNumber(le.Code) == libvirt.ErrDeviceMissing,
-		strings.Contains(le.Message, "no device found with alias"): // libvirt 9.0 calls it an internal error
-		return fmt.Errorf("%w: %w", libvirtx.ErrNoDevice, err)
-	case strings.Contains(le.Message, "No more available PCI slots"):
-		return fmt.Errorf("%w (libvirt: %w)", libvirtx.ErrNoSlot, err)
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EINVAL): // the last is the library's word for a call after the end
+		r.End(err.Error())
+		return r.Err()
 	}
 	return err
 }
 
-func (r *conn) Events() <-chan libvirtx.Event { return r.events }
+// probe asks libvirtd whether it is alive, when a call was given up and when nothing came from it for a while.
+// Anything it sends is an answer: it may be at work on earlier calls.
+func (r *conn) probe(k libvirtx.Keepalive) {
+	tick := time.NewTicker(k.Interval)
+	defer tick.Stop()
+	for seen := int64(0); ; seen = r.socket.read.Load() {
+		select {
+		case <-r.Gone():
+			return
+		case <-r.Doubt():
+		case <-tick.C:
+			if seen != r.socket.read.Load() {
+				continue
+			}
+		}
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			_, err := r.l.ConnectGetLibVersion()
+			_ = r.known(err) // that it came back is enough
+		}()
+		if !r.await(answered, k.Timeout) {
+			return
+		}
+	}
+}
+
+// await waits for an answer as long as anything comes at all, and ends the session when nothing does.
+func (r *conn) await(answered <-chan struct{}, timeout time.Duration) bool {
+	for {
+		seen := r.socket.read.Load()
+		select {
+		case <-r.Gone():
+			return false
+		case <-answered:
+			return true
+		case <-time.After(timeout):
+		}
+		if r.socket.read.Load() == seen {
+			r.End(fmt.Sprintf("dropped: libvirtd did not answer for %s", timeout))
+			return false
+		}
+	}
+}
 
 // Close drops the connection; libvirtd cleans up after it.
-func (r *conn) Close() error { return r.socket.Close() }
+func (r *conn) Close() error {
+	r.End("closed")
+	return nil
+}
 
 func fromDomain(d libvirt.Domain) libvirtx.Domain {
 	return libvirtx.Domain{Name: d.Name, UUID: uuid.UUID(d.UUID)}

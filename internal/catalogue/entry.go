@@ -1,0 +1,118 @@
+package catalogue
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// recordVersion is the version of a record's format.
+const recordVersion = 1
+
+// State is what is being done to a volume.
+type State string
+
+// The states of a volume. Their texts are those of the control API.
+const (
+	Creating State = "creating" // begun, and undone if it can't be finished
+	Ready    State = "ready"
+	Deleting State = "deleting" // begun, and finished whatever comes
+	Missing  State = "missing"  // its store was not where it was when it was last looked for
+)
+
+// Entry is one volume. Sizes are bytes, paths absolute. While it is being created only name, UUID, state and what
+// is to be made are there.
+type Entry struct {
+	Name  string `json:"name"`
+	UUID  string `json:"uuid"`
+	State State  `json:"state"`
+
+	Store     string `json:"store,omitempty"` // path; "" until a pool or provider has told it
+	Role      string `json:"role,omitempty"`  // clone, state
+	Size      int64  `json:"size,omitempty"`
+	ChunkSize int64  `json:"chunkSize,omitempty"`
+	Master    string `json:"master,omitempty"` // raw:PATH, store:PATH or an NBD URI
+	Origin    string `json:"origin,omitempty"` // of a state store: path of the raw disk
+	CutLoose  bool   `json:"cutLoose,omitempty"`
+	Created   int64  `json:"created,omitempty"` // Unix seconds
+
+	Pool       string `json:"pool,omitempty"`       // libvirt's storage pool
+	PoolVolume string `json:"poolVolume,omitempty"` // the name of the store there
+	Provider   string `json:"provider,omitempty"`   // plugin
+	Made       bool   `json:"made,omitempty"`       // the pool volume, or the provider's, was made for this volume: it goes with it
+	Error      string `json:"error,omitempty"`      // why creating or deleting could not be brought to an end
+}
+
+type record struct {
+	Version int `json:"version"`
+	Entry
+}
+
+// maxRecord bounds a record in bytes.
+const maxRecord = 64 << 10
+
+func encode(e Entry) ([]byte, error) {
+	if err := e.check(); err != nil {
+		return nil, err
+	}
+	b, err := json.MarshalIndent(record{recordVersion, e}, "", "  ")
+	if err == nil && len(b) >= maxRecord {
+		err = fmt.Errorf("record of %d bytes, at most %d", len(b), maxRecord)
+	}
+	return append(b, '\n'), err
+}
+
+func decode(b []byte) (Entry, error) {
+	var version struct{ Version int }
+	if err := json.Unmarshal(b, &version); err != nil {
+		return Entry{}, err
+	}
+	if version.Version != recordVersion {
+		return Entry{}, fmt.Errorf("version %d, this program knows %d", version.Version, recordVersion)
+	}
+	var r record
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return Entry{}, err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return Entry{}, errors.New("more than one JSON value")
+	}
+	return r.Entry, r.check()
+}
+
+// check refuses what no volume can have: a name or path from a record becomes part of commands and other paths.
+func (e *Entry) check() error {
+	if err := cowfmt.ValidName(e.Name); err != nil {
+		return err
+	}
+	if id, err := uuid.Parse(e.UUID); err != nil || id == uuid.Nil || id.String() != e.UUID {
+		return fmt.Errorf("%q is no UUID", e.UUID)
+	}
+	switch e.State {
+	case Ready, Missing:
+		if e.Size <= 0 || e.ChunkSize <= 0 || e.Store == "" {
+			return fmt.Errorf("store %q, size %d, chunk size %d", e.Store, e.Size, e.ChunkSize)
+		}
+		if e.Role != cowfmt.RoleClone.String() && e.Role != cowfmt.RoleState.String() {
+			return fmt.Errorf("role %q", e.Role)
+		}
+	case Creating, Deleting:
+	default:
+		return fmt.Errorf("state %q", e.State)
+	}
+	for _, path := range []string{e.Store, e.Origin} {
+		if path != "" && (!filepath.IsAbs(path) || filepath.Clean(path) != path) {
+			return fmt.Errorf("%q is no absolute, plain path", path)
+		}
+	}
+	return nil
+}

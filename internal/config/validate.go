@@ -1,0 +1,132 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// maxSocketPath is how long the path of a unix socket may be, in bytes.
+const maxSocketPath = 107
+
+// Launchers are the values of engine.launcher.
+var Launchers = []string{"auto", "systemd", "child"}
+
+// Validate finds what is wrong with the values, whatever the host is like.
+func (c Config) Validate() []Problem {
+	var v validation
+	v.path("run_dir", c.RunDir)
+	v.path("state_dir", c.StateDir)
+	v.path("log_dir", c.LogDir)
+	v.path("store_dir", c.StoreDir)
+	v.path("libvirt.socket", c.Libvirt.Socket)
+	v.path("libvirt.run_dir", c.Libvirt.RunDir)
+	v.path("plugins.dir", c.Plugins.Dir)
+	if len(c.Libvirt.Socket) > maxSocketPath {
+		v.add("libvirt.socket", "is %d bytes long, but a socket's path may have %d", len(c.Libvirt.Socket), maxSocketPath)
+	}
+	v.sockets(c.RunDir)
+	v.group("control.group", c.Control.Group)
+	v.group("engine.group", c.Engine.Group)
+	if !slices.Contains(Launchers, c.Engine.Launcher) {
+		v.add("engine.launcher", "is %q, but must be %s", c.Engine.Launcher, strings.Join(Launchers, ", "))
+	}
+	if c.Engine.HostUUID != "" {
+		if id, err := uuid.Parse(c.Engine.HostUUID); err != nil || id == uuid.Nil {
+			v.add("engine.host_uuid", "is %q, which is no UUID: print one with `uuidgen`, or leave it out", c.Engine.HostUUID)
+		}
+	}
+	for _, p := range c.Scan.Folders {
+		v.path("scan.folders", p)
+	}
+	for _, g := range c.Scan.Devices {
+		v.glob("scan.devices", g)
+	}
+	v.listen("metrics.listen", c.Metrics.Listen)
+	return v.problems
+}
+
+type validation struct{ problems []Problem }
+
+func (v *validation) add(key, format string, args ...any) {
+	v.problems = append(v.problems, Problem{Key: key, Message: fmt.Sprintf(format, args...)})
+}
+
+func (v *validation) warn(key, format string, args ...any) {
+	v.problems = append(v.problems, Problem{Key: key, Warning: true, Message: fmt.Sprintf(format, args...)})
+}
+
+func (v *validation) path(key, path string) {
+	switch {
+	case path == "":
+		v.add(key, "is empty, but must be an absolute path")
+	case strings.ContainsFunc(path, unicode.IsControl):
+		v.add(key, "is %q, which has control characters in it", path)
+	case !filepath.IsAbs(path):
+		v.add(key, "is %q, but must be an absolute path: begin it with /", path)
+	case filepath.Clean(path) != path:
+		v.add(key, "is %q: write it as %q", path, filepath.Clean(path))
+	case path == "/":
+		v.add(key, "is the root folder: give it one of its own")
+	}
+}
+
+// sockets checks that the longest path in the run folder fits: RUN_DIR/NAME.sock.
+func (v *validation) sockets(runDir string) {
+	room := maxSocketPath - len(runDir) - len("/.sock")
+	switch {
+	case room < len("daemon"):
+		v.add("run_dir", "is %d bytes long: the path of a socket in it would have more than %d", len(runDir), maxSocketPath)
+	case room < cowfmt.MaxName:
+		v.warn("run_dir", "is so long (%d bytes) that a volume's name may have %d instead of %d characters", len(runDir), room, cowfmt.MaxName)
+	}
+}
+
+func (v *validation) group(key, group string) {
+	if strings.ContainsFunc(group, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) || r == ':' }) {
+		v.add(key, "is %q, which is no name of a group", group)
+	}
+}
+
+func (v *validation) glob(key, glob string) {
+	v.path(key, glob)
+	if _, err := filepath.Match(glob, ""); err != nil {
+		v.add(key, "has %q, which is no pattern: quote [ with \\", glob)
+	}
+	for _, bad := range []string{"/dev/sd", "/dev/dm-", "/dev/vd", "/dev/nvme"} {
+		if strings.HasPrefix(glob, bad) {
+			v.add(key, "has %q: such a name is another disk after the next boot; use /dev/disk/by-id/* or /dev/mapper/*", glob)
+		}
+	}
+}
+
+func (v *validation) listen(key, address string) {
+	if address == "" {
+		return
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		v.add(key, "is %q, but must be ADDRESS:PORT, such as 127.0.0.1:9788", address)
+		return
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		v.add(key, "has port %q, but must have one from 1 to 65535", port)
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case host == "localhost":
+	case host == "" || err == nil && !ip.IsLoopback():
+		v.warn(key, "is %s: everybody who reaches this host can read the metrics; they have names of domains and volumes in them", address)
+	case err != nil:
+		v.add(key, "has host %q, but must have an IP address or localhost", host)
+	}
+}

@@ -1,0 +1,145 @@
+// Package hook is virt-cow's part in libvirt's qemu hook: argv and the domain's XML on standard input become at most
+// one call of the daemon's control API. docs/HOOKS.md has the table of what comes out.
+//
+// While a hook runs libvirtd holds the domain's lock: nothing here talks to libvirt, and this package links none of its
+// drivers. A domain that has none of our volumes is let through without asking anybody.
+package hook
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+)
+
+// ErrVeto says that libvirt must not go on: the hook is to exit with a code other than 0.
+var ErrVeto = errors.New("refused")
+
+// maxXML bounds the domain's XML in bytes. libvirt itself takes no more than 4 MiB.
+const maxXML = 8 << 20
+
+// noticeTimeout bounds a call nobody waits for.
+const noticeTimeout = time.Second
+
+// Call is what libvirt calls the hook with.
+type Call struct {
+	Domain    string // name
+	Operation string // prepare, start, started, stopped, release, migrate, restore, reconnect, attach, …
+	Phase     string // begin, end
+}
+
+// Config says where the daemon and the engines are.
+type Config struct {
+	RunDir  string        // of the daemon, absolute
+	Timeout time.Duration // that a starting guest waits for its volumes at most
+	Log     zerolog.Logger
+}
+
+// Run does what a call asks for. nil lets libvirt go on; an error wraps ErrVeto, is one line, and says what to do. Only
+// `prepare begin`, `restore begin` and `migrate begin` can be vetoed. When ctx ends, a call that waits is vetoed.
+func Run(ctx context.Context, c Config, call Call, xml io.Reader) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	switch call.Operation + " " + call.Phase {
+	case "prepare begin", "restore begin":
+		dom, volumes, err := c.named(ctx, call, xml)
+		if err != nil || len(volumes) == 0 {
+			return err
+		}
+		return c.prepare(ctx, call, dom, volumes)
+	case "migrate begin":
+		_, volumes, err := c.named(ctx, call, xml)
+		if err != nil || len(volumes) == 0 {
+			return err
+		}
+		return veto("domain %s has volumes of virt-cow (%s), and live migration of those is not supported yet: it stays where it is",
+			call.Domain, strings.Join(volumes, ", "))
+	case "started begin", "stopped end", "release end", "reconnect begin":
+		if dom, volumes, err := c.named(ctx, call, xml); err == nil && len(volumes) > 0 {
+			c.notice(ctx, call, dom)
+		}
+	}
+	return nil
+}
+
+// named reads the XML and finds the volumes it names. XML that can't be read names none unless the run folder is in it:
+// then it is refused.
+func (c Config) named(ctx context.Context, call Call, r io.Reader) (libvirtx.Domain, []string, error) {
+	xml, err := read(ctx, r)
+	if errors.Is(err, context.Canceled) {
+		return libvirtx.Domain{}, nil, veto("domain %s: interrupted", call.Domain)
+	}
+	if err == nil {
+		var dom libvirtx.Domain
+		var volumes []string
+		if dom, volumes, err = libvirtx.Named(xml, c.RunDir); err == nil {
+			return dom, volumes, nil
+		}
+	}
+	if !bytes.Contains(xml, []byte(filepath.Clean(c.RunDir)+"/")) {
+		return libvirtx.Domain{}, nil, nil
+	}
+	return libvirtx.Domain{}, nil, veto("domain %s: which volumes of %s it names can't be read: %w", call.Domain, c.RunDir, err)
+}
+
+// read reads at most maxXML bytes, and no longer than ctx. What was read is returned with an error too.
+func read(ctx context.Context, r io.Reader) ([]byte, error) {
+	type result struct {
+		xml []byte
+		err error
+	}
+	all := make(chan result, 1)
+	go func() {
+		b, err := io.ReadAll(io.LimitReader(r, maxXML+1))
+		if err == nil && len(b) > maxXML {
+			err = fmt.Errorf("XML of more than %d MiB", maxXML>>20)
+		}
+		all <- result{b, err}
+	}()
+	select {
+	case a := <-all:
+		return a.xml, a.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("standard input: %w", ctx.Err())
+	}
+}
+
+// notice tells the daemon, if it is there. Whatever comes of it, libvirt goes on.
+func (c Config) notice(ctx context.Context, call Call, dom libvirtx.Domain) {
+	ctx, cancel := context.WithTimeout(ctx, noticeTimeout)
+	defer cancel()
+	err := api.NewDaemon(c.RunDir).Notice(ctx, api.NoticeRequest{Domain: dom.Name, UUID: dom.UUID.String(), Operation: call.Operation})
+	if err != nil {
+		c.Log.Debug().Err(err).Str("domain", dom.Name).Str("operation", call.Operation).Msg("the daemon was not told")
+	}
+}
+
+// maxLine bounds an error in bytes: libvirt passes it on to whoever asked.
+const maxLine = 1000
+
+// veto makes an error of one line, whatever its parts have in them.
+func veto(format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	line := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r < ' ' || r == 0x7f }), " ")
+	if len(line) > maxLine {
+		line = strings.ToValidUTF8(line[:maxLine], "") + "…"
+	}
+	return vetoError{line, err}
+}
+
+type vetoError struct {
+	line  string
+	cause error
+}
+
+func (e vetoError) Error() string   { return e.line }
+func (e vetoError) Unwrap() []error { return []error{ErrVeto, e.cause} }

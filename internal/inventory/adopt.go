@@ -1,0 +1,92 @@
+package inventory
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/catalogue"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+)
+
+// Adopt takes a store that exists into the catalogue, or makes a state store for a raw disk. The disk itself is not
+// touched.
+func (inv *Inventory) Adopt(ctx context.Context, r api.AdoptRequest) (api.VolumeInfo, error) {
+	if r.Name != "" || r.Raw != "" {
+		if err := cowfmt.ValidName(r.Name); err != nil {
+			return api.VolumeInfo{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	if r.Raw != "" {
+		return inv.adoptRaw(ctx, r)
+	}
+	if !filepath.IsAbs(r.Store) {
+		return api.VolumeInfo{}, fmt.Errorf("%w: store %q: not an absolute path", ErrInvalid, r.Store)
+	}
+	path := filepath.Clean(r.Store)
+	if err := inv.devices.stable(path); err != nil {
+		return api.VolumeInfo{}, err
+	}
+	there, err := inv.look(ctx, path)
+	switch {
+	case err != nil:
+		return api.VolumeInfo{}, err
+	case there == nil:
+		return api.VolumeInfo{}, fmt.Errorf("%w: there is no virt-cow store at %s; a raw disk is adopted with --raw", ErrInvalid, path)
+	case !there.volume():
+		return api.VolumeInfo{}, fmt.Errorf("%w: %s is the store of a %s, not of a volume", ErrInvalid, path, there.Role)
+	case r.Name != "" && r.Name != there.Name:
+		return api.VolumeInfo{}, fmt.Errorf("%w: %s is the store of volume %s, not of %s", ErrInvalid, path, there.Name, r.Name)
+	}
+	leave, err := inv.enter(ctx, there.Name)
+	if err != nil {
+		return api.VolumeInfo{}, err
+	}
+	defer leave()
+	e := there.into(catalogue.Entry{State: catalogue.Ready, Store: path})
+	if other, ok := inv.ByStore(path); ok {
+		return api.VolumeInfo{}, fmt.Errorf("%s: the store %w: it is in the catalogue as volume %s", path, ErrExists, other.Name)
+	}
+	if err := inv.nameFree(e.Name); err != nil {
+		return api.VolumeInfo{}, err
+	}
+	return info(e), inv.cat.Add(e)
+}
+
+func (inv *Inventory) adoptRaw(ctx context.Context, r api.AdoptRequest) (api.VolumeInfo, error) {
+	if !filepath.IsAbs(r.Raw) {
+		return api.VolumeInfo{}, fmt.Errorf("%w: raw disk %s: not an absolute path", ErrInvalid, r.Raw)
+	}
+	raw := filepath.Clean(r.Raw)
+	if err := inv.devices.stable(raw); err != nil {
+		return api.VolumeInfo{}, err
+	}
+	leave, err := inv.enter(ctx, r.Name)
+	if err != nil {
+		return api.VolumeInfo{}, err
+	}
+	defer leave()
+	if err := inv.nameFree(r.Name); err != nil {
+		return api.VolumeInfo{}, err
+	}
+	for _, e := range inv.cat.All() {
+		if e.Origin != "" && sameThing(e.Origin, raw) {
+			return api.VolumeInfo{}, fmt.Errorf("%s: the disk %w: it is the origin of volume %s", raw, ErrExists, e.Name)
+		}
+	}
+	if e, ok := inv.ByStore(raw); ok {
+		return api.VolumeInfo{}, fmt.Errorf("%w: %s is the store of volume %s, not a raw disk", ErrInvalid, raw, e.Name)
+	}
+	e := catalogue.Entry{Name: r.Name, UUID: uuid.NewString(), State: catalogue.Creating, Origin: raw}
+	store := r.Store
+	if store == "" {
+		store = inv.defaultStore(r.Name)
+	}
+	if err := inv.intendPath(store, &e); err != nil {
+		return api.VolumeInfo{}, err
+	}
+	return inv.create(ctx, e, 0, []string{"--raw", raw})
+}

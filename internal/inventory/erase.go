@@ -1,0 +1,118 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/catalogue"
+)
+
+// lockWait is how long Recover waits for a process of an earlier daemon.
+const lockWait = 5 * time.Second
+
+// Recover undoes what was being created and finishes what was being deleted when the daemon ended, or when a pool
+// could not be reached. What can't be done now stays, with the reason in the entry's Error.
+func (inv *Inventory) Recover(ctx context.Context) {
+	for _, e := range inv.cat.All() {
+		if e.State != catalogue.Creating && e.State != catalogue.Deleting {
+			continue
+		}
+		if err := inv.recoverOne(ctx, e); err != nil {
+			inv.log.Error().Err(err).Str("volume", e.Name).Str("state", string(e.State)).Msg("an interrupted operation can't be brought to an end yet")
+		} else {
+			inv.log.Info().Str("volume", e.Name).Str("state", string(e.State)).Str("store", e.Store).Msg("an interrupted operation was brought to an end")
+		}
+	}
+}
+
+func (inv *Inventory) recoverOne(ctx context.Context, e catalogue.Entry) error {
+	leave, err := inv.enter(ctx, e.Name)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if now, ok := inv.cat.ByUUID(e.UUID); !ok || now.State != e.State {
+		return nil // whoever held it is done
+	}
+	return inv.eraseAlone(ctx, e.UUID)
+}
+
+// eraseAlone is erase once no process of an earlier daemon works on the volume any more.
+func (inv *Inventory) eraseAlone(ctx context.Context, id string) error {
+	waiting, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	lock, err := inv.program.makingLock(waiting, id)
+	if err != nil {
+		return inv.note(id, err)
+	}
+	defer inv.program.madeUnlock(lock)
+	return inv.erase(ctx, lock, id)
+}
+
+// erase removes a volume that is being created or deleted, with its store, and then its entry. It may be called
+// again after a crash at any point. An error is noted in the entry.
+func (inv *Inventory) erase(ctx context.Context, lock *os.File, id string) error {
+	e, ok := inv.cat.ByUUID(id)
+	if !ok {
+		return nil
+	}
+	err := inv.eraseStore(ctx, lock, e)
+	if err == nil && e.Made {
+		err = inv.unmake(ctx, e)
+	}
+	switch {
+	case err == nil:
+		return inv.cat.Remove(e.Name)
+	case e.State == catalogue.Deleting && errors.Is(err, ErrInUse): // nothing was deleted
+		e.State, e.Error = catalogue.Ready, ""
+		return errors.Join(err, inv.cat.Update(e))
+	}
+	return inv.note(id, err)
+}
+
+// eraseStore removes the store if it is this volume's. It is no error if there is none.
+func (inv *Inventory) eraseStore(ctx context.Context, lock *os.File, e catalogue.Entry) error {
+	if e.Store == "" && e.Made { // made, perhaps, and then the daemon was killed
+		path, err := inv.findMade(ctx, e)
+		if err != nil || path == "" {
+			return err
+		}
+		e.Store = path
+	}
+	if e.Store == "" {
+		return nil
+	}
+	// A killed `store create` leaves its temporary file: the UUID in its name is this volume's alone.
+	tmp := temporary(e.Store, e.UUID)
+	if _, err := os.Lstat(tmp); err == nil {
+		if err := os.Remove(tmp); err != nil {
+			return err
+		}
+	}
+	there, err := inv.look(ctx, e.Store)
+	switch {
+	case err != nil:
+		return err
+	case there == nil:
+		return nil
+	case there.UUID != e.UUID && e.Made:
+		return fmt.Errorf("%s, which %s made for this volume, holds the store of volume %s now: nothing was deleted; "+
+			"`virt-cow volume delete --keep-store %s` forgets this one", e.Store, placeName(e), there.Name, e.Name)
+	case there.UUID != e.UUID:
+		return nil
+	}
+	return inv.call(ctx, nil, lock, "store", "delete", "--", e.Store)
+}
+
+// note records why an entry is still there.
+func (inv *Inventory) note(id string, why error) error {
+	e, ok := inv.cat.ByUUID(id)
+	if !ok || e.Error == why.Error() {
+		return why
+	}
+	e.Error = why.Error()
+	return errors.Join(why, inv.cat.Update(e))
+}

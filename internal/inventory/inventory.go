@@ -1,0 +1,138 @@
+// Package inventory does what is done to volumes: it makes, adopts, finds and deletes them, and keeps the catalogue.
+//
+// It never opens a store itself: it runs the program (`virt-cow store …`), so that a dead LUN hangs a process and
+// not the daemon. Each thing that changes the world is recorded as an intent before it is begun. What a crash
+// interrupts is brought to an end by Recover: a volume that was being made is undone, one that was being deleted is
+// deleted. Undoing removes only what is provably the volume's own: a store whose header has its UUID, and a pool's
+// or a provider's volume that was not there before.
+//
+// Locks, from the outside in: ops (a scan excludes everything else), the names in holds, the catalogue's own. None
+// is kept over a call of Config's functions but ops and holds, so these may call Lookup and List, nothing else here.
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/catalogue"
+)
+
+var (
+	// ErrNotFound says that there is no such volume.
+	ErrNotFound = catalogue.ErrNotFound
+	// ErrExists says that a name, a UUID or a place is taken.
+	ErrExists = catalogue.ErrExists
+	// ErrInvalid says that what was asked for makes no sense.
+	ErrInvalid = errors.New("invalid request")
+	// ErrInUse says that a volume is used, or being worked on.
+	ErrInUse = errors.New("in use")
+	// ErrVetoed says that a plugin refused.
+	ErrVetoed = errors.New("refused by a plugin")
+	// ErrNotReady says that a volume is being made or deleted, or that its store is missing.
+	ErrNotReady = errors.New("not ready")
+)
+
+// Pools are libvirt's storage pools; a libvirtx.Conn has them. What is not there is libvirtx.ErrNoVolume.
+type Pools interface {
+	CreateVolume(ctx context.Context, pool, name string, size int64) (path string, err error)
+	FindVolume(ctx context.Context, pool, name string) (path string, size int64, err error)
+	DeleteVolume(ctx context.Context, pool, name string) error
+}
+
+// Provider makes places for stores with a site's own storage's means, as a plugin.Provider does. What is not there
+// is plugin.ErrNotFound to Resolve, and no error to Delete.
+type Provider interface {
+	Create(ctx context.Context, name string, size int64) (path string, err error)
+	Delete(ctx context.Context, name, path string) error
+	Resolve(ctx context.Context, name string) (path string, err error)
+}
+
+// Config says where things are and whom to ask. Functions may be nil.
+type Config struct {
+	StateDir string // of the catalogue
+	StoreDir string // where stores are made that are given no place
+	RunDir   string // on tmpfs
+	Program  string // path of virt-cow
+
+	ScanFolders []string
+	ScanDevices []string // globs
+
+	Provider func(name string) (Provider, error)
+	Pools    func() (Pools, error) // an error while libvirt can't be reached
+
+	// InUse says who uses a volume: a domain, or, with the domain "", an engine that serves it on request. Delete
+	// asks before and after it has recorded that the volume is being deleted, and Lookup then refuses the volume: so
+	// whoever takes a volume into use first notes that, and calls Lookup afterwards.
+	InUse func(volume string) (domain string, used bool)
+	// Veto asks the plugins before an event, plugin.EventDelete; an error is their refusal.
+	Veto func(ctx context.Context, event string, v api.VolumeInfo) error
+	// GuestDisks are paths of files and devices that guests have as raw disks. What is on them is the guests' doing,
+	// however much it looks like a store.
+	GuestDisks func(ctx context.Context) ([]string, error)
+
+	Log zerolog.Logger
+}
+
+// Inventory is all volumes of a host. Its methods may be called at the same time.
+type Inventory struct {
+	config  Config
+	log     zerolog.Logger
+	cat     *catalogue.Catalogue
+	program program
+	devices devices
+	ops     *semaphore.Weighted
+	holds   holds
+}
+
+// everything excludes all operations from ops.
+const everything = 1 << 20
+
+// Open opens the catalogue and brings to an end what a crash interrupted, as far as that is possible now: what is
+// not stays listed with an error. Close it.
+func Open(ctx context.Context, config Config) (*Inventory, error) {
+	for name, path := range map[string]string{
+		"StateDir": config.StateDir, "StoreDir": config.StoreDir, "RunDir": config.RunDir, "Program": config.Program,
+	} {
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("%w: %s %q is no absolute path", ErrInvalid, name, path)
+		}
+	}
+	cat, err := catalogue.Open(config.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	inv := &Inventory{
+		config: config, log: config.Log, cat: cat, program: program{path: config.Program, runDir: config.RunDir},
+		devices: devices{root: "/dev"}, ops: semaphore.NewWeighted(everything), holds: holds{names: map[string]int{}},
+	}
+	for _, d := range cat.Damaged() {
+		inv.log.Error().Err(d.Err).Str("volume", d.Name).Msg("the catalogue's record of a volume can't be read: `virt-cow volume scan` writes it again from the store's header")
+	}
+	inv.Recover(ctx)
+	return inv, nil
+}
+
+// Close gives the catalogue back. Nothing may be going on.
+func (inv *Inventory) Close() error { return inv.cat.Close() }
+
+// enter waits until no scan runs and takes the names. leave gives all back.
+func (inv *Inventory) enter(ctx context.Context, exclusive string, shared ...string) (leave func(), err error) {
+	if err := inv.ops.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("waited for a scan to end: %w", err)
+	}
+	release, err := inv.holds.take(exclusive, shared...)
+	if err != nil {
+		inv.ops.Release(1)
+		return nil, err
+	}
+	return func() {
+		release()
+		inv.ops.Release(1)
+	}, nil
+}

@@ -1,0 +1,59 @@
+// Package metrics shows to Prometheus what the daemon knows.
+//
+// Series are few and their number is known: each volume in use has about sixty, with its name as the label volume; the
+// domain is a label of virt_cow_volume_info only, to be joined where it is wanted, so that a volume that moves to another
+// domain goes on with the same series. All other labels have a handful of fixed values. Counters of a volume count since
+// its engine process started, those of the daemon since the daemon did: rate() and increase() see through both.
+package metrics
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+)
+
+const (
+	maxScrapes    = 4                // at the same time; more are refused with 503
+	statusTimeout = 20 * time.Second // to ask all engines
+)
+
+// Handler answers GET with the metrics of what status returns at that moment, and of this process. A status of nil
+// is answered with 503.
+func Handler(status func(context.Context) *api.DaemonStatus) http.Handler {
+	process := prometheus.NewRegistry()
+	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	places := make(chan struct{}, maxScrapes)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "GET only", http.StatusMethodNotAllowed)
+			return
+		}
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+		default:
+			http.Error(w, "too many scrapes at the same time", http.StatusServiceUnavailable)
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
+		defer cancel()
+		s := status(ctx)
+		if s == nil {
+			http.Error(w, "the daemon has no status", http.StatusServiceUnavailable)
+			return
+		}
+		// One collector a scrape: what it shows is one status, and nothing is shared between scrapes.
+		own := prometheus.NewRegistry()
+		own.MustRegister(collector{s})
+		promhttp.HandlerFor(prometheus.Gatherers{own, process}, promhttp.HandlerOpts{
+			ErrorHandling: promhttp.ContinueOnError, // what is right is shown, whatever one volume says
+		}).ServeHTTP(w, r)
+	})
+}
