@@ -13,12 +13,12 @@ FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit e2e demo bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit pack e2e demo bench lint fuzz crash soak deps deb install install-files clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/virt-cow ./cmd/virt-cow
 
-test: deps build lint unit e2e
+test: deps build lint unit pack e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
@@ -29,6 +29,10 @@ unit:
 
 e2e: deps build
 	$(TEST) -timeout 30m -v ./test/e2e/...
+
+# Static, as the test program runs inside another Debian too.
+pack: deps build
+	$(SUDO) env CGO_ENABLED=0 VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1 -timeout 20m ./test/pack/...
 
 demo: deps build
 	$(SUDO) $(GO) run ./test/demo
@@ -65,11 +69,17 @@ install: build install-files
 D := $(DESTDIR)$(PREFIX)
 install-files:
 	install -D -m 0755 bin/virt-cow $(D)/bin/virt-cow
-	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice
+	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice systemd/*.target
+	install -D -m 0644 systemd/machine-scope.conf $(D)/lib/systemd/system/machine-.scope.d/50-virt-cow.conf
 	install -D -m 0644 systemd/virt-cow.preset $(D)/lib/systemd/system-preset/80-virt-cow.preset
 	install -D -m 0644 systemd/virt-cow.tmpfiles $(D)/lib/tmpfiles.d/virt-cow.conf
 	install -D -m 0644 -t $(D)/lib/udev/rules.d packaging/udev/62-virt-cow.rules
-	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md
+	bin/virt-cow man $(D)/share/man/man1
+	install -d $(D)/share/bash-completion/completions $(D)/share/zsh/vendor-completions $(D)/share/fish/vendor_completions.d
+	bin/virt-cow completion bash >$(D)/share/bash-completion/completions/virt-cow
+	bin/virt-cow completion zsh >$(D)/share/zsh/vendor-completions/_virt-cow
+	bin/virt-cow completion fish >$(D)/share/fish/vendor_completions.d/virt-cow.fish
+	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md docs/*.json docs/*.yml
 	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/plugins hooks/plugins/*
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*
 	install -D -m 0755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-virt-cow

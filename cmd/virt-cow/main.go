@@ -46,6 +46,7 @@ type cli struct {
 	Debug   bool             `help:"Log more." env:"VIRT_COW_DEBUG"`
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
+	Volume  VolumeCmd  `cmd:"" group:"Volumes and guests:" help:"Make, list, find and delete volumes."`
 	Attach  AttachCmd  `cmd:"" group:"Volumes and guests:" help:"Give a guest a volume, now and whenever it starts."`
 	Detach  DetachCmd  `cmd:"" group:"Volumes and guests:" help:"Take a volume from a guest."`
 	Hydrate HydrateCmd `cmd:"" group:"Volumes and guests:" help:"Steer the background copy of clones."`

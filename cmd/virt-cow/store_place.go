@@ -48,7 +48,7 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 		return err
 	}
 	err = store.Create(dev, h)
-	if err == nil {
+	if err == nil && h.TableSectors() > 0 {
 		err = reserveTable(dev, h)
 	}
 	if err = errors.Join(err, dev.Close()); err != nil {

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -218,7 +217,6 @@ func (r *rig) loop(name string, size int64) (stable, kernel string) {
 // folderPools is a storage pool for tests of logic: real ones are tested end to end.
 type folderPools struct {
 	dir    string
-	lvs    func(name string, size int64) string // makes block devices instead
 	before func(call string)
 	after  func(call string)
 	fail   map[string]error
@@ -281,5 +279,3 @@ func ready(t *testing.T, r *rig, name string) catalogue.Entry {
 	}
 	return e
 }
-
-const patience = time.Minute
