@@ -33,6 +33,7 @@ func DiskXML(s Spec, version uint64) (string, error) {
 		},
 		Source: &libvirtxml.DomainDiskSource{Network: &libvirtxml.DomainDiskSourceNetwork{
 			Protocol: "nbd",
+			Name:     s.Volume, // libvirt 9.0 loses the I/O error events of a source without a name
 			Hosts:    []libvirtxml.DomainDiskSourceHost{{Transport: "unix", Socket: s.Socket}},
 		}},
 		Target: &libvirtxml.DomainDiskTarget{Dev: s.Target, Bus: s.Bus},

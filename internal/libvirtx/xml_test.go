@@ -19,7 +19,7 @@ func TestDiskXMLByLibvirtVersion(t *testing.T) {
 			t.Errorf("libvirt %d: reconnect should be there: %v\n%s", version, reconnect, x)
 		}
 		for _, want := range []string{`error_policy="stop"`, `rerror_policy="stop"`, `cache="none"`, `discard="unmap"`, `type="raw"`,
-			`socket="/run/virt-cow/web1.sock"`, `dev="vdc" bus="virtio"`, `<serial>0123456789abcdef0123</serial>`, `name="ua-virt-cow-web1"`} {
+			`protocol="nbd" name="web1"`, `socket="/run/virt-cow/web1.sock"`, `dev="vdc" bus="virtio"`, `<serial>0123456789abcdef0123</serial>`, `name="ua-virt-cow-web1"`} {
 			if !strings.Contains(x, want) {
 				t.Errorf("no %s in %s", want, x)
 			}
