@@ -120,6 +120,9 @@ func (r *conn) SetMetadata(ctx context.Context, x libvirtx.Domain, xml string) e
 }
 
 func (r *conn) Attach(ctx context.Context, x libvirtx.Domain, xml string) error {
+	if err := libvirtx.CheckBus(ctx, r, x, xml); err != nil {
+		return err
+	}
 	return doOn(ctx, r, "attach disk to", x, func(d *libvirt.Domain) error {
 		return d.AttachDeviceFlags(xml, libvirt.DOMAIN_DEVICE_MODIFY_LIVE)
 	})

@@ -24,7 +24,13 @@ func (r *rig) noSlot(t *testing.T) {
 	if err := c.Attach(ctx, d, r.diskXML(t, "v", uuid.New(), "vdb", "")); !errors.Is(err, libvirtx.ErrNoSlot) || !strings.Contains(err.Error(), "full") {
 		t.Fatal(err)
 	}
+	if err := c.Attach(ctx, d, r.diskXML(t, "v", uuid.New(), "sda", "scsi")); !errors.Is(err, libvirtx.ErrNoController) || !strings.Contains(err.Error(), "full") {
+		t.Fatal(err)
+	}
 	r.noDisks(t, d)
+	if x, err := c.XML(ctx, d); err != nil || strings.Contains(x, `type='scsi'`) {
+		t.Fatal("a controller was left:", err, x)
+	}
 	if err := g.Destroy(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -162,7 +162,7 @@ func (r *rig) metadata(t *testing.T) {
 	r.setAndGet(t, c, d)
 	r.foreign(t, d)
 
-	mine, err := r.dial(ctx, r.h.LibvirtSocket(), quick)
+	mine, err := r.dial(ctx, r.h.LibvirtSocket(), patient)
 	if err != nil {
 		t.Fatal(err)
 	}

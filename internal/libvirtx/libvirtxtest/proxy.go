@@ -108,7 +108,7 @@ func removalFailed(callback uint32, d libvirtx.Domain, alias string) []byte {
 func (r *rig) injected(t *testing.T) {
 	ctx := t.Context()
 	p := newProxy(t, r.h.LibvirtSocket())
-	c, err := r.dial(ctx, p.path, quick)
+	c, err := r.dial(ctx, p.path, patient)
 	if err != nil {
 		t.Fatal(err)
 	}

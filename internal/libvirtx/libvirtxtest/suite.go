@@ -20,8 +20,11 @@ import (
 // Dial is a driver.
 type Dial func(ctx context.Context, address string, k libvirtx.Keepalive) (libvirtx.Conn, error)
 
-// quick is the keepalive of the tests. It is too short for no libvirtd that is alive: anything it sends counts.
-var quick = libvirtx.Keepalive{Interval: time.Second, Timeout: 2 * time.Second}
+// patient never drops a libvirtd on a busy machine; quick finds one that hangs soon.
+var (
+	patient = libvirtx.Keepalive{Interval: time.Second, Timeout: time.Minute}
+	quick   = libvirtx.Keepalive{Interval: time.Second, Timeout: 2 * time.Second}
+)
 
 // Main is TestMain's body for a driver's tests.
 func Main(m *testing.M) {
@@ -39,17 +42,7 @@ type rig struct {
 // Suite holds a driver to the contract. The driver's TestMain calls Main.
 func Suite(t *testing.T, dial Dial) {
 	h := lab.For(t, lab.Config{Log: t.Output()})
-	r := &rig{dial: dial, h: h, rec: &recorder{}}
-	ctx, stop := context.WithCancel(t.Context())
-	var keep sync.WaitGroup
-	keep.Go(func() {
-		libvirtx.Keep(ctx, func(ctx context.Context) (libvirtx.Conn, error) { return dial(ctx, h.LibvirtSocket(), quick) },
-			r.rec, libvirtx.Backoff{Min: 50 * time.Millisecond, Max: time.Second}, zerolog.New(t.Output()))
-	})
-	defer keep.Wait()
-	defer stop()
-	r.conn(t)
-
+	r := keep(t, dial, h, patient)
 	t.Run("domains", r.domains)
 	t.Run("life", r.life)
 	t.Run("transient", r.transient)
@@ -66,6 +59,21 @@ func Suite(t *testing.T, dial Dial) {
 	t.Run("a libvirtd that was killed", func(t *testing.T) { r.restarted(t, stopKill) })
 	t.Run("a libvirtd that hangs", r.hung)
 	t.Run("a connection that never lasts", r.flapping)
+}
+
+// keep keeps a connection for as long as the test runs.
+func keep(t *testing.T, dial Dial, h *lab.Host, k libvirtx.Keepalive) *rig {
+	r := &rig{dial: dial, h: h, rec: &recorder{}}
+	ctx, stop := context.WithCancel(context.Background())
+	var kept sync.WaitGroup
+	kept.Go(func() {
+		libvirtx.Keep(ctx, func(ctx context.Context) (libvirtx.Conn, error) { return dial(ctx, h.LibvirtSocket(), k) },
+			r.rec, libvirtx.Backoff{Min: 50 * time.Millisecond, Max: time.Second}, zerolog.New(t.Output()))
+	})
+	t.Cleanup(kept.Wait)
+	t.Cleanup(stop)
+	r.conn(t)
+	return r
 }
 
 // conn waits for a connection.
