@@ -79,7 +79,7 @@ install-files:
 	bin/virt-cow completion bash >$(D)/share/bash-completion/completions/virt-cow
 	bin/virt-cow completion zsh >$(D)/share/zsh/vendor-completions/_virt-cow
 	bin/virt-cow completion fish >$(D)/share/fish/vendor_completions.d/virt-cow.fish
-	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md
+	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md docs/*.json docs/*.yml
 	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/plugins hooks/plugins/*
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*
 	install -D -m 0755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-virt-cow

@@ -23,6 +23,8 @@ type StoreCmd struct {
 	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
 	Dump   StoreDumpCmd   `cmd:"" help:"Print header and table of a store, damaged ones too."`
 	Claims StoreClaimsCmd `cmd:"" help:"Show which hosts are opening a store, and clear the claim of a dead one."`
+	Scan   StoreScanCmd   `cmd:"" help:"Look for stores."`
+	Delete StoreDeleteCmd `cmd:"" help:"Delete a store for good."`
 }
 
 // StoreCreateCmd makes a store.

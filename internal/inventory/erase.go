@@ -104,7 +104,7 @@ func (inv *Inventory) eraseStore(ctx context.Context, lock *os.File, e catalogue
 	case there.UUID != e.UUID:
 		return nil
 	}
-	return inv.call(ctx, nil, lock, "store", "delete", "--", e.Store)
+	return inv.call(ctx, nil, lock, "store", "delete", "--uuid", e.UUID, "--", e.Store)
 }
 
 // note records why an entry is still there.
