@@ -74,7 +74,7 @@ install-files:
 	install -D -m 0644 systemd/virt-cow.preset $(D)/lib/systemd/system-preset/80-virt-cow.preset
 	install -D -m 0644 systemd/virt-cow.tmpfiles $(D)/lib/tmpfiles.d/virt-cow.conf
 	install -D -m 0644 -t $(D)/lib/udev/rules.d packaging/udev/62-virt-cow.rules
-	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md
+	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md docs/*.json docs/*.yml
 	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/plugins hooks/plugins/*
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*
 	install -D -m 0755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-virt-cow

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
@@ -312,8 +313,18 @@ func TestLUN(t *testing.T) {
 	if d := r.Devices(ready(t, r, "l")); len(d) != 1 || d[0] != lun {
 		t.Errorf("devices: %v", d)
 	}
-	_, err := r.Create(ctx, api.CreateRequest{Name: "l2", Size: mib, Store: lun})
-	refused(t, err, nil, "store")
+	// Under no name and by no force.
+	alias := r.path("dev/disk/by-id/wwn-lun1")
+	if err := os.Symlink(kernel, alias); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.Create(ctx, api.CreateRequest{Name: "l2", Size: mib, Store: alias, Force: true})
+	refused(t, err, ErrExists, "it is the store of volume l")
+	disk, _ := r.loop("lun2", 16*mib)
+	r.create(api.CreateRequest{Name: "c", Master: disk})
+	_, err = r.Create(ctx, api.CreateRequest{Name: "l2", Size: mib, Store: disk, Force: true})
+	refused(t, err, ErrExists, "it is the master of volume c")
+	r.delete("c")
 	r.delete("l")
 	if _, err := os.Lstat(lun); err != nil {
 		t.Error(err)
@@ -474,4 +485,39 @@ func TestDamagedRecordIsListedAndKeepsItsName(t *testing.T) {
 	if got, err := r.Show(ctx, "bad"); err != nil || got != v {
 		t.Errorf("%+v\n%+v %v", got, v, err)
 	}
+}
+
+// The program hangs, as it does on a dead LUN: who waits goes on when its time is over.
+func TestHangingProgram(t *testing.T) {
+	r := newRig(t)
+	r.create(api.CreateRequest{Name: "v"})
+	hang := r.file("hang", "#!/bin/sh\nexec sleep 1000\n")
+	if err := os.Chmod(hang, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.program.path = hang
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	v, err := r.Show(short, "v")
+	if err != nil || v.Name != "v" || !strings.Contains(v.Error, "deadline") {
+		t.Errorf("%+v %v", v, err)
+	}
+	_, err = r.Delete(short, "v", api.DeleteRequest{})
+	refused(t, err, context.DeadlineExceeded)
+	if _, err := r.Lookup("v"); err != nil { // nothing was deleted
+		t.Error(err)
+	}
+	// Nobody waits for ever behind a scan.
+	if !r.ops.TryAcquire(everything) {
+		t.Fatal("held")
+	}
+	soon, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err = r.Create(soon, api.CreateRequest{Name: "w", Size: mib})
+	refused(t, err, ErrInUse, "a scan is running")
+	_, err = r.Scan(soon, api.ScanRequest{})
+	refused(t, err, ErrInUse, "another scan")
+	r.ops.Release(everything)
+	r.program.path = testProgram
+	r.delete("v")
 }

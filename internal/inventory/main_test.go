@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -280,5 +279,3 @@ func ready(t *testing.T, r *rig, name string) catalogue.Entry {
 	}
 	return e
 }
-
-const patience = time.Minute

@@ -24,8 +24,8 @@ func (inv *Inventory) Scan(ctx context.Context, r api.ScanRequest) (api.ScanRepo
 			return api.ScanReport{}, fmt.Errorf("%w: %s: not an absolute path", ErrInvalid, path)
 		}
 	}
-	if err := inv.ops.Acquire(ctx, everything); err != nil {
-		return api.ScanReport{}, fmt.Errorf("waited for what is being done to volumes: %w", err)
+	if err := inv.acquire(ctx, everything, "volumes are being made or deleted, or another scan is running"); err != nil {
+		return api.ScanReport{}, err
 	}
 	defer inv.ops.Release(everything)
 	ctx, cancel := context.WithTimeout(ctx, scanTimeout)
@@ -108,7 +108,7 @@ func (s *scan) take(f found) {
 		return
 	}
 	for i := range s.found {
-		if s.found[i].UUID == f.UUID && sameThing(s.found[i].Path, f.Path) { // under another name, in another batch
+		if s.found[i].UUID == f.UUID && sameThing(s.found[i].Path, f.Path) { // in another batch, under another name
 			s.found[i].Paths = append(s.found[i].Paths, f.Paths...)
 			return
 		}
@@ -121,23 +121,29 @@ func (s *scan) take(f found) {
 
 // dropDisks forgets stores found on what is somebody's raw disk: a guest may write there whatever it wants.
 func (s *scan) dropDisks(guests []string) {
-	disks := slices.Clone(guests)
+	disks := map[thing]string{}
+	add := func(path string) {
+		if at, ok := thingAt(path); ok && filepath.IsAbs(path) {
+			disks[at] = path
+		}
+	}
+	for _, path := range guests {
+		add(path)
+	}
 	for _, e := range s.inv.cat.All() {
-		disks = append(disks, e.Origin, strings.TrimPrefix(e.Master, "raw:"))
+		add(e.Origin)
+		add(strings.TrimPrefix(e.Master, "raw:"))
 	}
 	for _, f := range s.found {
-		disks = append(disks, f.Origin)
+		add(f.Origin)
 	}
-	disks = slices.DeleteFunc(disks, func(path string) bool { return !filepath.IsAbs(path) })
-	slices.Sort(disks)
-	disks = slices.Compact(disks)
 	s.found = slices.DeleteFunc(s.found, func(f found) bool {
-		i := slices.IndexFunc(disks, func(disk string) bool { return sameThing(disk, f.Path) })
-		if i < 0 {
-			return false
+		at, _ := thingAt(f.Path)
+		disk, is := disks[at]
+		if is {
+			s.refuse("%s: what looks like the store of volume %s is on a raw disk that is in use as such (%s): not taken for a store", f.Path, f.Name, disk)
 		}
-		s.refuse("%s: what looks like the store of volume %s is on a raw disk that is in use as such (%s): not taken for a store", f.Path, f.Name, disks[i])
-		return true
+		return is
 	})
 }
 

@@ -190,5 +190,5 @@ func (p *process) reap() error {
 // offer makes a plugin what the kernel kills first when memory runs out, before any guest. A daemon is usually kept
 // from that, and its children would be.
 func offer(pid int) {
-	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(outOfMemory), 0) // refused if it is more already
+	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(outOfMemory), 0)
 }

@@ -104,6 +104,7 @@ delete) [ "$path" = "$f" ] || exit 1; rm -f $f ;;
 esac`
 
 func TestCheckProvider(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, fault string
 		failed      []string

@@ -3,15 +3,13 @@ package e2e
 
 import (
 	"bytes"
-	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -55,9 +53,22 @@ func run(m *testing.M) int {
 type bed struct {
 	*lab.Host
 	vc     *lab.VirtCow
+	log    *keptLog // what the daemon and others said
 	guest  *lab.Guest
 	master string
 	sum    string // of the master
+}
+
+// daemon calls the daemon.
+func (b *bed) daemon() *api.Daemon { return api.NewDaemon(b.Path("/run/virt-cow")) }
+
+// adopted makes a clone that the catalogue knows, and returns its store.
+func (b *bed) adopted(t *testing.T, name string) string {
+	t.Helper()
+	store := b.clone(t, name)
+	_, err := b.daemon().Adopt(t.Context(), api.AdoptRequest{Store: store})
+	must(t, err)
+	return store
 }
 
 const masterMiB = 48
@@ -69,10 +80,11 @@ func newBed(t *testing.T, g lab.GuestConfig) *bed {
 
 func newBedOn(t *testing.T, c lab.Config, g lab.GuestConfig) *bed {
 	t.Helper()
+	t.Setenv("VIRT_COW_PLUGINS_DIR", pluginsDir)
 	log := &keptLog{}
 	c.Log = log
 	h := lab.For(t, c)
-	b := &bed{Host: h, vc: h.VirtCow(program), master: filepath.Join(h.Dir, "master.raw")}
+	b := &bed{Host: h, vc: h.VirtCow(program), log: log, master: filepath.Join(h.Dir, "master.raw")}
 	t.Cleanup(func() {
 		if t.Failed() || testing.Verbose() {
 			t.Log("what the host's processes said:\n" + log.String() + b.engineLogs())
@@ -94,8 +106,23 @@ func newBedOn(t *testing.T, c lab.Config, g lab.GuestConfig) *bed {
 	return b
 }
 
-// keptLog keeps what is written, for when a test fails.
-type keptLog struct{ bytes.Buffer }
+// keptLog keeps what is written, for when a test fails. Several write at once.
+type keptLog struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *keptLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *keptLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
 
 func (b *bed) engineLogs() string {
 	var out strings.Builder
@@ -140,9 +167,14 @@ func (b *bed) run(t *testing.T, args ...string) string {
 // in runs a command in the guest that must succeed.
 func (b *bed) in(t *testing.T, command string) string {
 	t.Helper()
-	out, err := b.guest.Run(t.Context(), command)
+	return in(t, b.guest, command)
+}
+
+func in(t *testing.T, g *lab.Guest, command string) string {
+	t.Helper()
+	out, err := g.Run(t.Context(), command)
 	if err != nil {
-		t.Fatal(err, "\n", b.guest.ConsoleLog())
+		t.Fatal(err, "\n", g.ConsoleLog())
 	}
 	return strings.TrimSpace(out)
 }
@@ -150,9 +182,14 @@ func (b *bed) in(t *testing.T, command string) string {
 // disk is the guest's device of a store's volume.
 func (b *bed) disk(t *testing.T, store string) string {
 	t.Helper()
+	return b.diskOf(t, b.guest, store)
+}
+
+func (b *bed) diskOf(t *testing.T, g *lab.Guest, store string) string {
+	t.Helper()
 	i, err := b.vc.StoreInfo(t.Context(), store)
 	must(t, err)
-	dev, err := b.guest.Disk(t.Context(), libvirtx.Serial(uuid.MustParse(i.UUID)))
+	dev, err := g.Disk(t.Context(), libvirtx.Serial(uuid.MustParse(i.UUID)))
 	must(t, err)
 	return dev
 }
@@ -190,58 +227,6 @@ func (b *bed) assertNoIOErrors(t *testing.T) {
 	if out := b.in(t, `dmesg | grep -iE "i/o error|blk_update|buffer i/o" || true`); out != "" {
 		t.Fatalf("the guest saw errors:\n%s", out)
 	}
-}
-
-const slots = 2048 // records: 8 MiB
-
-// startWriter begins to write records in the guest, and returns once some are acknowledged.
-func (b *bed) startWriter(t *testing.T, dev string) {
-	t.Helper()
-	b.in(t, fmt.Sprintf("guest write %s %d w >/tmp/w.out 2>&1 &", dev, slots))
-	b.awaitWrites(t, 50)
-}
-
-// acked is how many writes the guest has had acknowledged.
-func (b *bed) acked(ctx context.Context) (int, error) {
-	out, err := b.guest.Run(ctx, "cat /tmp/w.progress")
-	if err != nil {
-		return 0, err
-	}
-	return strconv.Atoi(strings.TrimSpace(out))
-}
-
-// awaitWrites waits until n more writes are acknowledged. A paused guest answers nothing, so each question has
-// a limit of its own.
-func (b *bed) awaitWrites(t *testing.T, n int) {
-	t.Helper()
-	from := -1
-	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		now, err := b.acked(ctx)
-		cancel()
-		if err != nil {
-			continue
-		}
-		if from < 0 {
-			from = now
-		}
-		if now >= from+n {
-			return
-		}
-	}
-	state, _ := b.guest.State(t.Context())
-	t.Fatalf("writes do not go on; the guest is %s\n%s", state, b.guest.ConsoleLog())
-}
-
-// stopWriter ends the writer, which must not have met an error, and has the guest verify. It returns what the
-// writer did.
-func (b *bed) stopWriter(t *testing.T, dev string) records.Log {
-	t.Helper()
-	b.in(t, `kill -TERM $(cat /tmp/w.pid) && while [ -e /tmp/w.pid ]; do sleep 0.1; done; cat /tmp/w.out; [ ! -s /tmp/w.out ]`)
-	t.Log("in the guest:", b.in(t, "guest verify "+dev+" w"))
-	var log records.Log
-	must(t, json.Unmarshal([]byte(b.in(t, "cat /tmp/w.json")), &log))
-	return log
 }
 
 // verifyOutside checks the records in a store that nobody has open, read over NBD.

@@ -114,24 +114,12 @@ func TestHookWithoutDaemon(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(3 * time.Minute); !ok(); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
 // TestBootDisk: a volume that is in the domain's XML is served before QEMU starts, at a start and at a restore, and no
 // longer once the guest is off; with the daemon gone its engine goes on and the guest starts again.
 func TestBootDisk(t *testing.T) {
 	b := newBedOn(t, lab.Config{Hook: program}, lab.GuestConfig{Devices: bootDisk("c1")})
-	d := api.NewDaemon(b.Path("/run/virt-cow"))
 	vetoed(t, b.Host, "g1", "c1", "start", "g1") // the daemon does not know it
-	store := b.clone(t, "c1")
-	_, err := d.Adopt(t.Context(), api.AdoptRequest{Store: store})
-	must(t, err)
+	store := b.adopted(t, "c1")
 
 	must(t, b.guest.Boot(t.Context()))
 	b.await(t, "c1", "attached", attached)
@@ -142,8 +130,7 @@ func TestBootDisk(t *testing.T) {
 	b.startWriter(t, dev)
 	log := b.stopWriter(t, dev)
 
-	_, err = b.Virsh(t.Context(), "managedsave", "g1")
-	must(t, err)
+	b.virsh(t, "managedsave", "g1")
 	b.await(t, "c1", "closed", closed)
 	b.assertClosed(t, store)
 	must(t, b.guest.Boot(t.Context()))
@@ -154,7 +141,7 @@ func TestBootDisk(t *testing.T) {
 	must(t, b.guest.Destroy(t.Context()))
 	must(t, b.guest.Boot(t.Context()))
 	b.in(t, "dd if="+dev+" of=/dev/null bs=64k count=4")
-	_, err = b.vc.StartDaemon(t.Context())
+	_, err := b.vc.StartDaemon(t.Context())
 	must(t, err)
 	b.await(t, "c1", "attached", attached)
 	must(t, b.guest.Destroy(t.Context()))
