@@ -10,4 +10,6 @@ import (
 )
 
 // dialLibvirt connects to libvirt at the path of its socket, "" for this host's, or at a URI, with libvirt's library.
-func dialLibvirt(ctx context.Context, address string) (libvirtx.Conn, error) { return cgo.Dial(ctx, address) }
+func dialLibvirt(ctx context.Context, address string) (libvirtx.Conn, error) {
+	return cgo.Dial(ctx, address)
+}

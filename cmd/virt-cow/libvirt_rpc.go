@@ -10,4 +10,6 @@ import (
 )
 
 // dialLibvirt connects to libvirt at the path of its socket, "" for this host's, with the pure Go driver.
-func dialLibvirt(ctx context.Context, address string) (libvirtx.Conn, error) { return rpc.Dial(ctx, address) }
+func dialLibvirt(ctx context.Context, address string) (libvirtx.Conn, error) {
+	return rpc.Dial(ctx, address)
+}
