@@ -185,7 +185,6 @@ func (r *rig) ioError(t *testing.T) {
 		defer r.rec.mu.Unlock()
 		for _, e := range r.rec.events {
 			if e, ok := e.(libvirtx.IOError); ok && e.Domain == d && e.Alias == libvirtx.Alias("bad") {
-				t.Logf("reason %q", e.Reason)
 				return true
 			}
 		}
