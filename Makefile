@@ -8,26 +8,35 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOME,PATH,GOP
 # A test that can't run where it stands skips and says why; here nothing may skip.
 TEST    := $(SUDO) env VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1
 
+# The driver on libvirt's own library, loaded at run time: no headers of libvirt are needed.
+CGO     := -tags libvirt_cgo,libvirt_dlopen
+
 # How long each fuzz target runs, how many crash states `make crash` explores, rounds of `make soak`.
 FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit e2e demo bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit pack e2e demo bench lint fuzz crash soak deps deb install install-files clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/virt-cow ./cmd/virt-cow
 
-test: deps build lint unit e2e
+test: deps build lint unit pack e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
-	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v /internal/engine$$)
+	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$)
+	$(TEST) -timeout 20m -race $(CGO) ./internal/libvirtx/cgo
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
-	$(TEST) -timeout 20m ./internal/engine ./test/bench/... ./test/lab/...
+	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
+	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
 
 e2e: deps build
 	$(TEST) -timeout 30m -v ./test/e2e/...
+
+# Static, as the test program runs inside another Debian too.
+pack: deps build
+	$(SUDO) env CGO_ENABLED=0 VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1 -timeout 20m ./test/pack/...
 
 demo: deps build
 	$(SUDO) $(GO) run ./test/demo
@@ -38,7 +47,9 @@ bench: deps build
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
+	$(GO) vet $(CGO) ./...
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck $(CGO) ./internal/libvirtx/... ./cmd/...
 
 fuzz:
 	@for pkg in $$($(GO) list ./internal/...); do \
@@ -64,16 +75,22 @@ install: build install-files
 D := $(DESTDIR)$(PREFIX)
 install-files:
 	install -D -m 0755 bin/virt-cow $(D)/bin/virt-cow
-	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice
+	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice systemd/*.target
+	install -D -m 0644 systemd/machine-scope.conf $(D)/lib/systemd/system/machine-.scope.d/50-virt-cow.conf
 	install -D -m 0644 systemd/virt-cow.preset $(D)/lib/systemd/system-preset/80-virt-cow.preset
 	install -D -m 0644 systemd/virt-cow.tmpfiles $(D)/lib/tmpfiles.d/virt-cow.conf
 	install -D -m 0644 -t $(D)/lib/udev/rules.d packaging/udev/62-virt-cow.rules
-	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md
+	bin/virt-cow man $(D)/share/man/man1
+	install -d $(D)/share/bash-completion/completions $(D)/share/zsh/vendor-completions $(D)/share/fish/vendor_completions.d
+	bin/virt-cow completion bash >$(D)/share/bash-completion/completions/virt-cow
+	bin/virt-cow completion zsh >$(D)/share/zsh/vendor-completions/_virt-cow
+	bin/virt-cow completion fish >$(D)/share/fish/vendor_completions.d/virt-cow.fish
+	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md docs/*.json docs/*.yml
 	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/plugins hooks/plugins/*
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*
 	install -D -m 0755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-virt-cow
 	install -D -m 0644 internal/config/config.toml $(DESTDIR)/etc/virt-cow/config.toml
-	install -d $(DESTDIR)/etc/virt-cow/plugins.d
+	install -d $(DESTDIR)/etc/virt-cow/plugins.d $(DESTDIR)/etc/virt-cow/providers.d
 	install -D -m 0644 packaging/virt-cow.default $(DESTDIR)/etc/default/virt-cow
 	install -D -m 0644 packaging/virt-cow.logrotate $(DESTDIR)/etc/logrotate.d/virt-cow
 	install -D -m 0644 -t $(DESTDIR)/etc/apparmor.d/abstractions/libvirt-qemu.d packaging/apparmor/virt-cow

@@ -35,6 +35,7 @@ make --no-print-directory -s install-files DESTDIR="$tree" PREFIX=/usr >&2
 
 doc=$tree/usr/share/doc/virt-cow
 install -D -m 0644 packaging/deb/copyright "$doc/copyright"
+install -D -m 0644 packaging/deb/lintian-overrides "$tree/usr/share/lintian/overrides/virt-cow"
 cat >"$tree/changelog" <<END
 virt-cow ($debian) unstable; urgency=medium
 
@@ -59,5 +60,5 @@ find "$tree" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPO
 
 mkdir -p "$out"
 package=$out/virt-cow_${debian}_$arch.deb
-dpkg-deb --root-owner-group -Zxz --build "$tree" "$package" >&2
+dpkg-deb --root-owner-group -Z"${VIRT_COW_DEB_COMPRESSION:-xz}" --build "$tree" "$package" >&2
 echo "$package"

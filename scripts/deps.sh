@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs what the demo, the tests and the benchmark need, through apt-get, and only what is missing; unpacks
-# a Debian kernel for the tiny guest, and a whole Debian for the tests of package and units, into a cache folder
-# (never installed on this host).
+# a Debian kernel for the tiny guest, promtool, and a whole Debian for the tests of package and units, into a cache
+# folder (never installed on this host).
 #
 #   scripts/deps.sh           all of it
 #   scripts/deps.sh packages  packages only
 #   scripts/deps.sh kernel    kernel only
+#   scripts/deps.sh promtool what checks Prometheus' rules, only
 #   scripts/deps.sh debian    the Debian only; about a minute and 600 MB the first time
 #
 # The cache is ${XDG_CACHE_HOME:-~/.cache}/virt-cow. No service is started: libvirt-daemon, not
@@ -13,7 +14,7 @@
 set -eu
 
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
-gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux debootstrap systemd"
+gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux debootstrap systemd curl jq"
 # What the Debian has beyond a minimal one, and what it has only files of: libvirt's AppArmor profiles.
 suite=bookworm
 inside="systemd systemd-sysv dbus udev lvm2 apparmor checkpolicy selinux-policy-dev"
@@ -78,6 +79,25 @@ unpack_kernel() {
 	mv "$tmp/tree" "$cache/kernel"
 }
 
+fetch_promtool() { # into the folder $1; the package would start a server
+	say "unpacking promtool into $cache"
+	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download prometheus >&2) || return 1
+	dpkg-deb -x "$1"/prometheus_*.deb "$1/tree"
+}
+
+unpack_promtool() {
+	[ ! -e "$cache/promtool" ] || return 0
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/promtool.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	fetch_promtool "$tmp" || {
+		as_root apt-get update -q >&2
+		fetch_promtool "$tmp" || die "prometheus can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+	mv "$tmp/tree/usr/bin/promtool" "$cache/promtool"
+}
+
 # The machine's own mirror of the suite, as apt knows it.
 mirror() {
 	apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
@@ -116,10 +136,12 @@ case ${1:-all} in
 all)
 	install_packages
 	(unpack_kernel)
+	(unpack_promtool)
 	(make_debian)
 	;;
 packages) install_packages ;;
 kernel) unpack_kernel ;;
+promtool) unpack_promtool ;;
 debian) make_debian ;;
-*) die "usage: $0 [packages|kernel|debian]" ;;
+*) die "usage: $0 [packages|kernel|promtool|debian]" ;;
 esac

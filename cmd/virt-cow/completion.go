@@ -12,7 +12,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/completion"
 	"github.com/virt-cow/virt-cow/internal/config"
-	"github.com/virt-cow/virt-cow/internal/libvirtx/rpc"
 )
 
 // CompletionCmd prints a shell's script.
@@ -70,7 +69,7 @@ func volumeNames(ctx context.Context, d *api.Daemon) []completion.Candidate {
 }
 
 func domainNames(ctx context.Context, socket string) []completion.Candidate {
-	c, err := rpc.Dial(ctx, socket)
+	c, err := dialLibvirt(ctx, socket)
 	if err != nil {
 		return nil
 	}

@@ -35,7 +35,7 @@ func exitCode(err error) int {
 		return e.code
 	case errors.Is(err, serve.ErrSpec):
 		return exitUsage
-	case errors.Is(err, blockdev.ErrLocked), errors.Is(err, store.ErrOwned):
+	case errors.Is(err, blockdev.ErrLocked), errors.Is(err, store.ErrOwned), errors.Is(err, store.ErrClaimed):
 		return exitLocked
 	}
 	return exitFailed

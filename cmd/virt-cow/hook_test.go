@@ -128,7 +128,7 @@ func saysWhy(operation, variant, said string) bool {
 	why := map[string]string{
 		"error": "store /s of volume web1 is open on host b since noon", "page": "500 Internal Server Error",
 		"garbage": "no proper answer", "hangs up": "no proper answer", "midway": "no proper answer", "not HTTP": "no proper answer",
-		"silent": "no answer within 2s", "endless": "no answer within 2s", "accepts nothing": "no answer within 2s",
+		"silent": "no answer within 1.5s", "endless": "no answer within 1.5s", "accepts nothing": "no answer within 1.5s",
 		"no socket": "systemctl start virt-cow", "stale socket": "systemctl start virt-cow", "no folder": "systemctl start virt-cow",
 		"mode": "permission denied",
 	}[variant]

@@ -46,6 +46,7 @@ type cli struct {
 	Debug   bool             `help:"Log more." env:"VIRT_COW_DEBUG"`
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
+	Volume  VolumeCmd  `cmd:"" group:"Volumes and guests:" help:"Make, list, find and delete volumes."`
 	Attach  AttachCmd  `cmd:"" group:"Volumes and guests:" help:"Give a guest a volume, now and whenever it starts."`
 	Detach  DetachCmd  `cmd:"" group:"Volumes and guests:" help:"Take a volume from a guest."`
 	Hydrate HydrateCmd `cmd:"" group:"Volumes and guests:" help:"Steer the background copy of clones."`
@@ -54,6 +55,7 @@ type cli struct {
 	Daemon        DaemonCmd `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
 	Doctor        DoctorCmd `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
 	Configuration ConfigCmd `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
+	Plugin        PluginCmd `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
 
 	Store StoreCmd `cmd:"" group:"Without any daemon:" lenient:"silent" help:"Make and examine stores."`
 	Serve ServeCmd `cmd:"" group:"Without any daemon:" lenient:"warn" help:"Serve one volume over NBD in the foreground."`
@@ -129,6 +131,12 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) *kong.Kong {
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100, FlagsLast: true}),
 		kong.Help(helpWithExamples),
+		kong.AutoGroup(func(parent kong.Visitable, _ *kong.Flag) *kong.Group {
+			if _, top := parent.(*kong.Application); top {
+				return &kong.Group{Key: "all", Title: "Flags of all commands:"}
+			}
+			return nil
+		}),
 		kong.ValueFormatter(helpOfValue),
 		kong.Vars{"version": version},
 		sizeMapper,

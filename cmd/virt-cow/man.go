@@ -48,7 +48,7 @@ func manual(app *kong.Application) *man.Book {
 			{Name: config.DefaultPath, Text: "Configuration. `virt-cow config example` prints one with comments."},
 			{Name: "/etc/default/virt-cow", Text: "Environment of the systemd units."},
 			{Name: "/etc/virt-cow/plugins.d", Text: "Executables that are told of events."},
-			{Name: "/etc/libvirt/hooks/qemu.d/virt-cow", Text: "The hook that libvirt runs before a guest starts."},
+			{Name: "/etc/libvirt/hooks/qemu.d/50-virt-cow", Text: "The hook that libvirt runs before a guest starts."},
 			{Name: "/run/virt-cow", Text: "Sockets, locks and exception caches: daemon.sock is the control API, NAME.sock a volume's NBD server."},
 			{Name: "/var/lib/virt-cow", Text: "The catalogue of volumes, and the stores that were given no other place."},
 			{Name: "/var/log/virt-cow", Text: "Logs of engines, where systemd does not keep them."},

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/engine"
@@ -71,5 +73,8 @@ func (s *ServeCmd) Run(env *Env) error {
 	})
 	cancel()
 	showing.Wait()
+	if err != nil { // for systemctl status, and for the daemon, which can't read the journal
+		_, _ = daemon.SdNotify(false, "STATUS="+strings.ReplaceAll(err.Error(), "\n", ": "))
+	}
 	return err
 }

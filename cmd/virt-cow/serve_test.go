@@ -3,11 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -262,10 +259,7 @@ func TestSignalWhileWaitingForTheLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := b.launch("c.vcow", "--lock-wait", "1h")
-	eventually(t, "it waits", func() bool { // with the store open it catches signals already
-		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", s.cmd.Process.Pid))
-		return slices.ContainsFunc(fds, func(fd string) bool { to, _ := os.Readlink(fd); return to == b.path("c.vcow") })
-	})
+	eventually(t, "it waits", func() bool { return s.hasOpen("c.vcow") })
 	s.signal(syscall.SIGTERM)
 	s.wait(exitLocked)
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -110,6 +112,12 @@ func (s *server) status() *api.EngineStatus {
 		s.b.t.Fatal(err)
 	}
 	return st
+}
+
+// hasOpen says whether the process has a file open; from then on it catches signals.
+func (s *server) hasOpen(name string) bool {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", s.cmd.Process.Pid))
+	return slices.ContainsFunc(fds, func(fd string) bool { to, _ := os.Readlink(fd); return to == s.b.path(name) })
 }
 
 func (s *server) signal(sig os.Signal) {

@@ -22,6 +22,9 @@ type StoreCmd struct {
 	Info   StoreInfoCmd   `cmd:"" help:"Show what a store is and how to use it without virt-cow."`
 	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
 	Dump   StoreDumpCmd   `cmd:"" help:"Print header and table of a store, damaged ones too."`
+	Scan   StoreScanCmd   `cmd:"" help:"Look for stores in files, devices and folders."`
+	Delete StoreDeleteCmd `cmd:"" help:"Remove a store for good."`
+	Claims StoreClaimsCmd `cmd:"" help:"Show which hosts are opening a store, and clear the claim of a dead one."`
 }
 
 // StoreCreateCmd makes a store.
@@ -31,9 +34,13 @@ type StoreCreateCmd struct {
 	Size   Size   `help:"Size of the volume, 10G or 512M; the master's by default. Behind the master's end it reads as zeros." placeholder:"SIZE"`
 	Chunk  Size   `help:"Size of a chunk, a power of two from 4K to 1M." default:"4K" placeholder:"SIZE"`
 	Name   string `help:"Name of the volume; the store's file name by default." placeholder:"VOLUME"`
+	Raw    string `help:"Make a state store instead, 1 MiB beside a guest's raw disk, which stays as it is: a file or block device." type:"path" placeholder:"DISK"`
 	Force  bool   `help:"Use a block device although something is on it."`
 	Onto   bool   `help:"Use a file that exists, as a storage pool makes it, just as a block device would be used."`
 	UUID   string `help:"UUID of the volume instead of a new one." name:"uuid" hidden:""`
+
+	ForceRaw bool   `help:"Take the raw disk for one although it looks like an image or a store."`
+	HostGone string `help:"With --force over a store: your word that this host, its owner, is gone for good." placeholder:"HOST-UUID"`
 }
 
 // Run makes the store. Nothing is left behind when it fails.
@@ -53,8 +60,11 @@ func (c *StoreCreateCmd) Run(env *Env) error {
 		}
 		p.UUID = id
 	}
+	if c.Raw != "" {
+		return c.createState(env, p)
+	}
 	if c.Master == "" && c.Size == 0 {
-		return exitError{errors.New("say what to make: --master, --size, or both"), exitUsage}
+		return exitError{errors.New("say what to make: --master, --size, or both; or --raw"), exitUsage}
 	}
 	if err := c.checkSizes(); err != nil {
 		return exitError{err, exitUsage}
@@ -68,13 +78,18 @@ func (c *StoreCreateCmd) Run(env *Env) error {
 	if err != nil {
 		return exitError{err, exitUsage}
 	}
+	return c.made(env, h)
+}
+
+// made makes the store and tells of it.
+func (c *StoreCreateCmd) made(env *Env, h *cowfmt.Header) error {
 	if err := c.create(env, h); err != nil {
 		return err
 	}
 	if env.JSON {
 		return printJSON(env, newStoreInfo(c.Store, h))
 	}
-	fmt.Fprintf(env.Stdout, "%s: volume %s, %s in chunks of %s%s\n", c.Store, h.Name, formatSize(h.Size), formatSize(h.ChunkSize), ofMaster(h))
+	fmt.Fprintf(env.Stdout, "%s: volume %s, %s%s\n", c.Store, h.Name, formatSize(h.Size), ofBase(h))
 	return nil
 }
 
@@ -90,11 +105,14 @@ func (c *StoreCreateCmd) checkSizes() error {
 	return nil
 }
 
-func ofMaster(h *cowfmt.Header) string {
-	if h.Master == nil {
-		return ""
+func ofBase(h *cowfmt.Header) string {
+	switch {
+	case h.Origin != nil:
+		return fmt.Sprintf(", the raw disk %s", h.Origin.Address)
+	case h.Master != nil:
+		return fmt.Sprintf(" in chunks of %s, a clone of %s", formatSize(h.ChunkSize), h.Master.Address)
 	}
-	return fmt.Sprintf(", a clone of %s", h.Master.Address)
+	return " in chunks of " + formatSize(h.ChunkSize)
 }
 
 // identify fills in the master, and the size where none was asked for.

@@ -64,7 +64,9 @@ func (d *dump) print(env *Env) {
 		fmt.Fprintf(t, "  %s\t%v\n", fields.Type().Field(i).Name, fields.Field(i).Interface())
 	}
 	_ = t.Flush()
-	fmt.Fprintf(w, "table: %s, runs of those in the store:\n", count(uint64(h.Chunks()), "chunk"))
+	if h.TableSectors() > 0 {
+		fmt.Fprintf(w, "table: %s, runs of those in the store:\n", count(uint64(h.Chunks()), "chunk"))
+	}
 	for _, r := range d.Here {
 		fmt.Fprintf(w, "  %d +%d\n", r.First, r.Count)
 	}

@@ -32,6 +32,8 @@ type storeInfo struct {
 	Created    time.Time `json:"created"`
 	Master     string    `json:"master,omitempty"`
 	MasterKind string    `json:"masterKind,omitempty"`
+	Origin     string    `json:"origin,omitempty"`     // the raw disk of a state store
+	OriginWWID string    `json:"originWWID,omitempty"` // "": known by its path only
 	CutLoose   bool      `json:"cutLoose"`
 	Cache      string    `json:"cache"`
 	Epoch      uint32    `json:"epoch"`
@@ -64,6 +66,12 @@ func newStoreInfo(path string, h *cowfmt.Header) *storeInfo {
 	}
 	if h.Master != nil {
 		i.Master, i.MasterKind = h.Master.Address, h.Master.Kind.String()
+	}
+	if h.Origin != nil {
+		i.Origin = h.Origin.Address
+	}
+	if h.OriginIdentity != nil {
+		i.OriginWWID = h.OriginIdentity.WWID
 	}
 	if o := h.Owner; o != nil {
 		i.Owner = &ownerOf{
@@ -119,6 +127,8 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 	line("chunk", "%s", formatSize(i.ChunkSize))
 	line("created", "%s", i.Created.Local().Format(time.RFC3339))
 	switch {
+	case i.Origin != "":
+		line("raw disk", "%s (%s)", i.Origin, or(i.OriginWWID, "known by its path only"))
 	case i.CutLoose:
 		line("master", "none: cut loose")
 	case i.Master == "":
@@ -136,12 +146,17 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 	if i.Grants+i.Stack > 0 {
 		line("shared", "%d grants, %d snapshots and trackers", i.Grants, i.Stack)
 	}
-	line("data", "at %d, %s in all", i.DataOffset, formatSize(i.Room))
+	if i.Origin == "" {
+		line("data", "at %d, %s in all", i.DataOffset, formatSize(i.Room))
+	}
 	for _, p := range i.Problems {
 		line("damaged", "%s", p)
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if i.Origin != "" {
+		fmt.Fprintf(w, "\nWithout virt-cow, while no engine serves it, use the raw disk as it is.\n")
 	}
 	if i.CutLoose {
 		fmt.Fprintf(w, "\nIts data area is a plain raw disk. Without virt-cow, while no engine serves it:\n%s", i.plain(block))

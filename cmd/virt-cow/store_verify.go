@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/master"
 	"github.com/virt-cow/virt-cow/internal/store"
@@ -12,7 +13,7 @@ import (
 // StoreVerifyCmd checks a store.
 type StoreVerifyCmd struct {
 	Store    string `arg:"" help:"Store: a file or block device." type:"path"`
-	NoMaster bool   `help:"Leave the master alone."`
+	NoMaster bool   `help:"Leave the master, or the raw disk, alone."`
 }
 
 type verdict struct {
@@ -39,8 +40,10 @@ func (c *StoreVerifyCmd) Run(env *Env) error {
 		for _, p := range v.Problems {
 			fmt.Fprintln(env.Stdout, p)
 		}
-		if v.OK {
+		if v.OK && v.Chunks > 0 {
 			fmt.Fprintf(env.Stdout, "%s: ok, %d of %d chunks are in the store\n", c.Store, v.Set, v.Chunks)
+		} else if v.OK {
+			fmt.Fprintf(env.Stdout, "%s: ok\n", c.Store)
 		}
 	}
 	if !v.OK {
@@ -61,7 +64,10 @@ func (c *StoreVerifyCmd) verify(env *Env, v *verdict) error {
 	}
 	defer dev.Close()
 	h := st.Header()
-	v.Volume, v.Chunks = h.Name, h.Chunks()
+	v.Volume = h.Name
+	if h.Role != cowfmt.RoleState {
+		v.Chunks = h.Chunks()
+	}
 	for n, problem := range st.Problems() {
 		if problem != nil {
 			v.Problems = append(v.Problems, fmt.Sprintf("header copy %d: %v", n, problem))
@@ -79,6 +85,11 @@ func (c *StoreVerifyCmd) verify(env *Env, v *verdict) error {
 	if err != nil {
 		return err
 	}
+	if h.Role == cowfmt.RoleState && !c.NoMaster {
+		if err := verifyOrigin(env, h); err != nil {
+			v.Problems = append(v.Problems, err.Error())
+		}
+	}
 	if h.Master != nil && !h.CutLoose && !c.NoMaster {
 		base, err := master.Open(env.Context, *h.Master, h.MasterIdentity, env.Log)
 		if err != nil {
@@ -86,6 +97,22 @@ func (c *StoreVerifyCmd) verify(env *Env, v *verdict) error {
 			return nil
 		}
 		return base.Close()
+	}
+	return nil
+}
+
+// verifyOrigin looks whether the raw disk of a state store is there: the right one, and large enough.
+func verifyOrigin(env *Env, h *cowfmt.Header) error {
+	disk, err := blockdev.OpenFile(env.Context, h.Origin.Address, blockdev.FileOptions{ReadOnly: true})
+	if err != nil {
+		return fmt.Errorf("raw disk: %w", err)
+	}
+	defer disk.Close()
+	if err := master.CheckOrigin(disk, h.OriginIdentity); err != nil {
+		return err
+	}
+	if size := disk.Info().Size; size < h.Size {
+		return fmt.Errorf("raw disk %s: has %d bytes, the volume %d: the disk has shrunk", h.Origin.Address, size, h.Size)
 	}
 	return nil
 }

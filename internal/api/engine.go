@@ -35,7 +35,8 @@ type EngineStatus struct {
 	Target         string     `json:"target"`           // linear, clone
 	Client         *Peer      `json:"client,omitempty"` // since 2
 	Master         string     `json:"master,omitempty"`
-	Cache          string     `json:"cache"` // on, off
+	Origin         string     `json:"origin,omitempty"` // the raw disk of a state store; since 2
+	Cache          string     `json:"cache"`            // on, off
 	Epoch          uint32     `json:"epoch"`
 	ReadOnly       bool       `json:"readOnly,omitempty"`
 	Suspended      bool       `json:"suspended,omitempty"`

@@ -28,6 +28,9 @@ type FileOptions struct {
 	ReadOnly bool
 	Direct   bool // O_DIRECT: past the page cache, as a device that other hosts see must be
 	Lock     LockMode
+	// Exclusive takes a block device also from the kernel: nobody can mount it or make it part of another device, and
+	// it can't be opened while somebody has.
+	Exclusive bool
 }
 
 // File is a regular file or a block device of this host.
@@ -48,15 +51,17 @@ type File struct {
 // DeviceID names an open file or device for as long as the host is up.
 type DeviceID struct{ Dev, Ino, Rdev uint64 }
 
-// OpenFile opens a regular file or block device. The context bounds the wait for the lock only; where it
-// ends first the error is ErrLocked.
+// OpenFile opens a regular file or block device. The context bounds the wait for the lock, or for a block device that
+// is to be had exclusively, only; where it ends first the error is ErrLocked.
 func OpenFile(ctx context.Context, path string, o FileOptions) (*File, error) {
 	flags := unix.O_RDWR | unix.O_CLOEXEC
 	if o.ReadOnly {
 		flags = unix.O_RDONLY | unix.O_CLOEXEC
 	}
-	// Without O_NONBLOCK a named pipe given by mistake would block the open for ever.
-	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0)
+	if o.Exclusive { // nothing to a regular file
+		flags |= unix.O_EXCL
+	}
+	f, err := openFree(ctx, path, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +80,23 @@ func OpenFile(ctx context.Context, path string, o FileOptions) (*File, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// openFree opens a file, and waits while the kernel has it as a block device for somebody else: a killed predecessor
+// too, until its last request has ended.
+func openFree(ctx context.Context, path string, flags int) (*os.File, error) {
+	for {
+		// Without O_NONBLOCK a named pipe given by mistake would block the open for ever.
+		f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0)
+		if !errors.Is(err, unix.EBUSY) || flags&unix.O_EXCL == 0 {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s: %w: it is mounted, part of a RAID, LVM or multipath device, or served by another engine", path, ErrLocked)
+		case <-time.After(lockPoll):
+		}
+	}
 }
 
 func (d *File) init(path string, o FileOptions) error {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,10 +72,7 @@ func Open(stateDir string) (*Catalogue, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrBusy
-		}
+	if err := flock(lock); err != nil {
 		return nil, errors.Join(fmt.Errorf("state folder %s: %w", stateDir, err), lock.Close())
 	}
 	c, err := load(disk, filepath.Join(stateDir, volumesDir))
@@ -83,6 +81,21 @@ func Open(stateDir string) (*Catalogue, error) {
 	}
 	c.lock = lock
 	return c, nil
+}
+
+// lockWait is for a predecessor that was killed: the kernel may still be busy ending it.
+const lockWait = 2 * time.Second
+
+func flock(f *os.File) error {
+	for end := time.Now().Add(lockWait); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return err
+		case time.Now().After(end):
+			return ErrBusy
+		}
+	}
 }
 
 // load reads all records.

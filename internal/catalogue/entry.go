@@ -105,6 +105,9 @@ func (e *Entry) check() error {
 		if e.Role != cowfmt.RoleClone.String() && e.Role != cowfmt.RoleState.String() {
 			return fmt.Errorf("role %q", e.Role)
 		}
+		if (e.Role == cowfmt.RoleState.String()) != (e.Origin != "") {
+			return fmt.Errorf("role %s with the raw disk %q", e.Role, e.Origin)
+		}
 	case Creating, Deleting:
 	default:
 		return fmt.Errorf("state %q", e.State)

@@ -12,7 +12,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Tag is the tag of a flag or argument whose values are names that Names knows: complete:"volume".
+// Tag is the tag of a flag or argument whose values are names that Names knows, complete:"volume", or complete:"file".
 const Tag = "complete"
 
 // Candidate is one way to go on.
@@ -160,16 +160,16 @@ func (l *line) values(v *kong.Value, prefix string) ([]Candidate, Paths) {
 		}
 		return found, NoPaths
 	}
-	if kind := v.Tag.Get(Tag); kind != "" && l.names != nil {
+	if kind := v.Tag.Get(Tag); kind != "" && kind != "file" && l.names != nil {
 		for _, c := range l.names(kind, l.flags) {
 			found = append(found, Candidate{prefix + c.Word, c.Help})
 		}
 		return found, NoPaths
 	}
-	switch v.Tag.Type {
-	case "path", "existingfile", "filecontent":
+	switch {
+	case v.Tag.Get(Tag) == "file", v.Tag.Type == "path", v.Tag.Type == "existingfile", v.Tag.Type == "filecontent":
 		return nil, Files
-	case "existingdir":
+	case v.Tag.Type == "existingdir":
 		return nil, Folders
 	}
 	return nil, NoPaths

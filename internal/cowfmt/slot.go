@@ -7,15 +7,14 @@ import (
 	"github.com/google/uuid"
 )
 
-// ClaimSlot is what a host writes to settle who opens a volume: write, wait, read the others again, as
-// sanlock's delta leases do.
+// ClaimSlot is a host's flag, raised to settle who opens a volume; see "Claiming" in docs/FORMAT.md.
 type ClaimSlot struct {
 	Host     uuid.UUID
 	Boot     uuid.UUID
 	Instance uuid.UUID
 	HostName string
 	Time     int64  // Unix milliseconds, by the clock of the one who claims
-	Nonce    uint64 // new for each claim
+	Nonce    uint64 // new for each claim; 0: lowered, the host claims nothing and keeps the slot
 }
 
 // MigrationSlot is one host's side of a hand-over. Only that host writes it; the others find it by Host.

@@ -15,7 +15,13 @@ func (d *Daemon) openInventory(ctx context.Context) (err error) {
 	c := d.config.Inventory
 	c.InUse, c.Veto, c.GuestDisks = d.inUse, d.veto, d.guestDisks
 	c.Pools = func() (inventory.Pools, error) { return d.libvirt() }
-	c.Provider = func(name string) (inventory.Provider, error) { return d.config.Plugins.Provider(name) }
+	c.Provider = func(name string) (inventory.Provider, error) {
+		p, err := d.config.Plugins.Provider(name)
+		if err != nil {
+			return nil, err // not a nil *plugin.Provider in an interface, which is not nil
+		}
+		return p, nil
+	}
 	d.inventory, err = inventory.Open(ctx, c)
 	return err
 }

@@ -14,6 +14,7 @@ import (
 // flushes again: a durable flag never runs ahead of its data (invariant 1).
 type committer struct {
 	st     *store.Store
+	data   blockdev.Device // what guests' data is on: the store's device, or a raw origin
 	rounds atomic.Uint64
 
 	running sync.Mutex // one round at a time
@@ -57,7 +58,7 @@ func (c *committer) round(t *table) error {
 	if t != nil {
 		leaves = t.capture()
 	}
-	err := c.st.Device().Flush()
+	err := c.data.Flush()
 	if err == nil {
 		err = c.st.WriteLeaves(leaves)
 	}

@@ -41,6 +41,8 @@ func TestConformance(t *testing.T) {
 		"linear, 4096-byte sectors":     func(t *testing.T) blockdev.Device { return hydrating(t, ready(t, 4096, size), true) },
 		"device that can't zero":        func(t *testing.T) blockdev.Device { return zeroless(t, size) },
 		"device that can't zero, loose": func(t *testing.T) blockdev.Device { return hydrating(t, zeroless(t, size), true) },
+		"raw disk":                      func(t *testing.T) blockdev.Device { return rawDisk(t, size, 512) },
+		"raw disk, 4096-byte sectors":   func(t *testing.T) blockdev.Device { return rawDisk(t, size, 4096) },
 		"read-only": func(t *testing.T) blockdev.Device {
 			dev := memoryStore(t, size, 16<<10, 512, true)
 			return mustOpen(t, dev.Open(true), memoryMaster(size, true, 0, size), uuid.New(), "")
@@ -62,6 +64,41 @@ func TestConformance(t *testing.T) {
 			return open(t)
 		}, blockdevtest.WithReopen(func(t *testing.T, _ blockdev.Device) blockdev.Device { return open(t) }))
 	})
+}
+
+// rawDisk is the volume of a raw disk, which is a little larger.
+func rawDisk(t *testing.T, size int64, block int) blockdev.Device {
+	state, err := stateStore(size, 64<<10)
+	check(t, err)
+	disk := blockdevtest.NewMemory("raw", size/4096*4096+2*4096, block)
+	return mustOpen(t, state, nil, uuid.New(), "", func(o *Options) { o.Origin = NewLatch(disk) })
+}
+
+// A raw disk that shrank or isn't given is refused; one that grew has the volume in its first part.
+func TestRawDiskSize(t *testing.T) {
+	const size = 64<<10 + 512
+	state, err := stateStore(size, 4096)
+	check(t, err)
+	open := func(bytes int64) (*Volume, error) {
+		return openOn(state, nil, uuid.New(), "", func(o *Options) {
+			o.Origin = NewLatch(blockdevtest.NewMemory("raw", bytes, 512))
+		})
+	}
+	if _, err := open(size - 512); err == nil || !strings.Contains(err.Error(), "has shrunk") {
+		t.Errorf("%v", err)
+	}
+	if _, err := openOn(state, nil, uuid.New(), ""); err == nil || !strings.Contains(err.Error(), "/raw") {
+		t.Errorf("%v", err)
+	}
+	v, err := open(2 * size)
+	check(t, err)
+	if v.Info().Size != size || v.Target() != "linear" {
+		t.Errorf("%+v, %s", v.Info(), v.Target())
+	}
+	if err := v.StartHydration(); err != nil { // nothing to do
+		t.Error(err)
+	}
+	check(t, v.Close())
 }
 
 // hydrating starts hydration of a volume, and waits for its end if it is to be loose.

@@ -6,12 +6,14 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/store"
 )
 
 // world is what the explorer explores: a volume, and the part of it that is used.
@@ -22,6 +24,7 @@ type world struct {
 	master      int64 // bytes, 0: none
 	holes       bool
 	cacheOff    bool
+	raw         bool  // a raw disk with a state store beside it
 	off, length int64 // the window; length 0: all of the volume
 	workers     int   // that make requests at the same time; 0 or 1: one, and what happens is the seed's alone
 }
@@ -38,6 +41,8 @@ type explorer struct {
 
 	boot   uuid.UUID
 	crash  *blockdevtest.Crash
+	state  *blockdevtest.Memory    // raw: the state store; its own power cuts are package store's to explore
+	side   [2]*blockdevtest.Memory // raw: a disk that a power cut left, and the state store beside it
 	v      *Volume
 	late   *blockdevtest.Late
 	killAt int                  // operation of the device, 0 none
@@ -78,6 +83,13 @@ func newExplorer(w world, seed uint64, dir string) (*explorer, error) {
 		}
 	}
 	x.model = newModel(w.off, w.length, initial)
+	if w.raw {
+		var err error
+		x.state, err = stateStore(w.size, w.chunk)
+		size := (w.size + int64(w.block) - 1) / int64(w.block) * int64(w.block)
+		x.crash = blockdevtest.NewCrash(blockdevtest.NewMemory("store's raw disk", size, w.block), blockdevtest.CrashOptions{})
+		return x, err
+	}
 	dev, err := newStore(w.size, w.chunk, w.master > 0, func(size int64) (blockdev.Device, error) {
 		return blockdevtest.NewMemory("store", size, w.block), nil
 	})
@@ -89,7 +101,8 @@ func newExplorer(w world, seed uint64, dir string) (*explorer, error) {
 }
 
 // openDev opens the volume on a device.
-func (x *explorer) openDev(dev blockdev.Device, boot uuid.UUID, cache string) (*Volume, error) {
+func (x *explorer) openDev(dev blockdev.Device, boot uuid.UUID, cache string, change ...func(*Options)) (*Volume, error) {
+	beside := x.stateOf(dev)
 	var master blockdev.Device
 	if x.master != nil {
 		master = x.master.Open(true)
@@ -101,11 +114,42 @@ func (x *explorer) openDev(dev blockdev.Device, boot uuid.UUID, cache string) (*
 		}
 		dev = x.mutate(dev, layout)
 	}
-	return openOn(dev, master, boot, cache, func(o *Options) {
+	if x.raw {
+		raw := dev
+		dev, change = beside, append(change, func(o *Options) { o.Origin = NewLatch(raw) })
+	}
+	return openOn(dev, master, boot, cache, append(change, func(o *Options) {
 		if x.cacheOff {
 			o.CacheMode = cowfmt.CacheOff
 		}
+	})...)
+}
+
+// stateOf is the state store that is opened with a raw disk: what a power cut left has one of its own.
+func (x *explorer) stateOf(disk blockdev.Device) *blockdevtest.Memory {
+	m, left := disk.(*blockdevtest.Memory)
+	switch {
+	case !x.raw:
+		return nil
+	case !left:
+		return x.state
+	case x.side[0] != m:
+		x.side = [2]*blockdevtest.Memory{m, x.state.Fork()}
+	}
+	return x.side[1]
+}
+
+// stateStore is a state store in memory.
+func stateStore(size, chunk int64) (*blockdevtest.Memory, error) {
+	h, err := store.NewHeader(store.Params{
+		Name: "vol", Role: cowfmt.RoleState, Size: size, ChunkSize: chunk, Now: time.Unix(1, 0),
+		Origin: &cowfmt.Locator{Kind: cowfmt.LocatorRaw, Address: "/raw"},
 	})
+	if err != nil {
+		return nil, err
+	}
+	dev := blockdevtest.NewMemory("state store", h.DataEnd(), sector)
+	return dev, store.Create(dev, h)
 }
 
 func (x *explorer) cachePath() string { return filepath.Join(x.dir, "main.cache") }

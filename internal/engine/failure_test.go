@@ -16,9 +16,12 @@ import (
 )
 
 // failing is a volume on a device that fails when it is told to.
-func failing(t *testing.T, dir string, n int) (x *explorer, dev *blockdevtest.Memory) {
+func failing(t *testing.T, dir string, n int, raw bool) (x *explorer, dev *blockdevtest.Memory) {
 	t.Helper()
 	w := world{name: "failing", chunk: 4096, size: 12<<12 + 512, block: sector, master: 10 << 12, holes: true}
+	if raw {
+		w = world{name: "failing raw disk", chunk: 4096, size: 12<<12 + 512, block: sector, raw: true}
+	}
 	x, err := newExplorer(w, uint64(n), dir)
 	check(t, err)
 	return x, x.crash.PowerCut(x.rng)
@@ -124,23 +127,29 @@ func TestEachFailure(t *testing.T) {
 	total := 0
 	for kind, rule := range rules {
 		for _, a := range actions {
-			if rule.Forever && a.name == "hydrate" {
-				continue // its retries wait; TestHydrateFailsAndGoesOn has them
-			}
-			t.Run(kind+"/"+strings.ReplaceAll(a.name, ",", ""), func(t *testing.T) {
-				total += blockdevtest.EachFailure(t, rule, func(n int, f *blockdevtest.Failure) {
-					if err := failOnce(t, dir, n, f, rule, a.do); err != nil {
-						t.Errorf("operation %d: %v", n, err)
-					}
+			for _, raw := range []bool{false, true} {
+				if a.name == "hydrate" && (raw || rule.Forever) {
+					continue // its retries wait; TestHydrateFailsAndGoesOn has them
+				}
+				name := kind + "/" + strings.ReplaceAll(a.name, ",", "")
+				if raw {
+					name = "raw/" + name
+				}
+				t.Run(name, func(t *testing.T) {
+					total += blockdevtest.EachFailure(t, rule, func(n int, f *blockdevtest.Failure) {
+						if err := failOnce(t, dir, n, f, rule, raw, a.do); err != nil {
+							t.Errorf("operation %d: %v", n, err)
+						}
+					})
 				})
-			})
+			}
 		}
 	}
 	t.Logf("%d failures", total)
 }
 
-func failOnce(t *testing.T, dir string, n int, f *blockdevtest.Failure, rule blockdevtest.Rule, do func(x *explorer) error) error {
-	x, dev := failing(t, dir, n)
+func failOnce(t *testing.T, dir string, n int, f *blockdevtest.Failure, rule blockdevtest.Rule, raw bool, do func(x *explorer) error) error {
+	x, dev := failing(t, dir, n, raw)
 	if _, err := x.attach(dev, nil); err != nil {
 		return err
 	}
@@ -203,7 +212,7 @@ func (x *explorer) again(dev *blockdevtest.Memory, broken bool) error {
 		if !errors.Is(err, ErrLoss) {
 			return fmt.Errorf("opened after a failed flush: %v, want %v", err, ErrLoss)
 		}
-		v, err = openOn(dev, x.master.Open(true), x.boot, x.cachePath(), func(o *Options) { o.AcceptLoss = true })
+		v, err = x.openDev(dev, x.boot, x.cachePath(), func(o *Options) { o.AcceptLoss = true })
 	}
 	if err != nil {
 		return fmt.Errorf("open again: %w", err)
@@ -236,7 +245,7 @@ func TestEachFailureOpenClose(t *testing.T) {
 	for kind, rule := range rules {
 		t.Run("open/"+kind, func(t *testing.T) {
 			n := blockdevtest.EachFailure(t, rule, func(n int, f *blockdevtest.Failure) {
-				x, dev := failing(t, dir, n)
+				x, dev := failing(t, dir, n, false)
 				end, err := x.attach(dev, f)
 				end()
 				if err != nil && !strings.Contains(err.Error(), "store") {
@@ -256,7 +265,7 @@ func TestEachFailureOpenClose(t *testing.T) {
 		})
 		t.Run("close/"+kind, func(t *testing.T) {
 			blockdevtest.EachFailure(t, rule, func(n int, f *blockdevtest.Failure) {
-				x, dev := failing(t, dir, n)
+				x, dev := failing(t, dir, n, false)
 				_, err := x.attach(dev, nil)
 				check(t, err)
 				check(t, write(0, 3<<12, false)(x))

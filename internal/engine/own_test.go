@@ -21,7 +21,7 @@ func TestOwnerSinceTheStoreWasOpened(t *testing.T) {
 	check(t, err)
 	first := mustOpen(t, dev, nil, boot, CachePath(cacheDir(t), uuid.New()))
 	for _, readOnly := range []bool{false, true} {
-		_, err = Open(Options{
+		_, err = Open(t.Context(), Options{
 			Store: early, Owner: cowfmt.Owner{Host: uuid.New(), Boot: uuid.New()}, ReadOnly: readOnly,
 			CachePath: CachePath(cacheDir(t), uuid.New()),
 		})
@@ -42,7 +42,7 @@ func TestTableSinceTheStoreWasOpened(t *testing.T) {
 	_, err = first.WriteAt(want, 0)
 	check(t, err)
 	check(t, first.Close())
-	v, err := Open(Options{Store: early, Owner: cowfmt.Owner{Host: testHost, Boot: boot}, CachePath: CachePath(dir, uuid.New())})
+	v, err := Open(t.Context(), Options{Store: early, Owner: cowfmt.Owner{Host: testHost, Boot: boot}, CachePath: CachePath(dir, uuid.New())})
 	check(t, err)
 	got := make([]byte, 4096)
 	_, err = v.ReadAt(got, 0)

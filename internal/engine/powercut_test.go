@@ -40,6 +40,9 @@ func worlds() []world {
 		{name: "workers", chunk: 4096, size: 33<<12 + 512, block: 512, master: 28 << 12, holes: true, workers: 4},
 		{name: "workers, 4096-byte sectors", chunk: 16 << 10, size: 16<<14 + 512, block: 4096, master: 12 << 14, workers: 3},
 		{name: "workers, cache off", chunk: 4096, size: 33 << 12, block: 512, master: 20 << 12, cacheOff: true, workers: 4},
+		{name: "raw disk", chunk: 4096, size: 20<<12 + 3*512, block: 512, raw: true},
+		{name: "raw disk, 4096-byte sectors", chunk: 64 << 10, size: 20<<12 + 3*512, block: 4096, raw: true},
+		{name: "raw disk, workers", chunk: 4096, size: 33 << 12, block: 512, raw: true, workers: 4},
 		{name: "between table groups", chunk: 4096, size: group + 64<<12, block: 512, master: group, off: group - 8<<12, length: 16 << 12},
 	}
 }
@@ -134,27 +137,33 @@ func TestPowerCutFindsMutants(t *testing.T) {
 			}
 		}
 	}
-	mutants := map[string]func(*explorer){
-		"flags may be durable before their data": onDevice(func(m *mutant) bool { return m.data }, nil),
-		"flags are not flushed":                  onDevice(func(m *mutant) bool { return m.table }, nil),
-		"header copies are not flushed":          onDevice(func(m *mutant) bool { return m.header }, nil),
-		"nothing is flushed":                     onDevice(func(m *mutant) bool { return true }, nil),
-		"every fifth table write is lost":        onDevice(nil, func(m *mutant) bool { return m.tables%5 == 4 }),
-		"FUA is forgotten":                       func(x *explorer) { x.forgetFUA = true },
-		"the exception cache dies with the engine": func(x *explorer) {
-			x.loseCache = true
-		},
+	mutants := map[string]struct {
+		raw    bool
+		mutate func(*explorer)
+	}{
+		"flags may be durable before their data":   {false, onDevice(func(m *mutant) bool { return m.data }, nil)},
+		"flags are not flushed":                    {false, onDevice(func(m *mutant) bool { return m.table }, nil)},
+		"header copies are not flushed":            {false, onDevice(func(m *mutant) bool { return m.header }, nil)},
+		"nothing is flushed":                       {false, onDevice(func(m *mutant) bool { return true }, nil)},
+		"every fifth table write is lost":          {false, onDevice(nil, func(m *mutant) bool { return m.tables%5 == 4 })},
+		"FUA is forgotten":                         {false, func(x *explorer) { x.forgetFUA = true }},
+		"the exception cache dies with the engine": {false, func(x *explorer) { x.loseCache = true }},
+		"a raw disk is not flushed":                {true, onDevice(func(m *mutant) bool { return true }, nil)},
+		"FUA is forgotten on a raw disk":           {true, func(x *explorer) { x.forgetFUA = true }},
 	}
-	for name, mutate := range mutants {
+	for name, mutant := range mutants {
 		t.Run(name, func(t *testing.T) {
 			dir := cacheDir(t)
 			all := worlds()[:3]
+			if mutant.raw {
+				all = []world{{name: "raw disk", chunk: 4096, size: 20<<12 + 3*512, block: 512, raw: true}}
+			}
 			for seed := uint64(1); seed < 200; seed++ {
-				x, err := newExplorer(all[seed%3], seed, dir)
+				x, err := newExplorer(all[seed%uint64(len(all))], seed, dir)
 				if err != nil {
 					t.Fatal(err)
 				}
-				mutate(x)
+				mutant.mutate(x)
 				if err := x.run(60); err != nil {
 					t.Logf("found in run %d: %v", seed, err)
 					return

@@ -115,7 +115,7 @@ func openOn(dev, master blockdev.Device, boot uuid.UUID, cache string, change ..
 	for _, f := range change {
 		f(&o)
 	}
-	return Open(o)
+	return Open(context.Background(), o)
 }
 
 func mustOpen(tb testing.TB, dev, master blockdev.Device, boot uuid.UUID, cache string, change ...func(*Options)) *Volume {

@@ -25,12 +25,14 @@ var ErrLoss = errors.New("acknowledged data may be lost")
 type Options struct {
 	Store  *store.Store    // on a device of NewLatch that is locked against other processes
 	Master blockdev.Device // of a clone that needs one, else nil; only read, and closed with the volume
+	Origin blockdev.Device // of a state store: the raw disk, on a device of NewLatch that is locked, too; stays the caller's
 
 	ReadOnly   bool
 	Owner      cowfmt.Owner // Host, Boot and what is told of them; Instance is made here
 	CachePath  string       // the exception cache, a file on tmpfs; "": memory that dies with the process
 	CacheMode  cowfmt.CacheMode
 	AcceptLoss bool // go on after ErrLoss
+	Claiming   store.Claiming
 
 	CommitEvery time.Duration // the longest a flag stays uncommitted; 0: a second; negative: until a FLUSH
 	Log         zerolog.Logger
@@ -40,6 +42,7 @@ type Options struct {
 // block through Submit.
 type Volume struct {
 	st       *store.Store
+	data     blockdev.Device // what guests' data is on
 	info     blockdev.Info
 	log      zerolog.Logger
 	master   blockdev.Device
@@ -58,24 +61,34 @@ type Volume struct {
 	closed    atomic.Bool
 }
 
-// Open maps the volume of a store and, unless it is only read, becomes the store's owner.
-func Open(o Options) (*Volume, error) {
+// Open maps the volume of a store and, unless it is only read, becomes the store's owner. The context bounds the wait
+// for another host that is just opening it.
+func Open(ctx context.Context, o Options) (*Volume, error) {
 	h := o.Store.Header()
 	info := o.Store.Device().Info()
 	v := &Volume{
-		st: o.Store, log: o.Log, master: o.Master, commit: &committer{st: o.Store}, inflight: new(inflight),
+		st: o.Store, log: o.Log, master: o.Master, data: o.Store.Device(), inflight: new(inflight),
 		info: blockdev.Info{Name: h.Name, Size: h.Size, BlockSize: blockdev.SectorSize, ReadOnly: o.ReadOnly || info.ReadOnly},
 	}
-	if h.Role != cowfmt.RoleClone {
-		return nil, fmt.Errorf("%s: is a %v store, not a clone", o.Store.Name(), h.Role)
+	switch h.Role {
+	case cowfmt.RoleClone:
+	case cowfmt.RoleState:
+		if err := checkOrigin(h, o.Origin); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Store.Name(), err)
+		}
+		v.data = o.Origin
+		v.info.ReadOnly = v.info.ReadOnly || o.Origin.Info().ReadOnly
+	default:
+		return nil, fmt.Errorf("%s: is a %v store, which is not served by itself", o.Store.Name(), h.Role)
 	}
+	v.commit = &committer{st: o.Store, data: v.data}
 	if o.Master == nil && h.Master != nil && !h.CutLoose {
 		return nil, fmt.Errorf("%s: its master is needed: %s", o.Store.Name(), h.Master.Address)
 	}
 	if err := checkState(o.Store.Name(), h, v.info.ReadOnly); err != nil {
 		return nil, err
 	}
-	recovered, err := v.own(o)
+	recovered, err := v.own(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +123,7 @@ func checkState(name string, h *cowfmt.Header, readOnly bool) error {
 
 // own takes the store and its exception cache. recovered: the cache is that of an engine of this boot
 // that died.
-func (v *Volume) own(o Options) (recovered bool, err error) {
+func (v *Volume) own(ctx context.Context, o Options) (recovered bool, err error) {
 	leaves := v.st.Leaves()
 	// Since the store was opened there was time for others, by another path or on another host.
 	if err := v.st.Reread(); err != nil {
@@ -138,11 +151,11 @@ func (v *Volume) own(o Options) (recovered bool, err error) {
 			return false, err
 		}
 	}
-	resumed, err := v.st.Acquire(me)
+	resumed, err := v.st.Acquire(ctx, me, o.Claiming)
 	if err != nil {
 		// The device may have the new owner record all the same: then its cache must be there.
 		if v.cache != nil {
-			err = errors.Join(err, v.cache.close(errors.Is(err, store.ErrOwned)))
+			err = errors.Join(err, v.cache.close(errors.Is(err, store.ErrOwned) || errors.Is(err, store.ErrClaimed)))
 		}
 		return false, err
 	}
@@ -151,8 +164,10 @@ func (v *Volume) own(o Options) (recovered bool, err error) {
 			return false, err
 		}
 	}
-	if l, ok := v.st.Device().(*latch); ok {
-		l.tell = v.cache.setFlushFailed
+	for _, dev := range []blockdev.Device{v.st.Device(), v.data} {
+		if l, ok := dev.(*latch); ok {
+			l.tell = v.cache.setFlushFailed
+		}
 	}
 	return recovered, nil
 }
@@ -204,12 +219,12 @@ func (v *Volume) startAnew(path string, leaves int64) (err error) {
 // mapTarget builds the target that the header asks for.
 func (v *Volume) mapTarget(recovered bool, mode cowfmt.CacheMode) error {
 	h := v.st.Header()
-	section, err := v.st.Data()
+	section, err := v.section()
 	if err != nil {
 		return err
 	}
 	data := newArea(section)
-	if h.CutLoose {
+	if h.CutLoose || h.Role == cowfmt.RoleState {
 		v.setTarget(&linear{size: h.Size, data: data, inflight: v.inflight, commit: v.commit})
 		return nil
 	}
@@ -227,6 +242,27 @@ func (v *Volume) mapTarget(recovered bool, mode cowfmt.CacheMode) error {
 	}
 	v.setTarget(c)
 	v.hydrator = newHydrator(v, c)
+	return nil
+}
+
+// section is the part of a device that holds the volume, rounded up to whole chunks or blocks.
+func (v *Volume) section() (*blockdev.Section, error) {
+	h := v.st.Header()
+	if h.Role != cowfmt.RoleState {
+		return v.st.Data()
+	}
+	block := int64(v.data.Info().BlockSize)
+	return blockdev.NewSection(v.data, 0, (h.Size+block-1)/block*block)
+}
+
+// checkOrigin refuses a raw disk that can't hold the volume: what is behind its end would be lost.
+func checkOrigin(h *cowfmt.Header, origin blockdev.Device) error {
+	if origin == nil {
+		return fmt.Errorf("its raw disk is needed: %s", h.Origin.Address)
+	}
+	if info := origin.Info(); info.Size < h.Size {
+		return fmt.Errorf("its raw disk %s has %d bytes, the volume %d: the disk has shrunk, or is another one", info.Name, info.Size, h.Size)
+	}
 	return nil
 }
 
@@ -275,9 +311,11 @@ func (v *Volume) Header() *cowfmt.Header { return v.st.Header() }
 
 // FlushError is why FLUSH fails for good, or nil.
 func (v *Volume) FlushError() error {
-	if l, ok := v.st.Device().(*latch); ok {
-		if err := l.failed.Load(); err != nil {
-			return *err
+	for _, dev := range []blockdev.Device{v.st.Device(), v.data} {
+		if l, ok := dev.(*latch); ok {
+			if err := l.failed.Load(); err != nil {
+				return *err
+			}
 		}
 	}
 	return nil

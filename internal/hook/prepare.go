@@ -27,8 +27,8 @@ const (
 func (c Config) prepare(ctx context.Context, call Call, dom libvirtx.Domain, volumes []string) error {
 	request := api.PrepareRequest{Domain: dom.Name, UUID: dom.UUID.String(), Operation: call.Operation, Volumes: volumes}
 	daemon := api.NewDaemon(c.RunDir)
-	// The end of the time is for asking the engines.
-	asking, cancel := context.WithTimeout(ctx, c.Timeout-min(engineTimeout, c.Timeout/4))
+	patience := c.Timeout - min(engineTimeout, c.Timeout/4) // the rest is for asking the engines
+	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for graceEnds := time.Now().Add(min(restartGrace, c.Timeout/4)); ; {
 		err := daemon.Prepare(asking, request)
@@ -48,7 +48,7 @@ func (c Config) prepare(ctx context.Context, call Call, dom libvirtx.Domain, vol
 			return nil
 		}
 		if asking.Err() != nil || errors.Is(err, fs.ErrPermission) || time.Now().After(graceEnds) {
-			return veto("domain %s needs %s: %w; %w", dom.Name, strings.Join(volumes, ", "), explain(err, c.Timeout), unserved)
+			return veto("domain %s needs %s: %w; %w", dom.Name, strings.Join(volumes, ", "), explain(err, patience), unserved)
 		}
 		select {
 		case <-asking.Done():
@@ -58,7 +58,7 @@ func (c Config) prepare(ctx context.Context, call Call, dom libvirtx.Domain, vol
 }
 
 // explain adds to why the daemon did not answer what to do about it.
-func explain(err error, timeout time.Duration) error {
+func explain(err error, patience time.Duration) error {
 	switch {
 	case errors.Is(err, api.ErrNotRunning): // says so itself
 		return err
@@ -66,7 +66,7 @@ func explain(err error, timeout time.Duration) error {
 		return fmt.Errorf("%w: the hook runs as libvirtd does: see that AppArmor or SELinux lets it use the socket (docs/HOOKS.md)", err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the virt-cow daemon gave no answer within %s: see `journalctl -u virt-cow`, then `systemctl restart virt-cow` "+
-			"(no guest notices): %w", timeout, err)
+			"(no guest notices): %w", patience, err)
 	}
 	return fmt.Errorf("the virt-cow daemon gave no proper answer: see `journalctl -u virt-cow`, then `systemctl restart virt-cow` "+
 		"(no guest notices): %w", err)

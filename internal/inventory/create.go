@@ -114,10 +114,8 @@ func (inv *Inventory) master(r api.CreateRequest) (master, of string, err error)
 		return "", "", err
 	}
 	if scheme == "store" {
-		for _, e := range inv.cat.All() {
-			if e.Store != "" && sameThing(e.Store, path) {
-				return r.Master, e.Name, nil
-			}
+		if e, ok := inv.ByStore(path); ok {
+			return r.Master, e.Name, nil
 		}
 	}
 	return r.Master, "", nil

@@ -96,19 +96,32 @@ func blockDevice(path string) (rdev uint64, ok bool) {
 	return st.Rdev, true
 }
 
-// sameThing says whether two paths lead to the same file or device now.
+// thing is what a path leads to: a block device by its number, whatever node it was opened by, or a file.
+type thing struct {
+	rdev, dev, ino uint64
+}
+
+// thingAt is false where there is nothing.
+func thingAt(path string) (thing, bool) {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return thing{}, false
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return thing{rdev: st.Rdev}, true
+	}
+	return thing{dev: st.Dev, ino: st.Ino}, true
+}
+
+// sameThing says whether two paths are equal, or lead to the same file or device now.
 func sameThing(a, b string) bool {
 	if a == b {
 		return true
 	}
-	if ra, ok := blockDevice(a); ok {
-		rb, ok := blockDevice(b)
-		return ok && ra == rb
-	}
-	sa, err := os.Stat(a)
-	if err != nil {
+	ta, ok := thingAt(a)
+	if !ok {
 		return false
 	}
-	sb, err := os.Stat(b)
-	return err == nil && os.SameFile(sa, sb)
+	tb, ok := thingAt(b)
+	return ok && ta == tb
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // lockWait is how long Recover waits for a process of an earlier daemon.
-const lockWait = 10 * time.Second
+const lockWait = 5 * time.Second
 
 // Recover undoes what was being created and finishes what was being deleted when the daemon ended, or when a pool
 // could not be reached. What can't be done now stays, with the reason in the entry's Error.
@@ -104,7 +104,7 @@ func (inv *Inventory) eraseStore(ctx context.Context, lock *os.File, e catalogue
 	case there.UUID != e.UUID:
 		return nil
 	}
-	return inv.call(ctx, nil, lock, "store", "delete", "--", e.Store)
+	return inv.call(ctx, nil, lock, "store", "delete", "--uuid", e.UUID, "--", e.Store)
 }
 
 // note records why an entry is still there.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/semaphore"
@@ -121,10 +122,22 @@ func Open(ctx context.Context, config Config) (*Inventory, error) {
 // Close gives the catalogue back. Nothing may be going on.
 func (inv *Inventory) Close() error { return inv.cat.Close() }
 
+// patience is how long an operation waits for others to end.
+const patience = time.Minute
+
+func (inv *Inventory) acquire(ctx context.Context, n int64, why string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := inv.ops.Acquire(ctx, n); err != nil {
+		return fmt.Errorf("catalogue: %w: %s: %w: try again later", ErrInUse, why, err)
+	}
+	return nil
+}
+
 // enter waits until no scan runs and takes the names. leave gives all back.
 func (inv *Inventory) enter(ctx context.Context, exclusive string, shared ...string) (leave func(), err error) {
-	if err := inv.ops.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("waited for a scan to end: %w", err)
+	if err := inv.acquire(ctx, 1, "a scan is running"); err != nil {
+		return nil, err
 	}
 	release, err := inv.holds.take(exclusive, shared...)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
@@ -27,6 +28,9 @@ func (inv *Inventory) List() []api.VolumeInfo {
 	return all
 }
 
+// showTimeout is for a header that is only shown: what the catalogue has does too.
+const showTimeout = 10 * time.Second
+
 // Show tells of one volume, and reads its header again first.
 func (inv *Inventory) Show(ctx context.Context, name string) (api.VolumeInfo, error) {
 	e, err := inv.cat.ByName(name)
@@ -36,6 +40,8 @@ func (inv *Inventory) Show(ctx context.Context, name string) (api.VolumeInfo, er
 	if e.State != catalogue.Ready {
 		return info(e), nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, showTimeout)
+	defer cancel()
 	now, err := inv.refresh(ctx, e)
 	v := info(now)
 	if err != nil {
@@ -87,8 +93,12 @@ func (inv *Inventory) ByStore(path string) (catalogue.Entry, bool) {
 	if e, ok := inv.cat.ByStore(path); ok {
 		return e, true
 	}
+	at, ok := thingAt(path)
+	if !ok {
+		return catalogue.Entry{}, false
+	}
 	for _, e := range inv.cat.All() {
-		if e.Store != "" && sameThing(e.Store, path) {
+		if there, ok := thingAt(e.Store); ok && there == at {
 			return e, true
 		}
 	}

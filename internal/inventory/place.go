@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
@@ -32,7 +33,7 @@ func (inv *Inventory) intend(ctx context.Context, r api.CreateRequest, e *catalo
 			return fmt.Errorf("pool %s: %w", r.Pool, err)
 		}
 		e.Pool, e.PoolVolume, e.Store = r.Pool, r.LUN, path
-		return inv.devices.stable(path)
+		return inv.usable(path)
 	case r.Pool != "":
 		// Part of the UUID in its name: what has this name is this volume's.
 		e.Pool, e.PoolVolume, e.Made = r.Pool, e.Name+"-"+e.UUID[:8]+storeSuffix, true
@@ -61,7 +62,28 @@ func (inv *Inventory) intendPath(path string, e *catalogue.Entry) error {
 			return fmt.Errorf("%s: the path %w, by a file: if that is a store, `virt-cow volume adopt %s` takes it", e.Store, ErrExists, e.Store)
 		}
 	}
-	return inv.devices.stable(e.Store)
+	return inv.usable(e.Store)
+}
+
+// usable refuses a place under an unstable name, and one that a volume has or needs: no force is for that.
+func (inv *Inventory) usable(path string) error {
+	if err := inv.devices.stable(path); err != nil {
+		return err
+	}
+	at, ok := thingAt(path)
+	if !ok {
+		return nil
+	}
+	for _, e := range inv.cat.All() {
+		for what, used := range map[string]string{
+			"store": e.Store, "raw disk": e.Origin, "master": strings.TrimPrefix(strings.TrimPrefix(e.Master, "raw:"), "store:"),
+		} {
+			if there, ok := thingAt(used); ok && there == at && e.State != catalogue.Missing {
+				return fmt.Errorf("%s: the place %w: it is the %s of volume %s", path, ErrExists, what, e.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // absent refuses a pool's or provider's volume that is there already: it would not be ours to delete.

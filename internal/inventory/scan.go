@@ -24,8 +24,8 @@ func (inv *Inventory) Scan(ctx context.Context, r api.ScanRequest) (api.ScanRepo
 			return api.ScanReport{}, fmt.Errorf("%w: %s: not an absolute path", ErrInvalid, path)
 		}
 	}
-	if err := inv.ops.Acquire(ctx, everything); err != nil {
-		return api.ScanReport{}, fmt.Errorf("waited for what is being done to volumes: %w", err)
+	if err := inv.acquire(ctx, everything, "volumes are being made or deleted, or another scan is running"); err != nil {
+		return api.ScanReport{}, err
 	}
 	defer inv.ops.Release(everything)
 	ctx, cancel := context.WithTimeout(ctx, scanTimeout)
@@ -53,7 +53,7 @@ func (inv *Inventory) Scan(ctx context.Context, r api.ScanRequest) (api.ScanRepo
 type scan struct {
 	inv     *Inventory
 	damaged map[string]bool // names of damaged records
-	found   []found         // readable stores of volumes, one each
+	found   []found         // stores of volumes that can be read
 	unknown []string        // paths that could not be examined
 	changes []catalogue.Entry
 	report  api.ScanReport
@@ -81,66 +81,69 @@ func (s *scan) search(ctx context.Context, places []string) error {
 		}
 	}
 	slices.Sort(places)
-	seen := map[string]int{} // path -> index in found
+	seen := map[string]bool{}
 	for batch := range slices.Chunk(slices.Compact(places), maxPaths) {
 		var all []found
 		if err := s.inv.program.run(ctx, &all, nil, append([]string{"store", "scan", "--"}, batch...)...); err != nil {
 			return err
 		}
 		for _, f := range all {
-			s.take(f, seen)
+			if !seen[f.Path] { // batches may overlap
+				seen[f.Path] = true
+				s.take(f)
+			}
 		}
 	}
 	return nil
 }
 
-// take adds what was found, once: batches may overlap.
-func (s *scan) take(f found, seen map[string]int) {
+func (s *scan) take(f found) {
 	if !slices.Contains(f.Paths, f.Path) {
 		f.Paths = append(f.Paths, f.Path)
 	}
-	for _, path := range f.Paths {
-		if i, ok := seen[path]; ok {
-			if i >= 0 {
-				s.found[i].Paths = append(s.found[i].Paths, f.Paths...)
-			}
+	if f.Error != "" {
+		s.report.Examined++
+		s.unknown = append(s.unknown, f.Paths...)
+		s.refuse("%s: %s", f.Path, f.Error)
+		return
+	}
+	for i := range s.found {
+		if s.found[i].UUID == f.UUID && sameThing(s.found[i].Path, f.Path) { // in another batch, under another name
+			s.found[i].Paths = append(s.found[i].Paths, f.Paths...)
 			return
 		}
 	}
 	s.report.Examined++
-	at := -1
-	switch {
-	case f.Error != "":
-		s.unknown = append(s.unknown, f.Paths...)
-		s.refuse("%s: %s", f.Path, f.Error)
-	case f.volume():
-		at = len(s.found)
+	if f.volume() {
 		s.found = append(s.found, f)
-	}
-	for _, path := range f.Paths {
-		seen[path] = at
 	}
 }
 
 // dropDisks forgets stores found on what is somebody's raw disk: a guest may write there whatever it wants.
 func (s *scan) dropDisks(guests []string) {
-	disks := slices.Clone(guests)
+	disks := map[thing]string{}
+	add := func(path string) {
+		if at, ok := thingAt(path); ok && filepath.IsAbs(path) {
+			disks[at] = path
+		}
+	}
+	for _, path := range guests {
+		add(path)
+	}
 	for _, e := range s.inv.cat.All() {
-		disks = append(disks, e.Origin, strings.TrimPrefix(e.Master, "raw:"))
+		add(e.Origin)
+		add(strings.TrimPrefix(e.Master, "raw:"))
 	}
 	for _, f := range s.found {
-		disks = append(disks, f.Origin)
+		add(f.Origin)
 	}
-	disks = slices.DeleteFunc(disks, func(path string) bool { return !filepath.IsAbs(path) })
-	slices.Sort(disks)
-	disks = slices.Compact(disks)
 	s.found = slices.DeleteFunc(s.found, func(f found) bool {
-		i := slices.IndexFunc(disks, func(disk string) bool { return sameThing(disk, f.Path) })
-		if i < 0 {
-			return false
+		at, _ := thingAt(f.Path)
+		disk, is := disks[at]
+		if is {
+			s.refuse("%s: what looks like the store of volume %s is on a raw disk that is in use as such (%s): not taken for a store", f.Path, f.Name, disk)
 		}
-		s.refuse("%s: what looks like the store of volume %s is on a raw disk that is in use as such (%s): not taken for a store", f.Path, f.Name, disks[i])
-		return true
+		return is
 	})
 }
 
@@ -153,6 +156,11 @@ func (s *scan) judge() {
 	}
 	twins := map[*found]bool{}
 	s.refuseTwins(twins, byUUID, "the same UUID, one may be a copy of the other")
+	for name, group := range byName {
+		if len(byUUID[group[0].UUID]) == len(group) { // told already, if there are several
+			delete(byName, name)
+		}
+	}
 	s.refuseTwins(twins, byName, "the same name")
 	for i := range s.found {
 		if f := &s.found[i]; !twins[f] {
@@ -174,7 +182,7 @@ func (s *scan) refuseTwins(twins map[*found]bool, groups map[string][]*found, sh
 	}
 	slices.Sort(keys)
 	for _, key := range keys {
-		group := slices.DeleteFunc(slices.Clone(groups[key]), func(f *found) bool { return twins[f] })
+		group := groups[key]
 		if len(group) < 2 {
 			continue
 		}

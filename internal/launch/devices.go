@@ -6,6 +6,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/api"
 )
 
 // deviceAllow is one entry of systemd's DeviceAllow.
@@ -14,30 +19,27 @@ type deviceAllow struct {
 	Rights string
 }
 
-// devicesAllowed lists the block devices an engine may open. A name below /dev is passed on as it is: systemd follows it
-// at each start of the unit, and a stable name then still leads to the right device after the device came back as
-// another node. Other paths are resolved.
-func devicesAllowed(paths []string) ([]deviceAllow, error) {
+// devicesAllowed lists the block devices the engine of spec may open: those the spec names, and the store if it is one.
+//
+// A name below /dev is passed on as it is: systemd follows it at each start of the unit, and a stable name then still
+// leads to the right device after that came back as another node. One that leads nowhere yet is passed on too: the engine
+// says best what it can't open.
+func devicesAllowed(spec *api.EngineSpec) []deviceAllow {
 	list := []deviceAllow{}
-	for _, path := range paths {
+	for _, path := range append(slices.Clone(spec.Devices), spec.Store) {
+		path = filepath.Clean(path)
+		below := strings.HasPrefix(path, "/dev/")
 		st, err := os.Stat(path)
-		if err != nil {
-			return nil, err
-		}
-		if st.Mode()&os.ModeDevice == 0 || st.Mode()&os.ModeCharDevice != 0 {
-			return nil, fmt.Errorf("%s is no block device", path)
-		}
-		if path = filepath.Clean(path); !strings.HasPrefix(path, "/dev/") {
-			if path, err = filepath.EvalSymlinks(path); err != nil {
-				return nil, err
-			}
-			if !strings.HasPrefix(path, "/dev/") {
-				return nil, fmt.Errorf("%s: systemd allows devices below /dev only", path)
-			}
+		switch {
+		case err == nil && (st.Mode()&os.ModeDevice == 0 || st.Mode()&os.ModeCharDevice != 0), err != nil && !below:
+			continue // no block device: no rule keeps an engine from a file
+		case !below:
+			number := st.Sys().(*syscall.Stat_t).Rdev
+			path = fmt.Sprintf("/dev/block/%d:%d", unix.Major(number), unix.Minor(number))
 		}
 		if a := (deviceAllow{path, "rw"}); !slices.Contains(list, a) {
 			list = append(list, a)
 		}
 	}
-	return list, nil
+	return list
 }

@@ -55,7 +55,12 @@ func Adopt(controlSocket string) (*Process, error) {
 	if cred.Pid == 0 {
 		return nil, fmt.Errorf("%s: who answers is in another PID namespace", controlSocket)
 	}
-	p, err := follow(int(cred.Pid), func() string { return "not started by this daemon, so how is not known" })
+	pid := int(cred.Pid)
+	why := func() string { return "not started by this daemon, so how is not known" }
+	if name := unitOf(pid); name != "" {
+		why = func() string { return whyEnded(name, pid) }
+	}
+	p, err := follow(pid, why)
 	if errors.Is(err, errGone) {
 		return nil, nil
 	}

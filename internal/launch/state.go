@@ -3,6 +3,9 @@ package launch
 import (
 	"context"
 	"fmt"
+	"os"
+	"path"
+	"strings"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/dbus"
@@ -38,6 +41,26 @@ func stateOf(ctx context.Context, c *dbus.Conn, name string) (state, error) {
 		return s, fmt.Errorf("%w: unit %s is %s", ErrNoSystemd, name, s.load)
 	}
 	return s, nil
+}
+
+// unitOf is the engine's unit that a process is in, "" for none.
+func unitOf(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return ""
+	}
+	return unitOfGroups(string(b))
+}
+
+// unitOfGroups reads what /proc/PID/cgroup says: a line ID:CONTROLLERS:PATH for each hierarchy.
+func unitOfGroups(groups string) string {
+	for line := range strings.Lines(groups) {
+		name := path.Base(strings.TrimSpace(line))
+		if strings.HasPrefix(name, unitPrefix) && strings.HasSuffix(name, unitSuffix) {
+			return name
+		}
+	}
+	return ""
 }
 
 // number is 0 for a property that is not there.

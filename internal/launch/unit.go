@@ -18,15 +18,20 @@ import (
 // at any time, and engines are started seldom.
 type unit struct{}
 
-// NewUnit starts engines as instances of virt-cow-volume@.service, each with access to the block devices of its spec
-// and to no other. systemd starts an engine again that dies; their output is in the journal.
+// NewUnit starts engines as instances of virt-cow-volume@.service, each with access to its store and the block devices of
+// its spec and to no others. systemd starts an engine again that dies; their output is in the journal.
 func NewUnit() Launcher { return unit{} }
 
 func (unit) Name() string { return SystemdName }
 
 // UnitName is the unit of a volume's engine. A volume's name has no character that means anything to systemd, except
 // that %I of a unit file would make a "-" a "/": use %i.
-func UnitName(volume string) string { return "virt-cow-volume@" + volume + ".service" }
+func UnitName(volume string) string { return unitPrefix + volume + unitSuffix }
+
+const (
+	unitPrefix = "virt-cow-volume@"
+	unitSuffix = ".service"
+)
 
 func (unit) Start(ctx context.Context, spec *api.EngineSpec, specPath string) (*Process, error) {
 	if want := filepath.Join(RunDir, spec.Volume+api.SpecSuffix); specPath != want {
@@ -35,10 +40,6 @@ func (unit) Start(ctx context.Context, spec *api.EngineSpec, specPath string) (*
 	if p, err := Adopt(spec.Control); p != nil || err != nil {
 		return p, err
 	}
-	devices, err := devicesAllowed(spec.Devices)
-	if err != nil {
-		return nil, fmt.Errorf("volume %s: %w", spec.Volume, err)
-	}
 	c, err := dbus.NewWithContext(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("systemd: %w", err)
@@ -46,7 +47,7 @@ func (unit) Start(ctx context.Context, spec *api.EngineSpec, specPath string) (*
 	defer c.Close()
 	name := UnitName(spec.Volume)
 	// The list is emptied first, else these would be added to an earlier start's.
-	err = c.SetUnitPropertiesContext(ctx, name, true, property("DeviceAllow", []deviceAllow{}), property("DeviceAllow", devices))
+	err = c.SetUnitPropertiesContext(ctx, name, true, property("DeviceAllow", []deviceAllow{}), property("DeviceAllow", devicesAllowed(spec)))
 	if err != nil {
 		return nil, fmt.Errorf("%s: set its devices: %w", name, err)
 	}

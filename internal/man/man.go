@@ -227,7 +227,15 @@ func italic(s string) string { return `\fI` + escape(s) + `\fR` }
 // a minus where it is copied.
 func escape(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, "\r", "", "\t", " ").Replace(s)
-	lines := strings.Split(s, "\n")
+	var b strings.Builder
+	for _, r := range s {
+		if r < 0x7f {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, `\[u%04X]`, r)
+		}
+	}
+	lines := strings.Split(b.String(), "\n")
 	kept := lines[:0]
 	for _, l := range lines {
 		if l = strings.TrimSpace(l); l == "" {

@@ -1,5 +1,6 @@
 // Package master opens what a clone is made of: raw files and block devices, other stores, NBD exports.
-// A master is only ever read, must stay as it is, and is known again by its identity, never by its path.
+// A master is only ever read, must stay as it is, and is known again by its identity, never by its path. So is the
+// raw disk of a state store, which is written to (origin.go).
 package master
 
 import (
@@ -149,6 +150,9 @@ func openVolume(ctx context.Context, f *blockdev.File, log zerolog.Logger, depth
 		return nil, err
 	}
 	h := st.Header()
+	if h.Role == cowfmt.RoleState {
+		return nil, fmt.Errorf("%s: is the state store of a raw disk: say raw:%s for that disk", f.Info().Name, h.Origin.Address)
+	}
 	if h.Owner != nil {
 		return nil, fmt.Errorf("%s: is open for writing, or was not closed: serve and close it first", f.Info().Name)
 	}
@@ -158,7 +162,7 @@ func openVolume(ctx context.Context, f *blockdev.File, log zerolog.Logger, depth
 			return nil, err
 		}
 	}
-	v, err := engine.Open(engine.Options{Store: st, Master: under, ReadOnly: true, Log: log})
+	v, err := engine.Open(ctx, engine.Options{Store: st, Master: under, ReadOnly: true, Log: log})
 	if err != nil {
 		if under != nil {
 			err = errors.Join(err, under.Close())

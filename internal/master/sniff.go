@@ -8,8 +8,6 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
 
@@ -64,27 +62,16 @@ const vhdFooter = "conectix"
 
 // sniff refuses a plain path that does not look raw: which format it is, is for the user to say.
 func sniff(path string) error {
-	// Without O_NONBLOCK a named pipe given by mistake would block the open for ever.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := openPlain(path)
 	if err != nil {
 		return fmt.Errorf("master: %w", err)
 	}
 	defer f.Close()
-	st, err := f.Stat()
+	name, err := imageFormat(f)
 	if err != nil {
 		return fmt.Errorf("master: %w", err)
 	}
-	if mode := st.Mode(); !mode.IsRegular() && (mode&os.ModeDevice == 0 || mode&os.ModeCharDevice != 0) {
-		return fmt.Errorf("master: %s: neither a regular file nor a block device", path)
-	}
-	name, image, err := Signature(f)
-	if err != nil {
-		return fmt.Errorf("master: %w", err)
-	}
-	if !image && isFixedVHD(f) {
-		name, image = "VHD", true
-	}
-	if !image {
+	if name == "" {
 		return nil
 	}
 	if name == storeSignature {

@@ -44,7 +44,7 @@ var (
 	oldEngines      = gauge("engines_old", "Engines that run another version of the program than the daemon.")
 	silentEngines   = gauge("engines_not_answering", "Engine processes that run but did not say how they are.")
 	reconciles      = counter("reconciles_total", "Comparisons of what a domain should have with what it has.")
-	reconcileErrors = counter("reconcile_errors_total", "Those of them that failed.")
+	reconcileErrors = counter("reconcile_errors_total", "Comparisons of what a domain should have with what it has that failed.")
 	engineRestarts  = counter("engine_restarts_total", "Engines started again after an end nobody asked for.")
 	resumes         = counter("guest_resumes_total", "Guests resumed that an I/O error of a volume had paused.")
 	reconnects      = counter("libvirt_reconnects_total", "Connections to libvirt after the first.")

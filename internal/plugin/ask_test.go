@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -297,5 +298,38 @@ func TestRemovedInBetween(t *testing.T) {
 	var veto *VetoError
 	if err := s.runner.Ask(t.Context(), attach("v1")); !errors.As(err, &veto) || !strings.Contains(veto.Reason, "can't be run") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A plugin is killed before guests when memory runs out.
+func TestOutOfMemory(t *testing.T) {
+	s := newSite(t, deadline)
+	s.plugin("a", `while [ "$(cat /proc/$$/oom_score_adj)" -lt 500 ]; do sleep 0.05; done`)
+	if err := s.runner.Ask(t.Context(), attach("v1")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A plugin does not outlive a daemon that was killed.
+func TestDaemonKilled(t *testing.T) {
+	s := newSite(t, deadline)
+	s.plugin("a", "echo $$ >$S/pid; exec sleep 600")
+	daemon := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDaemonProcess$")
+	daemon.Env = append(os.Environ(), daemonEnv+"="+s.dir)
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.await("plugin runs", func() bool { return s.trace("pid") != "" })
+	daemon.Process.Kill()
+	daemon.Wait() // killed
+	s.await("plugin gone", func() bool { return gone(strings.TrimSpace(s.trace("pid"))) })
+}
+
+const daemonEnv = "VIRT_COW_TEST_PLUGINS"
+
+// TestDaemonProcess is the process that TestDaemonKilled kills.
+func TestDaemonProcess(t *testing.T) {
+	if dir := os.Getenv(daemonEnv); dir != "" {
+		New(Config{Dir: dir, Timeout: deadline}).Ask(t.Context(), attach("v1"))
 	}
 }

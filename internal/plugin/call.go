@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,6 +29,8 @@ const (
 	deathTime = 5 * time.Second
 	// busyTime bounds the tries to run a file that someone is still writing.
 	busyTime = 2 * time.Second
+	// outOfMemory is a plugin's oom_score_adj, of -1000 to 1000.
+	outOfMemory = "500"
 )
 
 // errFlood and errTimeout say why a plugin was killed.
@@ -155,7 +156,7 @@ type process struct {
 
 func watch(cmd *exec.Cmd) *process {
 	p := &process{cmd: cmd, ended: make(chan struct{})}
-	protect(cmd.Process.Pid)
+	offer(cmd.Process.Pid)
 	go func() {
 		for errors.Is(unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 		}
@@ -186,10 +187,8 @@ func (p *process) reap() error {
 	return p.err
 }
 
-// protect gives back to the kernel's out-of-memory killer a plugin of a daemon that is kept from it.
-func protect(pid int) {
-	const file = "/proc/%d/oom_score_adj"
-	if b, err := os.ReadFile(fmt.Sprintf(file, os.Getpid())); err == nil && strings.HasPrefix(string(b), "-") {
-		os.WriteFile(fmt.Sprintf(file, pid), []byte("0"), 0)
-	}
+// offer makes a plugin what the kernel kills first when memory runs out, before any guest. A daemon is usually kept
+// from that, and its children would be.
+func offer(pid int) {
+	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(outOfMemory), 0)
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/virt-cow/virt-cow/test/lab"
@@ -57,6 +58,7 @@ func (s *site) example(name, link, conf string) {
 }
 
 func TestWebhook(t *testing.T) {
+	t.Parallel()
 	needs(t, "curl")
 	type post struct {
 		method, auth, kind string
@@ -178,6 +180,7 @@ func contract(t *testing.T, p *Provider, exists func(path string) bool) {
 }
 
 func TestProviderFolder(t *testing.T) {
+	t.Parallel()
 	needs(t, "jq")
 	s := newSite(t, deadline)
 	folder := filepath.Join(s.state, "a folder's stores")
@@ -205,6 +208,7 @@ func TestProviderFolder(t *testing.T) {
 }
 
 func TestProviderLibvirtPool(t *testing.T) {
+	t.Parallel()
 	needs(t, "jq", "virsh")
 	h := lab.For(t, lab.Config{Name: "pool"})
 	pool := filepath.Join(h.Dir, "pool")
@@ -215,25 +219,37 @@ func TestProviderLibvirtPool(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, thin := range []string{"no", "yes"} {
-		s := newSite(t, deadline)
-		uri := "qemu+unix:///system?socket=" + h.LibvirtSocket()
-		s.example("provider-libvirt-pool", filepath.Join(ProvidersDir(s.dir), "guests"), "pool=guests\nconnect="+uri+"\nthin="+thin+"\n")
-		p, err := s.runner.Provider("guests")
-		if err != nil {
-			t.Fatal(err)
-		}
-		contract(t, p, func(path string) bool { st, err := os.Stat(path); return err == nil && st.Size() == 8<<20 })
-	}
-
-	// What another host put into the pool is found; a libvirt that is not there is not a missing store.
 	s := newSite(t, deadline)
 	conf := "pool=guests\nconnect=qemu+unix:///system?socket=" + h.LibvirtSocket() + "\n"
-	s.example("provider-libvirt-pool", filepath.Join(ProvidersDir(s.dir), "guests"), conf)
+	s.example("provider-libvirt-pool", filepath.Join(ProvidersDir(s.dir), "guests"), conf+"thin=no\n")
 	p, err := s.runner.Provider("guests")
 	if err != nil {
 		t.Fatal(err)
 	}
+	contract(t, p, func(path string) bool { st, err := os.Stat(path); return err == nil && st.Size() == 8<<20 })
+
+	blocks := map[string]int64{}
+	s.example("provider-libvirt-pool", filepath.Join(ProvidersDir(s.dir), "thin"), conf+"thin=yes\n")
+	thin, err := s.runner.Provider("thin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range map[string]*Provider{"full": p, "thin": thin} {
+		path, err := p.Create(t.Context(), name, 8<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		blocks[name] = st.Blocks * 512
+	}
+	if blocks["full"] < 8<<20 || blocks["thin"] > 1<<20 {
+		t.Errorf("bytes taken: %v", blocks)
+	}
+
+	// What another host put into the pool is found; a libvirt that is not there is not a missing store.
 	if err := os.WriteFile(filepath.Join(pool, "elsewhere.store"), make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}

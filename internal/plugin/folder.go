@@ -70,9 +70,6 @@ func skipped(name string) bool {
 	return false
 }
 
-// Examine tells whether the plugin at path, which is absolute, would be run.
-func Examine(path string) Entry { return examine(path) }
-
 func examine(path string) Entry {
 	e := Entry{Name: filepath.Base(path), File: path}
 	if err := validName(e.Name); err != nil {

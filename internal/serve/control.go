@@ -194,6 +194,9 @@ func (k *control) status() *api.EngineStatus {
 	if h.Master != nil {
 		out.Master = h.Master.Address
 	}
+	if h.Origin != nil {
+		out.Origin = h.Origin.Address
+	}
 	if err := k.volume.FlushError(); err != nil {
 		out.Error = err.Error()
 	}

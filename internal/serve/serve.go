@@ -2,11 +2,13 @@
 // over NBD on one unix socket and its control API on another, and closes all of it in order.
 //
 // What it takes, in this order: the lock on the store's device, the lock on the store's UUID (the same
-// store by another path), the master, the store's ownership, the sockets. It gives back in reverse.
+// store by another path), the lock on a raw origin, the master, the store's ownership, the sockets. It gives back in
+// reverse.
 package serve
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -47,7 +49,9 @@ type Config struct {
 // opened is a volume with all that it stands on.
 type opened struct {
 	file   *blockdev.File
-	lock   *os.File // on the store's UUID
+	lock   *os.File       // on the store's UUID
+	origin *blockdev.File // of a state store
+	disk   *os.File       // lock on its WWID: it may have several paths
 	volume *engine.Volume
 }
 
@@ -102,6 +106,16 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	if err := st.Elsewhere(owner.Host); err != nil {
 		return o, err
 	}
+	var origin blockdev.Device
+	if h.Role == cowfmt.RoleState {
+		if o.origin, err = openOrigin(waiting, h, c.ReadOnly); err != nil {
+			return o, err
+		}
+		if o.disk, err = lockDisk(waiting, c.RunDir, h, c.ReadOnly); err != nil {
+			return o, err
+		}
+		origin = engine.NewLatch(o.origin)
+	}
 	var base blockdev.Device
 	if h.Master != nil && !h.CutLoose {
 		if base, err = master.Open(ctx, *h.Master, h.MasterIdentity, log); err != nil {
@@ -109,17 +123,33 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 		}
 	}
 	options := engine.Options{
-		Store: st, Master: base, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
+		Store: st, Master: base, Origin: origin, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
+		Claiming:  store.Claiming{Shared: o.file.Shared()},
 		CachePath: engine.CachePath(filepath.Join(c.RunDir, "cache"), h.UUID),
 	}
 	if c.CacheOff {
 		options.CacheMode = cowfmt.CacheOff
 	}
-	o.volume, err = engine.Open(options)
+	o.volume, err = engine.Open(ctx, options)
 	if err != nil && base != nil {
 		err = errors.Join(err, base.Close())
 	}
 	return o, err
+}
+
+// openOrigin opens the raw disk of a state store. It never looks at what is on it: that is the guest's.
+func openOrigin(ctx context.Context, h *cowfmt.Header, readOnly bool) (*blockdev.File, error) {
+	if h.Origin.Kind != cowfmt.LocatorRaw {
+		return nil, fmt.Errorf("volume %s: this program can't serve %v disks", h.Name, h.Origin.Kind)
+	}
+	f, err := master.OpenOrigin(ctx, h.Origin.Address, readOnly)
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", h.Name, err)
+	}
+	if err := master.CheckOrigin(f, h.OriginIdentity); err != nil {
+		return nil, errors.Join(fmt.Errorf("volume %s: %w", h.Name, err), f.Close())
+	}
+	return f, nil
 }
 
 // isVolume refuses another volume than the one with this UUID, if that is not "".
@@ -144,7 +174,25 @@ func lockUUID(ctx context.Context, runDir string, h *cowfmt.Header, shared bool)
 			return nil, fmt.Errorf("run folder: %w; choose another with --run-dir or VIRT_COW_RUN_DIR", err)
 		}
 	}
-	f, err := os.OpenFile(lockPath(runDir, h), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := lockFile(ctx, lockPath(runDir, h), shared)
+	return f, lockedAs(h, err)
+}
+
+// lockDisk holds the WWID of a raw disk, if it has one, on this host.
+func lockDisk(ctx context.Context, runDir string, h *cowfmt.Header, shared bool) (*os.File, error) {
+	if h.OriginIdentity == nil {
+		return nil, nil
+	}
+	name := fmt.Sprintf("disk-%x", sha256.Sum256([]byte(h.OriginIdentity.WWID)))
+	f, err := lockFile(ctx, filepath.Join(runDir, "lock", name), shared)
+	if errors.Is(err, blockdev.ErrLocked) {
+		err = fmt.Errorf("volume %s: its raw disk %s (%s): %w by another volume of this host", h.Name, h.Origin.Address, h.OriginIdentity.WWID, blockdev.ErrLocked)
+	}
+	return f, err
+}
+
+func lockFile(ctx context.Context, path string, shared bool) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("run folder: %w; choose another with --run-dir or VIRT_COW_RUN_DIR", err)
 	}
@@ -154,7 +202,7 @@ func lockUUID(ctx context.Context, runDir string, h *cowfmt.Header, shared bool)
 	}
 	if err := blockdev.Flock(ctx, f, mode); err != nil {
 		f.Close()
-		return nil, lockedAs(h, err)
+		return nil, err
 	}
 	return f, nil
 }
@@ -190,6 +238,12 @@ func (o *opened) close() error {
 	var errs []error
 	if o.volume != nil {
 		errs = append(errs, o.volume.Close())
+	}
+	if o.disk != nil {
+		errs = append(errs, o.disk.Close())
+	}
+	if o.origin != nil {
+		errs = append(errs, o.origin.Close())
 	}
 	if o.lock != nil {
 		errs = append(errs, o.lock.Close())

@@ -19,6 +19,8 @@ type Params struct {
 	ChunkSize      int64
 	Master         *cowfmt.Locator
 	MasterIdentity *cowfmt.Identity
+	Origin         *cowfmt.Locator // of a state store
+	OriginIdentity *cowfmt.Identity
 	Now            time.Time
 }
 
@@ -34,7 +36,7 @@ func NewHeader(p Params) (*cowfmt.Header, error) {
 	h := &cowfmt.Header{
 		UUID: p.UUID, Name: p.Name, Role: p.Role, Size: p.Size, ChunkSize: p.ChunkSize, Layout: layout,
 		Created: p.Now.Unix(), Epoch: 1, Sequence: 1, Generation: 1, Cache: cowfmt.CacheOn, TableEpoch: 1,
-		Master: p.Master, MasterIdentity: p.MasterIdentity,
+		Master: p.Master, MasterIdentity: p.MasterIdentity, Origin: p.Origin, OriginIdentity: p.OriginIdentity,
 	}
 	return h, h.Validate()
 }

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,11 +14,68 @@ import (
 // Acquire makes me the owner, durably. The caller holds the device's lock on this host, so an owner of
 // this host and boot is dead: resumed is then true, the owner record stays as it is, and the caller goes
 // on with what that engine left in this host's memory. An owner of this host but an earlier boot died
-// with it. Another host's owner is ErrOwned.
+// with it. Another host's owner is ErrOwned, another host that is just opening the store ErrClaimed.
 //
 // The header is read again first: much may have happened on other hosts, or on this one by another path,
-// since the store was opened.
-func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
+// since the store was opened. The context ends the wait for another host's claim.
+func (s *Store) Acquire(ctx context.Context, me cowfmt.Owner, how Claiming) (resumed bool, err error) {
+	s.claiming = how
+	if resumed, err = s.mayAcquire(me); err != nil || resumed {
+		return resumed, err
+	}
+	own := func(h *cowfmt.Header) {
+		h.Owner = &me
+		h.Opens++
+	}
+	if s.Header().Owner != nil { // this host's, of an earlier boot: no other host writes the header
+		err = s.Update(own)
+		s.own(err == nil)
+		return false, err
+	}
+	// What can't be written must not leave a claim behind.
+	trial := s.Header().Clone()
+	own(trial)
+	if _, err := trial.Encode(); err != nil {
+		return false, fmt.Errorf("%s: header: %w", s.Name(), err)
+	}
+	c, err := s.raise(ctx, me, how)
+	if err != nil {
+		return false, err
+	}
+	if resumed, err = s.mayAcquire(me); err == nil && c.late() {
+		err = c.verify()
+	}
+	if err != nil || resumed {
+		return resumed, errors.Join(s.named(err), c.lower())
+	}
+	// A write that fails may land all the same, later: the claim stays up then, and keeps other hosts out. This
+	// one's next attempt takes it over.
+	if err := s.Update(own); err != nil {
+		return false, err
+	}
+	if c.late() {
+		if err := c.confirm(ctx, me); err != nil {
+			return false, errors.Join(err, s.named(c.verify()), c.lower())
+		}
+	}
+	if err := c.lower(); err != nil {
+		return false, err
+	}
+	s.own(true)
+	return false, nil
+}
+
+// named is err, with a rival's claim told as people need it.
+func (s *Store) named(err error) error {
+	var other rival
+	if errors.As(err, &other) {
+		return s.refusal(other.SlotClaim)
+	}
+	return err
+}
+
+// mayAcquire reads the header again and judges its owner. resumed: that is an engine of this boot.
+func (s *Store) mayAcquire(me cowfmt.Owner) (resumed bool, err error) {
 	if err := s.Reread(); err != nil {
 		return false, err
 	}
@@ -33,12 +92,7 @@ func (s *Store) Acquire(me cowfmt.Owner) (resumed bool, err error) {
 				"if this host was renamed, name it so once more", me.HostName))
 		}
 	}
-	err = s.Update(func(h *cowfmt.Header) {
-		h.Owner = &me
-		h.Opens++
-	})
-	s.own(err == nil)
-	return false, err
+	return false, nil
 }
 
 // Elsewhere is ErrOwned where another host than this one is the owner, as far as the header was read.
@@ -60,18 +114,23 @@ func (s *Store) own(mine bool) {
 	s.mine = mine
 }
 
-// Release clears the owner, durably: the clean close.
+// Release clears the owner, durably: the clean close. It claims the store for it: from the first header copy without
+// an owner on another host could write itself in, and the second copy would land on what that host wrote. After an
+// error this host is still the owner, as far as anybody knows.
 func (s *Store) Release() error {
-	err := s.Update(func(h *cowfmt.Header) { h.Owner = nil })
-	if err == nil {
-		s.own(false)
+	owner := s.Header().Owner
+	if owner == nil {
+		return nil
 	}
-	return err
+	c, err := s.raise(context.Background(), *owner, s.claiming)
+	if err != nil {
+		return fmt.Errorf("close: %w", err)
+	}
+	if err := s.Update(func(h *cowfmt.Header) { h.Owner = nil }); err != nil {
+		return err
+	}
+	s.own(false)
+	return c.lower()
 }
 
-func ownerName(o *cowfmt.Owner) string {
-	if o.HostName == "" || o.Host == uuid.Nil {
-		return "host " + o.Host.String()
-	}
-	return fmt.Sprintf("%s (host %s)", o.HostName, o.Host)
-}
+func ownerName(o *cowfmt.Owner) string { return hostName(o.HostName, o.Host) }

@@ -277,7 +277,7 @@ func TestOwner(t *testing.T) {
 	dev := created(t, 1<<20, 4096, 512)
 	me := cowfmt.Owner{Host: uuid.New(), Boot: uuid.New(), Instance: uuid.New(), HostName: "one", Since: 1}
 	other := cowfmt.Owner{Host: uuid.New(), Boot: uuid.New(), Instance: uuid.New()}
-	acquire := func(o cowfmt.Owner) (bool, error) { return open(t, dev).Acquire(o) }
+	acquire := func(o cowfmt.Owner) (bool, error) { return open(t, dev).Acquire(context.Background(), o, Claiming{}) }
 	if resumed, err := acquire(me); resumed || err != nil {
 		t.Fatalf("of nobody: %v %v", resumed, err)
 	}

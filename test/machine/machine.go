@@ -68,11 +68,15 @@ func For(t testing.TB, c Config) *Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.await(t, "its files", func() bool { return m.Command(t.Context(), "test", "-e", "/share/"+marker).Run() == nil })
 	if !c.Plain {
-		m.awaitBoot(t)
+		m.await(t, "systemd", func() bool { return m.booted(t) })
 	}
 	return m
 }
+
+// marker is a file in the shared folder: inside /share has it once the machine's files are in place.
+const marker = ".machine"
 
 // Tree is the Debian's root folder. It must not be changed.
 func Tree() (string, error) {
@@ -100,6 +104,9 @@ func boot(c Config, tree string) (*Machine, error) {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			return m, err
 		}
+	}
+	if err := os.WriteFile(filepath.Join(m.Share, marker), nil, 0o644); err != nil {
+		return m, err
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -138,18 +145,11 @@ func boot(c Config, tree string) (*Machine, error) {
 	return m, err
 }
 
-func (m *Machine) awaitBoot(t testing.TB) {
+func (m *Machine) await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), up)
-	defer cancel()
-	for {
-		out, err := m.Run(ctx, "systemctl", "is-system-running")
-		if strings.TrimSpace(out) == "running" {
-			return
-		}
-		if ctx.Err() != nil || strings.TrimSpace(out) == "degraded" {
-			units, _ := m.Run(t.Context(), "systemctl", "--no-pager", "--failed")
-			t.Fatalf("the machine does not come up: %s %v\n%s", out, err, units)
+	for deadline := time.Now().Add(up); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("the machine does not come up: %s: not after %s", what, up)
 		}
 		select {
 		case <-m.done:
@@ -157,6 +157,16 @@ func (m *Machine) awaitBoot(t testing.TB) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+func (m *Machine) booted(t testing.TB) bool {
+	t.Helper()
+	out, _ := m.Run(t.Context(), "systemctl", "is-system-running")
+	if state := strings.TrimSpace(out); state == "degraded" || state == "maintenance" {
+		units, _ := m.Run(t.Context(), "systemctl", "--no-pager", "--failed")
+		t.Fatalf("the machine comes up %s:\n%s", state, units)
+	}
+	return strings.TrimSpace(out) == "running"
 }
 
 // Command is exec.CommandContext in the machine, as root.

@@ -1,5 +1,0 @@
-package main
-
-type DoctorCmd struct{}
-
-func (DoctorCmd) Run(env *Env) error { return nil }
