@@ -105,6 +105,10 @@ func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
 		return err
 	}
 	defer dev.Close()
+	// Before what is on it is ended.
+	if has, need := dev.Info().Size, h.DataEnd(); has < need {
+		return fmt.Errorf("%s: has %d bytes, a store for %d bytes needs %d", c.Store, has, h.Size, need)
+	}
 	if err := c.makeRoom(env, dev); err != nil {
 		return err
 	}
