@@ -22,9 +22,9 @@ type StoreCmd struct {
 	Info   StoreInfoCmd   `cmd:"" help:"Show what a store is and how to use it without virt-cow."`
 	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
 	Dump   StoreDumpCmd   `cmd:"" help:"Print header and table of a store, damaged ones too."`
+	Scan   StoreScanCmd   `cmd:"" help:"Look for stores in files, devices and folders."`
+	Delete StoreDeleteCmd `cmd:"" help:"Remove a store for good."`
 	Claims StoreClaimsCmd `cmd:"" help:"Show which hosts are opening a store, and clear the claim of a dead one."`
-	Scan   StoreScanCmd   `cmd:"" help:"Look for stores."`
-	Delete StoreDeleteCmd `cmd:"" help:"Delete a store for good."`
 }
 
 // StoreCreateCmd makes a store.
@@ -39,7 +39,8 @@ type StoreCreateCmd struct {
 	Onto   bool   `help:"Use a file that exists, as a storage pool makes it, just as a block device would be used."`
 	UUID   string `help:"UUID of the volume instead of a new one." name:"uuid" hidden:""`
 
-	ForceRaw bool `help:"Take the raw disk for one although it looks like an image or a store."`
+	ForceRaw bool   `help:"Take the raw disk for one although it looks like an image or a store."`
+	HostGone string `help:"With --force over a store: your word that this host, its owner, is gone for good." placeholder:"HOST-UUID"`
 }
 
 // Run makes the store. Nothing is left behind when it fails.

@@ -1,47 +1,59 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/engine"
 	"github.com/virt-cow/virt-cow/internal/serve"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
-// StoreDeleteCmd deletes a store for good.
+// StoreDeleteCmd removes a store for good.
 type StoreDeleteCmd struct {
-	Store    string `arg:"" help:"Store: a file or block device." type:"path"`
-	Name     string `help:"Name of the volume that it must hold." placeholder:"VOLUME"`
-	UUID     string `help:"UUID of the volume that it must hold." name:"uuid" placeholder:"UUID"`
-	HostUUID string `help:"This host's UUID instead of its machine id." env:"VIRT_COW_HOST_UUID" placeholder:"UUID"`
+	Store    string `arg:"" help:"Store: a file, which is removed, or a block device, of which the first MiB is zeroed." type:"path"`
+	Name     string `help:"The volume's name, to show that this store is meant." placeholder:"VOLUME"`
+	UUID     string `help:"Or its UUID." name:"uuid" placeholder:"UUID"`
+	Yes      bool   `help:"Or neither: whatever volume it is."`
+	HostGone string `help:"Your word that this host, the store's owner, is gone for good." placeholder:"HOST-UUID"`
 }
 
-// Run deletes the file, or makes the device hold no store any more; a raw disk beside a state store stays. Nothing is
-// deleted that is open, here or on another host, or that is not the volume that was named.
+// Run deletes the store. What it left of one when it was interrupted it deletes when it is called again.
 func (c *StoreDeleteCmd) Run(env *Env) error {
-	if c.Name == "" && c.UUID == "" {
-		return exitError{errors.New("say whose store it is: --name VOLUME, as `virt-cow store info` prints it"), exitUsage}
+	if c.Name == "" && c.UUID == "" && !c.Yes {
+		return exitError{errors.New("say which volume's store is meant: --name VOLUME or --uuid UUID; or --yes"), exitUsage}
 	}
 	if st, err := os.Lstat(c.Store); err != nil {
 		return err
 	} else if to, lerr := os.Stat(c.Store); st.Mode()&os.ModeSymlink != 0 && lerr == nil && to.Mode().IsRegular() {
 		return exitError{fmt.Errorf("%s: is a symbolic link: give the file itself", c.Store), exitUsage}
 	}
-	dev, err := openNow(env.Context, c.Store)
+	dev, err := openAlone(env.Context, c.Store)
 	if err != nil {
 		return err
 	}
 	defer dev.Close()
-	name, err := c.erase(env, dev)
+	st, err := store.Open(dev)
 	if err != nil {
+		return fmt.Errorf("%w; what is no store, or can't be read as one, is not deleted here", err)
+	}
+	h := st.Header()
+	if err := c.isMeant(h); err != nil {
 		return err
 	}
+	if err := eraseStore(env, st, c.HostGone); err != nil {
+		return err
+	}
+	_ = os.Remove(engine.CachePath(filepath.Join(env.RunDir, "cache"), h.UUID)) // of an engine that died
 	if !dev.IsBlockDevice() {
-		if err := removeFile(c.Store); err != nil {
+		if err := unlink(dev, c.Store); err != nil {
 			return err
 		}
 	}
@@ -49,57 +61,73 @@ func (c *StoreDeleteCmd) Run(env *Env) error {
 		return printJSON(env, struct {
 			Store   string `json:"store"`
 			Deleted string `json:"deleted"`
-		}{c.Store, name})
+		}{c.Store, h.Name})
 	}
-	fmt.Fprintf(env.Stdout, "%s: volume %s deleted\n", c.Store, name)
+	fmt.Fprintf(env.Stdout, "%s: volume %s deleted\n", c.Store, h.Name)
 	return nil
 }
 
-// erase invalidates the header, so that what is left of the store after a crash is none.
-func (c *StoreDeleteCmd) erase(env *Env, dev *blockdev.File) (name string, err error) {
-	st, err := store.Open(dev)
-	if err != nil {
-		return "", err
+func (c *StoreDeleteCmd) isMeant(h *cowfmt.Header) error {
+	if c.Name != "" && h.Name != c.Name {
+		return fmt.Errorf("%s: holds volume %s, not %s", c.Store, h.Name, c.Name)
 	}
-	h := st.Header()
-	switch {
-	case c.Name != "" && h.Name != c.Name:
-		return "", fmt.Errorf("%s: holds volume %s, not %s", c.Store, h.Name, c.Name)
-	case c.UUID != "" && h.UUID.String() != c.UUID:
-		return "", fmt.Errorf("%s: holds the store %s of volume %s, not %s", c.Store, h.UUID, h.Name, c.UUID)
-	case len(h.Grants) > 0 || len(h.Stack) > 0:
-		return "", fmt.Errorf("%s: volume %s has snapshots, or another host may have it open: %w", c.Store, h.Name, blockdev.ErrLocked)
-	}
-	me, err := serve.Host(c.HostUUID)
-	if err != nil {
-		return "", err
-	}
-	if err := st.Elsewhere(me.Host); err != nil {
-		return "", err
-	}
-	claims, err := st.Claims()
-	if err != nil {
-		return "", err
-	}
-	for _, o := range claims {
-		if o.Err != nil || o.Nonce != 0 && o.Host != me.Host {
-			return "", fmt.Errorf("%s: %w: see `virt-cow store claims %s`", c.Store, store.ErrClaimed, c.Store)
+	if c.UUID != "" {
+		id, err := uuid.Parse(c.UUID)
+		if err != nil {
+			return exitError{fmt.Errorf("--uuid %q: %w", c.UUID, err), exitUsage}
+		}
+		if id != h.UUID {
+			return fmt.Errorf("%s: holds the store %s of volume %s, not %s", c.Store, h.UUID, h.Name, id)
 		}
 	}
-	if err := serve.NotServed(env.RunDir, h); err != nil {
-		return "", err
-	}
-	if err := store.Erase(dev); err != nil {
-		return "", err
-	}
-	err = os.Remove(engine.CachePath(filepath.Join(env.RunDir, "cache"), h.UUID))
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	return h.Name, err
+	return nil
 }
 
-func removeFile(path string) error {
+// openAlone is openNow, and of a block device also not while it is mounted or part of another one.
+func openAlone(ctx context.Context, path string) (*blockdev.File, error) {
+	once, cancel := context.WithCancel(ctx)
+	cancel()
+	return blockdev.OpenFile(once, path, blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive, Exclusive: true})
+}
+
+// eraseStore ends a store that nobody has open, on this host or another one.
+func eraseStore(env *Env, st *store.Store, hostGone string) error {
+	h := st.Header()
+	if err := serve.NotServed(env.RunDir, h); err != nil {
+		return err
+	}
+	me, err := serve.Host(env.Config.Engine.HostUUID)
+	if err != nil {
+		return err
+	}
+	me.Instance = uuid.New()
+	if hostGone != "" {
+		id, err := uuid.Parse(hostGone)
+		if err != nil {
+			return exitError{fmt.Errorf("--host-gone %q: %w", hostGone, err), exitUsage}
+		}
+		if h.Owner == nil || h.Owner.Host != id {
+			return fmt.Errorf("%s: host %s is not the owner of volume %s", st.Name(), id, h.Name)
+		}
+		me.Host = id // in its stead
+	}
+	f, _, ok := blockdev.FileOf(st.Device())
+	return st.Erase(env.Context, me, store.Claiming{Shared: !ok || f.Shared()})
+}
+
+// unlink removes the file that is open, durably, unless another one has its name by now.
+func unlink(dev *blockdev.File, path string) error {
+	now, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	was, err := os.Stat(fmt.Sprintf("/proc/self/fd/%d", dev.Fd()))
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(now, was) {
+		return fmt.Errorf("%s: the store is erased, but another file has its name by now, which is left", path)
+	}
 	if err := os.Remove(path); err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 		return err
 	}
 	err = store.Create(dev, h)
-	if err == nil && h.TableSectors() > 0 {
+	if err == nil {
 		err = reserveTable(dev, h)
 	}
 	if err = errors.Join(err, dev.Close()); err != nil {
@@ -69,6 +69,9 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 // reserveTable takes the exception table's room in the file system now. When that is full later, guest
 // writes fail, but what was acknowledged can still be committed.
 func reserveTable(dev *blockdev.File, h *cowfmt.Header) error {
+	if h.TableSectors() == 0 {
+		return nil
+	}
 	const group = cowfmt.SectorsPerGroup * cowfmt.SectorSize
 	used := (h.TableSectors()*cowfmt.SectorSize + group - 1) / group * group
 	err := unix.Fallocate(dev.Fd(), unix.FALLOC_FL_KEEP_SIZE, h.Layout.Table[h.ActiveTable], used)
@@ -102,7 +105,10 @@ func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
 		return err
 	}
 	defer dev.Close()
-	if err := c.mayOverwrite(env, dev); err != nil {
+	if err := store.HasRoom(dev.Info(), h); err != nil {
+		return err
+	}
+	if err := c.makeRoom(env, dev); err != nil {
 		return err
 	}
 	if err := store.Create(dev, h); err != nil || dev.IsBlockDevice() {
@@ -114,8 +120,8 @@ func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
 	return unix.Fsync(dev.Fd())
 }
 
-// mayOverwrite refuses a device that is in use, and without --force one that has something on it.
-func (c *StoreCreateCmd) mayOverwrite(env *Env, dev *blockdev.File) error {
+// makeRoom refuses a device that is in use, and without --force one that has something on it.
+func (c *StoreCreateCmd) makeRoom(env *Env, dev *blockdev.File) error {
 	// The kernel gives a block device exclusively to nobody while it is mounted or part of another one.
 	fd, err := unix.Open(c.Store, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
@@ -126,7 +132,7 @@ func (c *StoreCreateCmd) mayOverwrite(env *Env, dev *blockdev.File) error {
 	}
 	unix.Close(fd)
 	if old, err := store.Open(dev); err == nil {
-		return c.mayOverwriteStore(env, old.Header())
+		return c.overwriteStore(env, old)
 	} else if !errors.Is(err, cowfmt.ErrNotStore) && !c.Force {
 		return fmt.Errorf("%s: there is a virt-cow store on it that can't be used (%w); --force overwrites it", c.Store, err)
 	}
@@ -140,17 +146,23 @@ func (c *StoreCreateCmd) mayOverwrite(env *Env, dev *blockdev.File) error {
 	return err
 }
 
-// mayOverwriteStore: a store that this host serves, perhaps under another path, is never overwritten.
-func (c *StoreCreateCmd) mayOverwriteStore(env *Env, old *cowfmt.Header) error {
-	if err := serve.NotServed(env.RunDir, old); err != nil {
+// overwriteStore ends a store that is to be overwritten. One that is open, on this host under whatever path or on
+// another one, is never overwritten: no force says that its host is dead.
+func (c *StoreCreateCmd) overwriteStore(env *Env, old *store.Store) error {
+	h := old.Header()
+	if err := serve.NotServed(env.RunDir, h); err != nil {
 		return err
 	}
 	if c.Force {
-		return nil
+		err := eraseStore(env, old, c.HostGone)
+		if errors.Is(err, store.ErrOwned) {
+			err = fmt.Errorf("%w; if that host is gone for good: --host-gone %s", err, h.Owner.Host)
+		}
+		return err
 	}
 	open := ""
-	if o := old.Owner; o != nil {
+	if o := h.Owner; o != nil {
 		open = fmt.Sprintf(", open on %s since %s", o.HostName, time.Unix(o.Since, 0).Format(time.RFC3339))
 	}
-	return fmt.Errorf("%s: there is a virt-cow store on it, of volume %s%s; --force overwrites it", c.Store, old.Name, open)
+	return fmt.Errorf("%s: there is a virt-cow store on it, of volume %s%s; --force overwrites it", c.Store, h.Name, open)
 }

@@ -1,207 +1,153 @@
 package main
 
 import (
-	"context"
-	"errors"
+	"cmp"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
 
 // StoreScanCmd looks for stores.
 type StoreScanCmd struct {
-	Paths   []string      `arg:"" help:"Files, block devices, and folders: of these the files in them." type:"path"`
-	Timeout time.Duration `help:"How long one file or device may take to answer." default:"10s" placeholder:"TIME"`
+	Paths   []string      `arg:"" optional:"" help:"Files, block devices, and folders, of which the files are looked at." type:"path"`
+	Timeout time.Duration `help:"How long one of them may take to be read." default:"5s" placeholder:"TIME"`
+	Worker  bool          `hidden:""`
 }
 
-// scanned is a store, or what is left of one. Sizes are bytes.
+// scanned is what is told of a store that was found. Sizes are bytes.
 type scanned struct {
-	Path      string     `json:"path"`
-	Paths     []string   `json:"paths"` // all names it was found under, Path among them
+	Path      string     `json:"path"`  // the one to use
+	Paths     []string   `json:"paths"` // all, Path first
 	Name      string     `json:"name,omitempty"`
 	UUID      string     `json:"uuid,omitempty"`
 	Role      string     `json:"role,omitempty"`
 	Size      int64      `json:"size,omitempty"`
 	ChunkSize int64      `json:"chunkSize,omitempty"`
-	Master    string     `json:"master,omitempty"` // raw:PATH, store:PATH or an NBD URI
-	Origin    string     `json:"origin,omitempty"`
+	Master    string     `json:"master,omitempty"` // as --master takes it
+	Origin    string     `json:"origin,omitempty"` // the raw disk of a state store
 	CutLoose  bool       `json:"cutLoose,omitempty"`
 	Created   *time.Time `json:"created,omitempty"`
 	Owner     *ownerOf   `json:"owner,omitempty"`
-	Error     string     `json:"error,omitempty"` // why it can't be read
+	Problems  []string   `json:"problems,omitempty"` // damage that can be lived with
+	Error     string     `json:"error,omitempty"`    // why it can't be used, or could not be read
 }
 
-// maxLooking is how many files and devices are looked at at once: most of the time is spent waiting for them.
-const maxLooking = 16
-
-// Run prints the stores that were found. A device that does not answer in time is told of and holds nothing up.
+// Run prints what was found. That something is damaged or can't be read is no failure of the scan: it is told.
 func (c *StoreScanCmd) Run(env *Env) error {
-	places, err := placesOf(c.Paths, func(err error) { env.Log.Warn().Err(err).Msg("not looked at") })
-	if err != nil {
+	if c.Worker {
+		return lookAll(env)
+	}
+	if len(c.Paths) == 0 {
+		return exitError{fmt.Errorf("say where to look: files, devices or folders"), exitUsage}
+	}
+	crew := newCrew(c.Timeout)
+	defer crew.end()
+	given := crew.look(env.Context, c.Paths)
+	var files []string
+	for _, a := range given {
+		files = append(files, a.Files...)
+	}
+	inFolders := crew.look(env.Context, files)
+	var answers []looked
+	for _, a := range given {
+		answers = append(append(answers, a), inFolders[:len(a.Files)]...)
+		inFolders = inFolders[len(a.Files):]
+	}
+	if err := env.Context.Err(); err != nil {
 		return err
 	}
-	out := make([]*scanned, len(places))
-	var wg sync.WaitGroup
-	free := make(chan struct{}, maxLooking)
-	for i, p := range places {
-		free <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-free }()
-			out[i] = c.look(env.Context, p)
-		})
+	stores, others := gather(answers)
+	for _, a := range answers {
+		if a.Missing {
+			fmt.Fprintf(env.Stderr, "%s: there is nothing\n", a.Path)
+		}
 	}
-	wg.Wait()
-	out = slices.DeleteFunc(out, func(s *scanned) bool { return s == nil })
 	if env.JSON {
-		return printJSON(env, out)
+		return printJSON(env, stores)
 	}
-	w := tabwriter.NewWriter(env.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "STORE\tVOLUME\tROLE\tSIZE\tOPEN ON")
-	for _, s := range out {
-		if s.Error == "" {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Path, s.Name, s.Role, formatSize(s.Size), s.Owner.name())
-		}
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	for _, s := range out {
-		if s.Error != "" {
-			fmt.Fprintln(env.Stdout, s.Error)
-		}
-	}
-	fmt.Fprintf(env.Stdout, "%s, %s\n", count(len(places), "place"), count(len(out), "store"))
+	printScan(env, stores, others)
 	return nil
 }
 
-func (o *ownerOf) name() string {
-	if o == nil {
-		return "-"
-	}
-	return or(o.HostName, o.Host)
-}
-
-// place is a file or device by all the names it was met under, the best one first.
-type place []string
-
-// placesOf lists what is to be looked at: each file and each device once. missing is told of paths that do not exist.
-func placesOf(paths []string, missing func(error)) ([]place, error) {
-	type identity struct{ dev, ino, rdev uint64 }
-	seen := map[identity]int{}
-	var places []place
-	add := func(path string) error {
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			return &os.PathError{Op: "stat", Path: path, Err: err}
-		}
-		var id identity
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFREG:
-			if st.Size < cowfmt.MetadataSize || st.Size%cowfmt.SectorSize != 0 {
-				return nil // no store is like that
+// gather joins the answers that are about one thing under several names.
+func gather(answers []looked) (stores []scanned, others int) {
+	type thing struct{ identity, uuid string }
+	byThing := map[thing][]looked{}
+	var order []thing
+	seen := map[string]bool{}
+	for _, a := range answers {
+		switch {
+		case seen[a.Path]:
+			continue
+		case a.Store == nil:
+			if len(a.Files) == 0 && !a.Missing && !a.Folder {
+				others++
 			}
-			id = identity{dev: uint64(st.Dev), ino: st.Ino}
-		case unix.S_IFBLK:
-			id = identity{rdev: uint64(st.Rdev)}
-		default:
-			return nil
+			continue
 		}
-		if i, known := seen[id]; known {
-			if !slices.Contains(places[i], path) {
-				places[i] = append(places[i], path)
+		seen[a.Path] = true
+		t := thing{a.Identity, a.Store.UUID}
+		if a.Identity == "" {
+			t.identity = a.Path
+		}
+		if byThing[t] == nil {
+			order = append(order, t)
+		}
+		byThing[t] = append(byThing[t], a)
+	}
+	stores = []scanned{}
+	for _, t := range order {
+		all := byThing[t]
+		slices.SortStableFunc(all, func(a, b looked) int {
+			return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.Path, b.Path))
+		})
+		s := *all[0].Store
+		s.Path, s.Paths = all[0].Path, nil
+		for _, a := range all {
+			s.Paths = append(s.Paths, a.Path)
+		}
+		stores = append(stores, s)
+	}
+	return stores, others
+}
+
+// rank orders the names of one thing: those that stay the same over a reboot first, one path of several last.
+func (a looked) rank() int {
+	switch {
+	case a.OnPath:
+		return 3
+	case strings.HasPrefix(a.Path, "/dev/disk/by-id/"):
+		return 0
+	case strings.HasPrefix(a.Path, "/dev/mapper/"), strings.HasPrefix(a.Path, "/dev/disk/by-"):
+		return 1
+	}
+	return 2
+}
+
+func printScan(env *Env, stores []scanned, others int) {
+	w := tabwriter.NewWriter(env.Stdout, 0, 0, 2, ' ', 0)
+	if len(stores) > 0 {
+		fmt.Fprintln(w, "VOLUME\tROLE\tSIZE\tOPEN ON\tPATH")
+	}
+	for _, s := range stores {
+		open, size := "-", "-"
+		if s.Owner != nil {
+			open = or(s.Owner.HostName, s.Owner.Host)
+		}
+		if s.Size > 0 {
+			size = formatSize(s.Size)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", or(s.Name, "-"), or(s.Role, "-"), size, open, strings.Join(s.Paths, " "))
+	}
+	w.Flush()
+	for _, s := range stores {
+		for _, p := range append(s.Problems, s.Error) {
+			if p != "" {
+				fmt.Fprintf(env.Stdout, "%s: %s\n", s.Path, p)
 			}
-			return nil
-		}
-		seen[id] = len(places)
-		places = append(places, place{path})
-		return nil
-	}
-	for _, path := range paths {
-		entries, err := os.ReadDir(path)
-		if errors.Is(err, unix.ENOTDIR) {
-			err = add(path)
-		}
-		for _, e := range entries {
-			// A link leads out of the folder, and a name with a dot is of a file that is being made.
-			if e.Type().IsRegular() && !strings.HasPrefix(e.Name(), ".") {
-				err = errors.Join(err, gone(add(filepath.Join(path, e.Name()))))
-			}
-		}
-		if errors.Is(err, os.ErrNotExist) {
-			missing(err)
-		} else if err != nil {
-			return nil, err
 		}
 	}
-	for _, p := range places {
-		slices.SortStableFunc(p, func(a, b string) int { return rank(a) - rank(b) })
-	}
-	return places, nil
-}
-
-// gone takes a file that went away while its folder was read for none.
-func gone(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// rank puts the names of a device first that stay the same from one boot to the next.
-func rank(path string) int {
-	return slices.IndexFunc([]string{"/dev/disk/by-id/", "/dev/mapper/", "/dev/disk/", ""}, func(prefix string) bool {
-		return strings.HasPrefix(path, prefix)
-	})
-}
-
-// look reads one header, nil if there is none. A disk that hangs keeps its goroutine, not the others.
-func (c *StoreScanCmd) look(ctx context.Context, p place) *scanned {
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	done := make(chan *scanned, 1)
-	go func() { done <- examine(ctx, p) }()
-	select {
-	case s := <-done:
-		return s
-	case <-ctx.Done():
-		return &scanned{Path: p[0], Paths: p, Error: fmt.Sprintf("%s: did not answer: %v", p[0], ctx.Err())}
-	}
-}
-
-func examine(ctx context.Context, p place) *scanned {
-	dev, st, err := readStore(ctx, p[0])
-	if errors.Is(err, cowfmt.ErrNotStore) {
-		return nil
-	}
-	s := &scanned{Path: p[0], Paths: p}
-	if err != nil {
-		s.Error = err.Error()
-		return s
-	}
-	defer dev.Close()
-	h := st.Header()
-	i := newStoreInfo(p[0], h)
-	s.Name, s.UUID, s.Role, s.Size, s.ChunkSize = i.Name, i.UUID, i.Role, i.Size, i.ChunkSize
-	s.Origin, s.CutLoose, s.Created, s.Owner = i.Origin, i.CutLoose, &i.Created, i.Owner
-	if h.Master != nil {
-		s.Master = masterArg(*h.Master)
-	}
-	return s
-}
-
-// masterArg writes a master as --master takes it.
-func masterArg(l cowfmt.Locator) string {
-	if l.Kind == cowfmt.LocatorNBD {
-		return l.Address // a URI
-	}
-	return l.Kind.String() + ":" + l.Address
+	fmt.Fprintf(env.Stdout, "%s, %s\n", count(len(stores), "store"), count(others, "other thing"))
 }

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestStoreScan(t *testing.T) {
@@ -86,4 +89,113 @@ func TestStoreDelete(t *testing.T) {
 	b.run("store", "delete", "--name", "l", lun).exits(0)
 	b.run("store", "info", lun).exits(exitFailed).says("no header")
 	b.run("store", "create", "--size", "1M", "--name", "again", lun).exits(0)
+}
+
+// A file system that never answers, as a LUN without paths: it is told of, and neither holds up the others nor keeps
+// the program from ending.
+func TestScanOfWhatHangs(t *testing.T) {
+	t.Parallel()
+	need(t, "root")
+	b := newBench(t)
+	b.run("store", "create", "--size", "1M", b.path("a.vcow")).exits(0)
+	fuse, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skipf("SKIPPED: no FUSE to make a file system with that hangs: %v", err)
+	}
+	defer unix.Close(fuse) // which ends all who wait for it
+	hung := b.path("hung")
+	if err := os.Mkdir(hung, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fuse)
+	if err := unix.Mount("virt-cow-test", hung, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		t.Skipf("SKIPPED: can't mount FUSE: %v", err)
+	}
+	defer unix.Unmount(hung, unix.MNT_DETACH)
+	var got []scanned
+	paths := []string{hung + "/1", hung + "/2", b.path("a.vcow"), hung}
+	b.run(append([]string{"--json", "store", "scan", "--timeout", "300ms"}, paths...)...).exits(0).json(&got)
+	if len(got) != 4 {
+		t.Fatalf("%+v", got)
+	}
+	for i, s := range got {
+		if ok := paths[i] == b.path("a.vcow"); s.Path != paths[i] || ok != (s.Error == "") || !ok && !strings.Contains(s.Error, "no answer in 300ms") {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
+func TestScanTellsOfDamage(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.run("store", "create", "--size", "1M", b.path("one")).exits(0)
+	b.run("store", "create", "--size", "1M", b.path("short")).exits(0)
+	b.image("disk", mib)
+	b.run("store", "create", "--raw", b.path("disk"), b.path("raw.state")).exits(0)
+	b.poke("one", 90)
+	b.truncate("short", 2*mib)
+	b.must("mkfifo", b.path("fifo"))
+	if err := os.Link(b.path("raw.state"), b.path("again.state")); err != nil {
+		t.Fatal(err)
+	}
+	var got []scanned
+	b.run("--json", "store", "scan", b.dir).exits(0).json(&got)
+	by := map[string]scanned{}
+	for _, s := range got {
+		by[s.Name] = s
+	}
+	if s := by["one"]; s.Error != "" || len(s.Problems) != 1 || s.UUID == "" {
+		t.Errorf("one damaged copy: %+v", s)
+	}
+	if s := by["short"]; !strings.Contains(s.Error, "truncated") || s.UUID == "" {
+		t.Errorf("a truncated store: %+v", s)
+	}
+	if s := by["raw"]; s.Role != "state" || s.Origin != b.path("disk") || len(s.Paths) != 2 {
+		t.Errorf("a state store under two names: %+v", s)
+	}
+	if len(got) != 3 {
+		t.Errorf("%+v", got)
+	}
+	b.run("store", "scan", b.dir).exits(0).says("3 stores", "1 other thing", "header copy 0", "truncated")
+}
+
+// A store that another host has open is neither deleted nor overwritten, force or not, until an operator says that
+// this host is gone.
+func TestOwnedElsewhereIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	need(t, "root")
+	b := newBench(t)
+	b.truncate("lun", 8*mib)
+	lun := b.loop("lun")
+	const other = "11111111-2222-3333-4444-555555555555"
+	make := func() {
+		b.run("store", "create", "--size", "1M", "--name", "v", lun).exits(0)
+		b.serve(lun, "--host-uuid", other).kill()
+	}
+	make()
+	before := b.read("lun")
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"serve", "--socket", b.path("s"), lun},
+		{"store", "delete", "--name", "v", lun},
+		{"store", "delete", "--yes", lun},
+		{"store", "create", "--size", "1M", "--name", "w", "--force", lun},
+	} {
+		b.run(args...).exits(exitLocked).says("open on another host", host, other, " since 20")
+	}
+	b.run("store", "create", "--size", "1M", "--name", "w", lun).exits(exitFailed).says("of volume v, open on "+host+" since 20", "--force")
+	b.run("store", "create", "--size", "1M", "--name", "w", "--force", "--host-gone", "21111111-2222-3333-4444-555555555555", lun).
+		exits(exitFailed).says("is not the owner")
+	if string(before) != string(b.read("lun")) {
+		t.Fatal("what was refused changed the store")
+	}
+	b.run("store", "create", "--size", "1M", "--name", "w", "--force", "--host-gone", other, lun).exits(0)
+	b.serve(lun).stop()
+	b.run("store", "delete", "--name", "w", lun).exits(0)
+	make()
+	b.run("store", "delete", "--yes", "--host-gone", other, lun).exits(0)
+	b.run("store", "info", lun).exits(exitFailed)
 }

@@ -1,16 +1,10 @@
 package master
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
@@ -31,7 +25,7 @@ func Identify(dev blockdev.Device) (*cowfmt.Identity, error) {
 		id.Kind, id.UUID, id.Opens = cowfmt.IdentityStore, h.UUID, h.Opens
 		return id, nil
 	case *blockdev.File:
-		if w := wwid(d); w != "" {
+		if w := d.WWID(); w != "" {
 			id.Kind, id.WWID = cowfmt.IdentityWWID, w
 			return id, nil
 		}
@@ -58,29 +52,6 @@ func sampleDigest(r io.ReaderAt, size int64) (digest [32]byte, err error) {
 		sum.Write(part)
 	}
 	return [32]byte(sum.Sum(nil)), nil
-}
-
-// wwid is the world wide identifier of a block device, "" where it has none.
-func wwid(f *blockdev.File) string {
-	if !f.IsBlockDevice() {
-		return ""
-	}
-	rdev := f.ID().Rdev
-	dir := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(rdev), unix.Minor(rdev))
-	part := "" // a partition has its disk's, and its number
-	if b, err := os.ReadFile(filepath.Join(dir, "partition")); err == nil {
-		part = "-part" + strings.TrimSpace(string(b))
-		if disk, err := filepath.EvalSymlinks(dir); err == nil {
-			dir = filepath.Dir(disk)
-		}
-	}
-	for _, name := range []string{"dm/uuid", "wwid", "device/wwid"} {
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		if id := strings.TrimSpace(string(bytes.ToValidUTF8(b, nil))); err == nil && id != "" && len(id)+len(part) <= cowfmt.MaxWWID {
-			return id + part
-		}
-	}
-	return ""
 }
 
 // check compares what was opened at an address, name, with what the clone was made of.

@@ -53,7 +53,7 @@ func OpenOrigin(ctx context.Context, path string, readOnly bool) (*blockdev.File
 // IdentifyOrigin tells how a raw disk will be known again, nil where it can't be: a file that is written to has only
 // its path.
 func IdentifyOrigin(f *blockdev.File) *cowfmt.Identity {
-	if w := wwid(f); w != "" {
+	if w := f.WWID(); w != "" {
 		return &cowfmt.Identity{Kind: cowfmt.IdentityWWID, WWID: w, Size: f.Info().Size}
 	}
 	return nil

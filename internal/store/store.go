@@ -36,8 +36,9 @@ type Store struct {
 	claiming Claiming   // as of Acquire
 }
 
-// Open reads the store on dev. The device stays the caller's to close.
-func Open(dev blockdev.Device) (*Store, error) {
+// Peek reads the header of the store on dev, and what is wrong with its copies. It does not check that the device has
+// room for the store.
+func Peek(dev blockdev.Device) (cowfmt.Choice, error) {
 	info := dev.Info()
 	var copies [2][]byte
 	var unread [2]error
@@ -53,14 +54,31 @@ func Open(dev blockdev.Device) (*Store, error) {
 	}
 	choice, err := cowfmt.Choose(copies)
 	if err != nil {
-		return nil, errors.Join(append(unread[:], fmt.Errorf("%s: %w", info.Name, err))...)
+		return choice, errors.Join(append(unread[:], fmt.Errorf("%s: %w", info.Name, err))...)
 	}
-	h := choice.Header
+	return choice, nil
+}
+
+// Fits returns ErrTruncated, or what else is wrong, where a device can't hold the store its header describes.
+func Fits(info blockdev.Info, h *cowfmt.Header) error {
 	if end := h.DataEnd(); info.Size < end {
-		return nil, fmt.Errorf("%s: %w: it has %d bytes, its header says %d", info.Name, ErrTruncated, info.Size, end)
+		return fmt.Errorf("%s: %w: it has %d bytes, its header says %d", info.Name, ErrTruncated, info.Size, end)
 	}
 	if h.Layout.Data%int64(info.BlockSize) != 0 || h.ChunkSize%int64(info.BlockSize) != 0 {
-		return nil, fmt.Errorf("%s: chunks of %d bytes on a device with sectors of %d", info.Name, h.ChunkSize, info.BlockSize)
+		return fmt.Errorf("%s: chunks of %d bytes on a device with sectors of %d", info.Name, h.ChunkSize, info.BlockSize)
+	}
+	return nil
+}
+
+// Open reads the store on dev. The device stays the caller's to close.
+func Open(dev blockdev.Device) (*Store, error) {
+	choice, err := Peek(dev)
+	if err != nil {
+		return nil, err
+	}
+	h := choice.Header
+	if err := Fits(dev.Info(), h); err != nil {
+		return nil, err
 	}
 	s := &Store{dev: dev, sequence: h.Sequence, problem: choice.Problem}
 	for i := range s.good {
