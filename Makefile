@@ -8,6 +8,9 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOME,PATH,GOP
 # A test that can't run where it stands skips and says why; here nothing may skip.
 TEST    := $(SUDO) env VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1
 
+# The driver on libvirt's own library, loaded at run time: no headers of libvirt are needed.
+CGO     := -tags libvirt_cgo,libvirt_dlopen
+
 # How long each fuzz target runs, how many crash states `make crash` explores, rounds of `make soak`.
 FUZZTIME ?= 60s
 STATES   ?= 3000000
@@ -23,6 +26,7 @@ test: deps build lint unit pack e2e
 # Everything with the race detector, then without it what explores states or measures.
 unit:
 	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$)
+	$(TEST) -timeout 20m -race $(CGO) ./internal/libvirtx/cgo
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
 	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
 	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
@@ -43,7 +47,9 @@ bench: deps build
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
+	$(GO) vet $(CGO) ./...
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck $(CGO) ./internal/libvirtx/... ./cmd/...
 
 fuzz:
 	@for pkg in $$($(GO) list ./internal/...); do \

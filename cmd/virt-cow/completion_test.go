@@ -8,12 +8,10 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 )
 
-// shellBench has the program in its PATH, and each shell's script in a file.
+// shellBench has each shell's script in a file.
 func shellBench(t *testing.T) *bench {
 	t.Helper()
 	b := newBench(t)
-	bin := program[:strings.LastIndexByte(program, '/')]
-	t.Logf("program in %s", bin)
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		script := b.run("completion", shell).exits(0).stdout
 		if err := os.WriteFile(b.path(shell), []byte(script), 0o600); err != nil {
@@ -23,6 +21,7 @@ func shellBench(t *testing.T) *bench {
 	return b
 }
 
+// withProgram is a PATH with the program in it.
 func withProgram() string {
 	return "PATH=" + program[:strings.LastIndexByte(program, '/')] + ":" + os.Getenv("PATH")
 }

@@ -52,11 +52,10 @@ type cli struct {
 	Hydrate HydrateCmd `cmd:"" group:"Volumes and guests:" help:"Steer the background copy of clones."`
 	Status  StatusCmd  `cmd:"" group:"Volumes and guests:" help:"Show volumes in use, and what is wrong with them."`
 
-	Restart       RestartCmd `cmd:"" group:"This host:" help:"Replace engine processes by new ones, one after the other, while guests run."`
-	Daemon        DaemonCmd  `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
-	Doctor        DoctorCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
-	Configuration ConfigCmd  `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
-	Plugin        PluginCmd  `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
+	Daemon        DaemonCmd `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
+	Doctor        DoctorCmd `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
+	Configuration ConfigCmd `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
+	Plugin        PluginCmd `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
 
 	Store StoreCmd `cmd:"" group:"Without any daemon:" lenient:"silent" help:"Make and examine stores."`
 	Serve ServeCmd `cmd:"" group:"Without any daemon:" lenient:"warn" help:"Serve one volume over NBD in the foreground."`

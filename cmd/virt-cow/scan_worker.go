@@ -114,10 +114,7 @@ func newScanned(choice cowfmt.Choice) *scanned {
 		Created: &i.Created, Owner: i.Owner,
 	}
 	if h.Master != nil {
-		s.Master = h.Master.Address
-		if h.Master.Kind == cowfmt.LocatorRaw || h.Master.Kind == cowfmt.LocatorStore {
-			s.Master = h.Master.Kind.String() + ":" + s.Master
-		}
+		s.Master = masterArg(*h.Master)
 	}
 	for n, problem := range choice.Problem {
 		if problem != nil {
@@ -125,6 +122,14 @@ func newScanned(choice cowfmt.Choice) *scanned {
 		}
 	}
 	return s
+}
+
+// masterArg writes a master as --master takes it.
+func masterArg(l cowfmt.Locator) string {
+	if l.Kind == cowfmt.LocatorRaw || l.Kind == cowfmt.LocatorStore {
+		return l.Kind.String() + ":" + l.Address
+	}
+	return l.Address // a URI
 }
 
 // crew are the workers.

@@ -153,13 +153,13 @@ func TestRestart(t *testing.T) {
 		api.VolumeStatus{Volume: "f", Old: true})
 	s := b.stage(status)
 	s.handle["/v1/volumes/d/restart"] = answer(api.VolumeStatus{Volume: "d", PID: 77})
-	b.run("restart").exits(exitUsage).says("--old or --all")
-	b.run("restart", "d").exits(0).says("volume d: engine is process 77 now")
-	b.run("restart", "--old").exits(1).says("process 77", "volume e:", "1 restarted before it, 0 left")
+	b.run("volume", "restart").exits(exitUsage).says("--old or --all")
+	b.run("volume", "restart", "d").exits(0).says("volume d: engine is process 77 now")
+	b.run("volume", "restart", "--old").exits(1).says("process 77", "volume e:", "1 restarted before it, 0 left")
 	s.mu.Lock()
 	s.status.Volumes = nil
 	s.mu.Unlock()
-	b.run("restart", "--all").exits(0).says("nothing to restart")
+	b.run("volume", "restart", "--all").exits(0).says("nothing to restart")
 }
 
 // TestOddNames: what is refused says what to do, and never comes to the daemon.
@@ -172,7 +172,7 @@ func TestOddNames(t *testing.T) {
 		{"attach", "", "c"}, {"attach", "a/b", "c"}, {"attach", "a\nb", "c"}, {"attach", "g1", "c/d"}, {"attach", "g1", "../c"},
 		{"attach", "g1", "ä"}, {"attach", "g1", long}, {"attach", "g1"}, {"attach", "g1", ".c"}, {"attach", "g1", ""},
 		{"detach", "g1", ""}, {"detach", "", "c"}, {"detach", "g1", "c d"},
-		{"hydrate", "start", ""}, {"hydrate", "pause", "c/../d"}, {"hydrate", "rate", "\x1b[2J", "1M"}, {"restart", "a%2fb"},
+		{"hydrate", "start", ""}, {"hydrate", "pause", "c/../d"}, {"hydrate", "rate", "\x1b[2J", "1M"}, {"volume", "restart", "a%2fb"},
 		{"hydrate", "rate", "c", "99999999999999999999"}, {"hydrate", "rate", "c", "8E"}, {"hydrate", "rate", "c", "many"},
 		{"attach", "g1", "c", "--rate", "16E"}, {"status", "--watch", "--interval", "1ns"}, {"status", "--watch", "--interval", "-1s"},
 	} {

@@ -30,11 +30,12 @@ func (c *StoreDeleteCmd) Run(env *Env) error {
 	if c.Name == "" && c.UUID == "" && !c.Yes {
 		return exitError{errors.New("say which volume's store is meant: --name VOLUME or --uuid UUID; or --yes"), exitUsage}
 	}
-	path, err := filepath.EvalSymlinks(c.Store)
-	if err != nil {
+	if st, err := os.Lstat(c.Store); err != nil {
 		return err
+	} else if to, lerr := os.Stat(c.Store); st.Mode()&os.ModeSymlink != 0 && lerr == nil && to.Mode().IsRegular() {
+		return exitError{fmt.Errorf("%s: is a symbolic link: give the file itself", c.Store), exitUsage}
 	}
-	dev, err := openAlone(env.Context, path)
+	dev, err := openAlone(env.Context, c.Store)
 	if err != nil {
 		return err
 	}
@@ -52,11 +53,17 @@ func (c *StoreDeleteCmd) Run(env *Env) error {
 	}
 	_ = os.Remove(engine.CachePath(filepath.Join(env.RunDir, "cache"), h.UUID)) // of an engine that died
 	if !dev.IsBlockDevice() {
-		if err := unlink(dev, path); err != nil {
+		if err := unlink(dev, c.Store); err != nil {
 			return err
 		}
 	}
-	fmt.Fprintf(env.Stderr, "%s: the store of volume %s (%s) is deleted\n", c.Store, h.Name, h.UUID)
+	if env.JSON {
+		return printJSON(env, struct {
+			Store   string `json:"store"`
+			Deleted string `json:"deleted"`
+		}{c.Store, h.Name})
+	}
+	fmt.Fprintf(env.Stdout, "%s: volume %s deleted\n", c.Store, h.Name)
 	return nil
 }
 
@@ -70,7 +77,7 @@ func (c *StoreDeleteCmd) isMeant(h *cowfmt.Header) error {
 			return exitError{fmt.Errorf("--uuid %q: %w", c.UUID, err), exitUsage}
 		}
 		if id != h.UUID {
-			return fmt.Errorf("%s: holds volume %s with UUID %s, not %s", c.Store, h.Name, h.UUID, id)
+			return fmt.Errorf("%s: holds the store %s of volume %s, not %s", c.Store, h.UUID, h.Name, id)
 		}
 	}
 	return nil

@@ -105,6 +105,9 @@ func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
 		return err
 	}
 	defer dev.Close()
+	if err := store.HasRoom(dev.Info(), h); err != nil {
+		return err
+	}
 	if err := c.makeRoom(env, dev); err != nil {
 		return err
 	}

@@ -44,12 +44,17 @@ func (c *StoreScanCmd) Run(env *Env) error {
 	}
 	crew := newCrew(c.Timeout)
 	defer crew.end()
-	answers := crew.look(env.Context, c.Paths)
+	given := crew.look(env.Context, c.Paths)
 	var files []string
-	for _, a := range answers {
+	for _, a := range given {
 		files = append(files, a.Files...)
 	}
-	answers = append(answers, crew.look(env.Context, files)...)
+	inFolders := crew.look(env.Context, files)
+	var answers []looked
+	for _, a := range given {
+		answers = append(append(answers, a), inFolders[:len(a.Files)]...)
+		inFolders = inFolders[len(a.Files):]
+	}
 	if err := env.Context.Err(); err != nil {
 		return err
 	}
@@ -105,7 +110,6 @@ func gather(answers []looked) (stores []scanned, others int) {
 		}
 		stores = append(stores, s)
 	}
-	slices.SortStableFunc(stores, func(a, b scanned) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Path, b.Path)) })
 	return stores, others
 }
 

@@ -112,12 +112,13 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 		volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
 		connError: errors.New("not tried yet"), started: time.Now(),
 	}
-	defer d.tasks.Wait()
 	defer cancel()
 	if err := d.openInventory(ctx); err != nil {
 		return err
 	}
-	defer d.inventory.Close()
+	defer d.inventory.Close() // once nothing uses it
+	defer d.tasks.Wait()
+	defer cancel()
 	if err := d.adopt(); err != nil {
 		return err
 	}
@@ -183,6 +184,7 @@ func (d *Daemon) Connected(c libvirtx.Conn) {
 	if len(d.domains) == 0 {
 		d.tasks.Go(func() { d.stopOrphans(d.root) })
 	}
+	d.tasks.Go(func() { d.inventory.Recover(d.root) }) // what needs libvirt's pools
 }
 
 // Event looks at the domain it is about.

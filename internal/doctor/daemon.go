@@ -86,7 +86,7 @@ func engines(_ context.Context, h *Host) []Finding {
 	if old != nil {
 		found = append(found, Finding{
 			Result: Warning, Seen: fmt.Sprintf("%d of %d run an old binary: %s", len(old), running, some(old)),
-			Why: "what the upgrade mends is not in effect for them", Mend: "virt-cow restart --old # one at a time; guests do not notice",
+			Why: "what the upgrade mends is not in effect for them", Mend: "virt-cow volume restart --old # one at a time; guests do not notice",
 		})
 	}
 	if found != nil {

@@ -250,7 +250,7 @@ func TestFindings(t *testing.T) {
 			h.file("/etc/lvm/devices/system.devices", "")
 		}, OK, "system.devices"},
 		{"engines", "well", func(*host) {}, OK, "1 run"},
-		{"engines", "old", func(h *host) { h.status.Volumes[0].Old = true }, Warning, "virt-cow restart --old"},
+		{"engines", "old", func(h *host) { h.status.Volumes[0].Old = true }, Warning, "virt-cow volume restart --old"},
 		{"engines", "flush", func(h *host) { h.status.Volumes[0].Engine.Error = "input/output error" }, Problem, "FLUSH fails"},
 		{"engines", "hydration", func(h *host) {
 			h.status.Volumes[0].Engine.Hydration = &api.Hydration{State: api.HydrationFailed, Error: "bad sector"}

@@ -77,6 +77,7 @@ func (h *Host) notLoaded(ours string, info os.FileInfo, all []string) *Finding {
 	if !ok {
 		return nil
 	}
+	began = began.Add(time.Second) // the kernel tells when it booted in whole seconds
 	changed := ctime(info)
 	if !changed.After(began) {
 		return nil

@@ -99,7 +99,7 @@ func ioUring(_ context.Context, h *Host) []Finding {
 	return []Finding{{
 		Result: Warning, Seen: "kernel.io_uring_disabled is " + value,
 		Why:  "engines then serve with one thread a request, which costs several times the processor time",
-		Mend: "echo kernel.io_uring_disabled=0 >/etc/sysctl.d/50-virt-cow.conf && sysctl --system && virt-cow restart --all",
+		Mend: "echo kernel.io_uring_disabled=0 >/etc/sysctl.d/50-virt-cow.conf && sysctl --system && virt-cow volume restart --all",
 	}}
 }
 

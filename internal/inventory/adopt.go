@@ -30,6 +30,11 @@ func (inv *Inventory) Adopt(ctx context.Context, r api.AdoptRequest) (api.Volume
 	if err := inv.devices.stable(path); err != nil {
 		return api.VolumeInfo{}, err
 	}
+	if _, block := blockDevice(path); !block { // a link to a device is its stable name, one to a file is not the file
+		if file, err := filepath.EvalSymlinks(path); err == nil {
+			path = file
+		}
+	}
 	there, err := inv.look(ctx, path)
 	switch {
 	case err != nil:

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -520,4 +521,54 @@ func TestHangingProgram(t *testing.T) {
 	r.ops.Release(everything)
 	r.program.path = testProgram
 	r.delete("v")
+}
+
+// A raw disk has clones too: the volume that writes to it must not be served before they are cut loose. Its state store
+// is not what they need, so it may go.
+func TestClonesOfARawDisk(t *testing.T) {
+	r := newRig(t)
+	raw := r.raw("disk.raw", mib)
+	if _, err := r.Adopt(ctx, api.AdoptRequest{Raw: raw, Name: "disk"}); err != nil {
+		t.Fatal(err)
+	}
+	r.create(api.CreateRequest{Name: "a", From: "disk"})
+	r.create(api.CreateRequest{Name: "b", Master: raw})
+	wants(t, "clones", r.Clones("disk"), []string{"a", "b"})
+	hydrate(t, r, "a")
+	if err := r.CutLoose("a"); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "clones", r.Clones("disk"), []string{"b"})
+	r.delete("disk")
+}
+
+// A master that hangs, of any volume, holds up no other volume for long, nor does it cost a thread each time.
+func TestClonesWithAMasterThatHangs(t *testing.T) {
+	r := newRig(t)
+	v := r.create(api.CreateRequest{Name: "v"})
+	r.create(api.CreateRequest{Name: "a", From: "v"})
+	dead := r.create(api.CreateRequest{Name: "dead"})
+	r.create(api.CreateRequest{Name: "b", From: "dead"})
+	r.create(api.CreateRequest{Name: "c", From: "dead"})
+	link := r.path("link.vcow")
+	if err := os.Symlink(v.Store, link); err != nil {
+		t.Fatal(err)
+	}
+	r.create(api.CreateRequest{Name: "d", Master: "store:" + link})
+	hang := make(chan struct{})
+	var stuck atomic.Int32
+	r.looks.at = func(path string) (thing, bool) {
+		if path == dead.Store {
+			stuck.Add(1)
+			<-hang
+		}
+		return thingAt(path)
+	}
+	for range 3 {
+		wants(t, "clones", r.Clones("v"), []string{"a", "d"})
+	}
+	if n := stuck.Load(); n != 1 {
+		t.Errorf("%d goroutines hang", n)
+	}
+	close(hang)
 }

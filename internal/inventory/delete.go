@@ -73,7 +73,7 @@ func (inv *Inventory) mayDelete(ctx context.Context, e catalogue.Entry, keepStor
 	if err := inv.unused(e.Name); err != nil {
 		return err
 	}
-	if !keepStore {
+	if !keepStore && e.Origin == "" { // a raw disk stays, and is what its clones need
 		if err := inv.noClones(ctx, e); err != nil {
 			return err
 		}

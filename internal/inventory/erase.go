@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/catalogue"
@@ -85,26 +87,69 @@ func (inv *Inventory) eraseStore(ctx context.Context, lock *os.File, e catalogue
 	if e.Store == "" {
 		return nil
 	}
-	// A killed `store create` leaves its temporary file: the UUID in its name is this volume's alone.
-	tmp := temporary(e.Store, e.UUID)
-	if _, err := os.Lstat(tmp); err == nil {
-		if err := os.Remove(tmp); err != nil {
-			return err
-		}
-	}
 	there, err := inv.look(ctx, e.Store)
 	switch {
 	case err != nil:
 		return err
-	case there == nil:
-		return nil
-	case there.UUID != e.UUID && e.Made:
+	case there != nil && there.UUID != e.UUID && e.Made:
 		return fmt.Errorf("%s, which %s made for this volume, holds the store of volume %s now: nothing was deleted; "+
 			"`virt-cow volume delete --keep-store %s` forgets this one", e.Store, placeName(e), there.Name, e.Name)
-	case there.UUID != e.UUID:
+	case there != nil && there.UUID == e.UUID:
+		if _, block := blockDevice(e.Store); block {
+			return inv.deleteStore(ctx, lock, e, e.Store)
+		}
+		// Under a name that is this volume's alone: what a crash leaves of it is known for what it is.
+		if err := setAside(e); err != nil {
+			return err
+		}
+	}
+	return inv.eraseAside(ctx, lock, e)
+}
+
+func (inv *Inventory) deleteStore(ctx context.Context, lock *os.File, e catalogue.Entry, path string) error {
+	return inv.call(ctx, nil, lock, "store", "delete", "--uuid", e.UUID, "--", path)
+}
+
+// setAside gives a volume's file its temporary name, durably.
+func setAside(e catalogue.Entry) error {
+	tmp := temporary(e.Store, e.UUID)
+	// Both are one file if `store create` was killed between two steps: then a rename would do nothing.
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return rename(e.Store, tmp)
+}
+
+// eraseAside removes what has the volume's temporary name: a store that a killed `store create` did not end, or one
+// that was set aside.
+func (inv *Inventory) eraseAside(ctx context.Context, lock *os.File, e catalogue.Entry) error {
+	tmp := temporary(e.Store, e.UUID)
+	if _, err := os.Lstat(tmp); err != nil {
 		return nil
 	}
-	return inv.call(ctx, nil, lock, "store", "delete", "--uuid", e.UUID, "--", e.Store)
+	there, err := inv.look(ctx, tmp)
+	switch {
+	case err == nil && there != nil && there.UUID == e.UUID:
+		err := inv.deleteStore(ctx, lock, e, tmp)
+		if _, taken := os.Lstat(e.Store); errors.Is(err, ErrInUse) && taken != nil {
+			err = errors.Join(err, rename(tmp, e.Store))
+		}
+		return err
+	case err != nil && e.State == catalogue.Deleting:
+		return err
+	}
+	return os.Remove(tmp)
+}
+
+func rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // note records why an entry is still there.

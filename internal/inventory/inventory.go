@@ -89,6 +89,7 @@ type Inventory struct {
 	devices devices
 	ops     *semaphore.Weighted
 	holds   holds
+	looks   looks
 }
 
 // everything excludes all operations from ops.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/catalogue"
 )
 
 // The child process does what the variable says in the folder childDir and is killed at a step: a run of the
@@ -230,5 +231,68 @@ func TestProcessOfAnEarlierDaemon(t *testing.T) {
 		t.Errorf("after %v: %+v", time.Since(begin), l)
 	}
 	f.Close()
+	r.delete("v")
+}
+
+// The program itself was killed, between any two of its steps: whatever it left under the volume's temporary name.
+func TestProgramKilledWhileDeleting(t *testing.T) {
+	for what, leave := range map[string]func(t *testing.T, r *rig, tmp string){
+		"nothing done":  func(*testing.T, *rig, string) {},
+		"header erased": func(t *testing.T, r *rig, tmp string) { wipe(t, tmp) },
+		"gone": func(t *testing.T, r *rig, tmp string) {
+			if err := os.Remove(tmp); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			r := newRig(t)
+			r.create(api.CreateRequest{Name: "v"})
+			e := ready(t, r, "v")
+			e.State = catalogue.Deleting
+			if err := errors.Join(r.cat.Update(e), setAside(e)); err != nil {
+				t.Fatal(err)
+			}
+			leave(t, r, temporary(e.Store, e.UUID))
+			r.reopen()
+			wants(t, "left", append(tree(t, r.path("stores")), tree(t, r.path("state/volumes"))...), nil)
+		})
+	}
+}
+
+func wipe(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(make([]byte, mib), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A store that turns out to be in use gets its name back, and the volume is as it was.
+func TestSetAsideWhileServed(t *testing.T) {
+	r := newRig(t)
+	v := r.create(api.CreateRequest{Name: "v"})
+	s := serve(t, r, "v")
+	_, err := r.Delete(ctx, "v", api.DeleteRequest{})
+	refused(t, err, ErrInUse)
+	wants(t, "stores", tree(t, r.path("stores")), []string{"v.vcow"})
+	e := ready(t, r, "v")
+	e.State = catalogue.Deleting
+	if err := errors.Join(r.cat.Update(e), setAside(e)); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	wants(t, "stores", tree(t, r.path("stores")), []string{"v.vcow"})
+	if e := ready(t, r, "v"); e.UUID != v.UUID {
+		t.Errorf("%+v", e)
+	}
+	s.stop()
+	if got, err := r.Show(ctx, "v"); err != nil || got != v {
+		t.Errorf("%+v %v", got, err)
+	}
 	r.delete("v")
 }

@@ -93,12 +93,12 @@ func (inv *Inventory) ByStore(path string) (catalogue.Entry, bool) {
 	if e, ok := inv.cat.ByStore(path); ok {
 		return e, true
 	}
-	at, ok := thingAt(path)
+	at, ok := inv.looks.thingAt(path)
 	if !ok {
 		return catalogue.Entry{}, false
 	}
 	for _, e := range inv.cat.All() {
-		if there, ok := thingAt(e.Store); ok && there == at {
+		if there, ok := inv.looks.thingAt(e.Store); ok && there == at {
 			return e, true
 		}
 	}
@@ -138,16 +138,32 @@ func (inv *Inventory) Devices(e catalogue.Entry) []string {
 	return devices
 }
 
-// Clones are the volumes that need this one's store as their master, as far as this host's catalogue knows. The
-// store must not be written to as long as there are any.
+// Clones are the volumes that need this one's store, or its raw disk, as their master, as far as this host's catalogue
+// knows. It must not be written to as long as there are any. A master on a file system that hangs is not waited for: it
+// is none that could be served now.
 func (inv *Inventory) Clones(name string) []string {
 	e, err := inv.cat.ByName(name)
 	if err != nil || e.Store == "" {
 		return nil
 	}
+	writes := map[string]string{"store": e.Store}
+	if e.Origin != "" {
+		writes = map[string]string{"raw": e.Origin}
+	}
 	var names []string
+	same := map[string]bool{} // by master: many clones share one
 	for _, c := range inv.cat.All() {
-		if path, ok := strings.CutPrefix(c.Master, "store:"); ok && !c.CutLoose && sameThing(path, e.Store) {
+		scheme, path, _ := strings.Cut(c.Master, ":")
+		own := writes[scheme]
+		if own == "" || c.CutLoose {
+			continue
+		}
+		is, known := same[c.Master]
+		if !known {
+			is = inv.looks.sameThing(path, own)
+			same[c.Master] = is
+		}
+		if is {
 			names = append(names, c.Name)
 		}
 	}

@@ -1,7 +1,6 @@
 package libvirtx
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/google/uuid"
@@ -33,6 +32,7 @@ func DiskXML(s Spec, version uint64) (string, error) {
 		},
 		Source: &libvirtxml.DomainDiskSource{Network: &libvirtxml.DomainDiskSourceNetwork{
 			Protocol: "nbd",
+			Name:     s.Volume, // libvirt 9.0 loses the I/O error events of a source without a name
 			Hosts:    []libvirtxml.DomainDiskSourceHost{{Transport: "unix", Socket: s.Socket}},
 		}},
 		Target: &libvirtxml.DomainDiskTarget{Dev: s.Target, Bus: s.Bus},
@@ -60,22 +60,15 @@ func Serial(id uuid.UUID) string { return strings.ReplaceAll(id.String(), "-", "
 // Disk is a disk a domain has.
 type Disk struct {
 	Target string
-	Socket string // of its NBD server, "" for any other kind
+	Socket string // of its NBD server, clean and under /run; "" for any other kind
 	Source string // file or block device, "" for any other kind
-	Alias  string
+	Alias  string // "" for one without, as in a stored definition
 }
 
 // Disks reads the disks of a domain from its XML, ours and others.
 func Disks(domainXML string) ([]Disk, error) {
-	var d libvirtxml.Domain
-	if err := d.Unmarshal(domainXML); err != nil {
-		return nil, fmt.Errorf("domain XML: %w", err)
-	}
-	if d.Devices == nil {
-		return nil, nil
-	}
-	disks := make([]Disk, 0, len(d.Devices.Disks))
-	for _, x := range d.Devices.Disks {
+	var disks []Disk
+	_, err := walk([]byte(domainXML), func(x libvirtxml.DomainDisk) {
 		disk := Disk{Socket: nbdSocket(x), Source: localSource(x)}
 		if x.Target != nil {
 			disk.Target = x.Target.Dev
@@ -84,6 +77,9 @@ func Disks(domainXML string) ([]Disk, error) {
 			disk.Alias = x.Alias.Name
 		}
 		disks = append(disks, disk)
+	})
+	if err != nil {
+		return nil, err
 	}
 	return disks, nil
 }
@@ -94,7 +90,7 @@ func nbdSocket(x libvirtxml.DomainDisk) string {
 	}
 	for _, h := range x.Source.Network.Hosts {
 		if h.Transport == "unix" {
-			return h.Socket
+			return cleanPath(h.Socket)
 		}
 	}
 	return ""

@@ -17,6 +17,8 @@ var (
 	ErrNoDevice = errors.New("no such device")
 	// ErrNoSlot says that no free PCI slot is left to plug a disk into.
 	ErrNoSlot = errors.New("no free PCI slot for another disk: give the domain more <controller type='pci' model='pcie-root-port'/>, it needs a restart")
+	// ErrNoController says that a domain has no SCSI controller.
+	ErrNoController = errors.New("no SCSI controller: give the domain <controller type='scsi' model='virtio-scsi'/>, virsh attach-device --live --config plugs it in, or use another bus")
 	// ErrNoMetadata says that a domain has no element of ours. Metadata returns "" instead.
 	ErrNoMetadata = errors.New("no metadata element of virt-cow")
 	// ErrNoPool says that libvirt knows no such storage pool.

@@ -77,9 +77,9 @@ type Conn interface {
 	// SetMetadata replaces the whole element, live and stored, as far as the domain has each; "" removes it. Of
 	// two at once the last one wins: only one may set a domain's element.
 	SetMetadata(ctx context.Context, d Domain, xml string) error
-	// Attach plugs a device into a running domain; the stored definition stays as it is.
+	// Attach plugs a disk into a running domain; the stored definition stays as it is. ErrNoSlot, ErrNoController.
 	Attach(ctx context.Context, d Domain, xml string) error
-	// Detach asks the guest to let go of a device. DeviceRemoved tells that it did.
+	// Detach asks the guest to let go of a device. DeviceRemoved tells that it did. ErrNoDevice.
 	Detach(ctx context.Context, d Domain, alias string) error
 	Resume(ctx context.Context, d Domain) error
 

@@ -56,6 +56,9 @@ func VolumeOf(socket, runDir string) string {
 
 // cleanPath gives two names of one socket the same form: /var/run is a link to /run wherever libvirt runs.
 func cleanPath(path string) string {
+	if path == "" {
+		return ""
+	}
 	path = filepath.Clean(path)
 	if rest, ok := strings.CutPrefix(path, "/var/run"); ok && (rest == "" || rest[0] == '/') {
 		return "/run" + rest

@@ -59,9 +59,6 @@ func (s *Session) Err() error {
 	return s.err
 }
 
-// Doubt gets a value when a call was given up: libvirtd may hang.
-func (s *Session) Doubt() <-chan struct{} { return s.doubt }
-
 // Events is what Deliver was given, and is closed when the session ended.
 func (s *Session) Events() <-chan Event { return s.events }
 
@@ -107,9 +104,51 @@ func (s *Session) pass() {
 	}
 }
 
+// Watch asks libvirtd whether it is alive, when a call was given up and when nothing came from it for a while, and
+// ends the session when it is not. signs counts what comes: anything is an answer, for libvirtd may be at work
+// on earlier calls. It returns when the session ended.
+func (s *Session) Watch(k Keepalive, signs func() int64, ask func()) {
+	tick := time.NewTicker(k.Interval)
+	defer tick.Stop()
+	for seen := int64(-1); ; seen = signs() {
+		select {
+		case <-s.gone:
+			return
+		case <-s.doubt:
+		case <-tick.C:
+			if now := signs(); seen >= 0 && seen != now {
+				continue
+			}
+		}
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			ask()
+		}()
+		s.await(answered, signs, k.Timeout)
+	}
+}
+
+// await waits for an answer for as long as anything comes at all.
+func (s *Session) await(answered <-chan struct{}, signs func() int64, timeout time.Duration) {
+	for {
+		seen := signs()
+		select {
+		case <-s.gone:
+			return
+		case <-answered:
+			return
+		case <-time.After(timeout):
+		}
+		if signs() == seen {
+			s.End(fmt.Sprintf("dropped: libvirtd did not answer for %s", timeout))
+		}
+	}
+}
+
 // Do runs one call of a driver's library and waits for it no longer than ctx, CallTimeout and the session last.
 // Neither library can take a call back: one that is given up goes on in a goroutine of its own until it is
-// answered or the connection is closed, and Doubt tells of it. Errors say what was called.
+// answered or the connection is closed, and has Watch ask. Errors say what was called.
 func Do[T any](ctx context.Context, s *Session, what string, f func() (T, error)) (T, error) {
 	v, err := do(ctx, s, f)
 	if err != nil {

@@ -1,6 +1,7 @@
 package libvirtx
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ func TestDiskXMLByLibvirtVersion(t *testing.T) {
 			t.Errorf("libvirt %d: reconnect should be there: %v\n%s", version, reconnect, x)
 		}
 		for _, want := range []string{`error_policy="stop"`, `rerror_policy="stop"`, `cache="none"`, `discard="unmap"`, `type="raw"`,
-			`socket="/run/virt-cow/web1.sock"`, `dev="vdc" bus="virtio"`, `<serial>0123456789abcdef0123</serial>`, `name="ua-virt-cow-web1"`} {
+			`protocol="nbd" name="web1"`, `socket="/run/virt-cow/web1.sock"`, `dev="vdc" bus="virtio"`, `<serial>0123456789abcdef0123</serial>`, `name="ua-virt-cow-web1"`} {
 			if !strings.Contains(x, want) {
 				t.Errorf("no %s in %s", want, x)
 			}
@@ -94,5 +95,21 @@ func TestDisksOfADomain(t *testing.T) {
 	want := []Disk{{Target: "vda"}, {Target: "vdb", Socket: "/run/a.sock", Alias: "ua-virt-cow-a"}, {Target: "vdc"}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("%v %v", got, err)
+	}
+}
+
+// Disks as users write them for booting: no alias, a socket by another of its names; and disks of other kinds.
+func TestDisksOfAStoredDefinition(t *testing.T) {
+	x := namedXML(
+		`<disk type='network' device='disk'><source protocol='nbd'><host transport='unix' socket='/var/run//virt-cow/a.sock'/></source><target dev='vda'/></disk>`,
+		`<disk type='file' device='cdrom'><target dev='sda'/><alias name='ua-x'/></disk>`,
+		`<disk type='network' device='disk'><source protocol='rbd' name='p/i'><host name='h' port='1'/></source><target dev='vdc'/></disk>`,
+	)
+	want := []Disk{{Target: "vda", Socket: "/run/virt-cow/a.sock"}, {Target: "sda", Alias: "ua-x"}, {Target: "vdc"}}
+	if got, err := Disks(x); err != nil || !slices.Equal(got, want) {
+		t.Fatal(got, err)
+	}
+	if _, err := Disks("<domain"); !errors.Is(err, ErrBadXML) {
+		t.Fatal(err)
 	}
 }

@@ -53,11 +53,20 @@ func (k *control) handler() http.Handler {
 		k.answer(w, nil)
 		k.stop()
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		hurry(w) // what the mux itself answers
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// hurry bounds how long a client may take to read the answer.
+func hurry(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(controlPatience))
 }
 
 // answer sends the status, or the error.
 func (k *control) answer(w http.ResponseWriter, err error) {
+	hurry(w)
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		w.WriteHeader(http.StatusConflict)
@@ -78,6 +87,7 @@ func decode(w http.ResponseWriter, r *http.Request, into any) bool {
 
 // refuse answers a request that makes no sense, whatever the volume is doing.
 func refuse(w http.ResponseWriter, err error) {
+	hurry(w)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadRequest)
 	_ = json.NewEncoder(w).Encode(api.Error{Message: err.Error()})
@@ -190,6 +200,11 @@ func (k *control) status() *api.EngineStatus {
 			WriteBytes: stats.WriteBytes, Copied: stats.Copied, Hydrated: stats.Hydrated,
 			Commits: stats.Commits, Errors: stats.Errors, Refused: k.gate.refused.Load(),
 		},
+	}
+	l := k.server.Latencies()
+	out.IO.Latency = map[string]*api.Histogram{
+		"read": {Counts: l.Read.Counts, Micros: l.Read.Micros}, "write": {Counts: l.Write.Counts, Micros: l.Write.Micros},
+		"flush": {Counts: l.Flush.Counts, Micros: l.Flush.Micros},
 	}
 	if h.Master != nil {
 		out.Master = h.Master.Address

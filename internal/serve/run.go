@@ -9,6 +9,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
+	"golang.org/x/net/netutil"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/engine"
@@ -23,6 +24,13 @@ const (
 
 // drainWait bounds the wait for clients' requests at the end; the volume is closed cleanly all the same.
 const drainWait = 10 * time.Second
+
+// What clients of the control socket may keep busy: connections at once, more wait; and how long each may take to say
+// what it wants, and to read the answer, so that they don't wait for long.
+const (
+	controlConns    = 256
+	controlPatience = 5 * time.Second
+)
 
 // Run serves a volume until the context ends or the control API says stop, then flushes and closes it.
 // ready, if not nil, is called once clients can connect.
@@ -72,11 +80,11 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 	answers := newControl(o.volume, server, gate, c, func() { stop(nil) })
 	control := &http.Server{
 		Handler:           answers.handler(),
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
+		ReadHeaderTimeout: controlPatience, ReadTimeout: controlPatience, IdleTimeout: controlPatience, MaxHeaderBytes: 16 << 10,
 	}
 	defer control.Close()
 	go func() {
-		if err := control.Serve(controlListener); !errors.Is(err, http.ErrServerClosed) {
+		if err := control.Serve(netutil.LimitListener(controlListener, controlConns)); !errors.Is(err, http.ErrServerClosed) {
 			stop(fmt.Errorf("control socket %s: %w", c.Control, err))
 		}
 	}()

@@ -45,9 +45,8 @@ func NewHeader(p Params) (*cowfmt.Header, error) {
 // of the table counts before it was initialised, no chunk before its flag. Until Create returns nil the
 // device holds no store.
 func Create(dev blockdev.Device, h *cowfmt.Header) error {
-	info := dev.Info()
-	if need := h.DataEnd(); info.Size < need {
-		return fmt.Errorf("%s: has %d bytes, a store for %d bytes needs %d", info.Name, info.Size, h.Size, need)
+	if err := HasRoom(dev.Info(), h); err != nil {
+		return err
 	}
 	encoded, err := h.Encode()
 	if err != nil {
@@ -64,6 +63,14 @@ func Create(dev blockdev.Device, h *cowfmt.Header) error {
 		if err := writeHeader(dev, i, encoded); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// HasRoom says whether a device is large enough for a store that is to be made.
+func HasRoom(info blockdev.Info, h *cowfmt.Header) error {
+	if need := h.DataEnd(); info.Size < need {
+		return fmt.Errorf("%s: has %d bytes, a store for %d bytes needs %d", info.Name, info.Size, h.Size, need)
 	}
 	return nil
 }

@@ -27,19 +27,23 @@ func (s *Store) Erase(ctx context.Context, me cowfmt.Owner, how Claiming) error 
 			return err
 		}
 	}
-	// The copies first: a claim that is raised keeps others out until neither is there.
+	// The sector with each copy's magic first: it is there or not, so that a power cut never leaves half a store. A
+	// claim that is raised keeps others out until neither is there.
 	for _, off := range cowfmt.HeaderOffsets {
-		if err := zero(s.dev, off, cowfmt.HeaderSize); err != nil {
-			return fmt.Errorf("erase %s: %w", s.Name(), err)
-		}
-		if err := s.dev.Flush(); err != nil {
-			return fmt.Errorf("erase %s: %w", s.Name(), err)
+		if err := s.wipe(off, int64(s.dev.Info().BlockSize)); err != nil {
+			return err
 		}
 	}
-	if err := zero(s.dev, 0, cowfmt.MetadataSize); err != nil {
-		return fmt.Errorf("erase %s: %w", s.Name(), err)
+	return s.wipe(0, cowfmt.MetadataSize)
+}
+
+// wipe zeroes a part of the store, durably.
+func (s *Store) wipe(off, length int64) error {
+	err := zero(s.dev, off, length)
+	if err == nil {
+		err = s.dev.Flush()
 	}
-	if err := s.dev.Flush(); err != nil {
+	if err != nil {
 		return fmt.Errorf("erase %s: %w", s.Name(), err)
 	}
 	return nil

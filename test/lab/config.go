@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,14 +9,19 @@ import (
 )
 
 // qemuConf lets libvirtd run QEMU without D-Bus, cgroups, AppArmor or virtlogd.
-const qemuConf = `security_driver = "none"
-user = "root"
-group = "root"
+func qemuConf(user string) string {
+	if user == "" {
+		user = "root"
+	}
+	return fmt.Sprintf(`security_driver = "none"
+user = "%[1]s"
+group = "%[1]s"
 namespaces = []
 cgroup_controllers = []
 remember_owner = 0
 stdio_handler = "file"
-`
+`, user)
+}
 
 func libvirtdConf(hostUUID string) string {
 	return fmt.Sprintf(`host_uuid = "%s"
@@ -28,7 +34,7 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 }
 
 // writeConfig fills a host's folder: what is bound over /etc/libvirt, /var/lib, /var/log and /var/cache.
-func writeConfig(dir, hostUUID string) error {
+func writeConfig(dir, hostUUID, qemuUser string) error {
 	for _, d := range []string{"bin", "etc/hooks", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
@@ -45,7 +51,7 @@ func writeConfig(dir, hostUUID string) error {
 	for name, text := range map[string]string{
 		"passwd":            users,
 		"group":             groups,
-		"etc/qemu.conf":     qemuConf,
+		"etc/qemu.conf":     qemuConf(qemuUser),
 		"etc/libvirtd.conf": libvirtdConf(hostUUID),
 		"etc/libvirt.conf":  "",
 	} {
@@ -53,7 +59,11 @@ func writeConfig(dir, hostUUID string) error {
 			return err
 		}
 	}
-	return nil
+	if qemuUser == "" {
+		return nil
+	}
+	// QEMU comes to its files through these, and opens its serial port's log itself.
+	return errors.Join(os.Chmod(dir, 0o711), os.Chmod(filepath.Join(dir, "log/libvirt/qemu"), 0o777))
 }
 
 // withLine is a file of this machine with a user or group added if it has none of that name: libvirtd wants

@@ -75,6 +75,17 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 			return nil, err
 		}
 	}
+	image := k.image
+	if h.qemuUser != "" { // the cache is in somebody's home, and libvirt gives a guest's files to QEMU's user
+		image = filepath.Join(h.Dir, "vmlinuz")
+		b, err := os.ReadFile(k.image)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(image, b, 0o644); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case c.Ports == 0:
 		c.Ports = 6
@@ -85,7 +96,7 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 	var b bytes.Buffer
 	if err := domainXML.Execute(&b, map[string]any{
 		"Name": c.Name, "Metadata": c.Metadata, "Devices": c.Devices, "PortList": make([]int, c.Ports),
-		"Kernel": k.image, "Initrd": initrd, "Log": g.logPath(), "Serial": g.serialPath(),
+		"Kernel": image, "Initrd": initrd, "Log": g.logPath(), "Serial": g.serialPath(),
 	}); err != nil {
 		return nil, err
 	}

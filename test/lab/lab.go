@@ -30,6 +30,8 @@ type Config struct {
 	Name string    // host name, "" for lab
 	Log  io.Writer // gets what the processes started by Start say, nil for nothing
 	Hook string    // the virt-cow that libvirt's hook is to call, "" for no hook
+
+	QEMUUser string // user and group QEMU runs as, "" for root; libvirt-qemu is there
 }
 
 // Host is one hypervisor. Its methods may be called at the same time.
@@ -37,6 +39,7 @@ type Host struct {
 	Name string
 	Dir  string // outside the namespaces: temporary files, removed by Close; the same path is good inside
 
+	qemuUser   string
 	log        io.Writer
 	supervisor *exec.Cmd
 	stdin      io.Closer // ends the supervisor
@@ -66,14 +69,14 @@ func New(ctx context.Context, c Config) (h *Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	h = &Host{Name: c.Name, Dir: dir, log: c.Log}
+	h = &Host{Name: c.Name, Dir: dir, qemuUser: c.QEMUUser, log: c.Log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
 			h = nil
 		}
 	}()
-	if err := writeConfig(dir, uuid.NewString()); err != nil {
+	if err := writeConfig(dir, uuid.NewString(), c.QEMUUser); err != nil {
 		return h, err
 	}
 	if c.Hook != "" {

@@ -15,8 +15,8 @@ import (
 
 // on runs a call on a domain, whose handle the library wants to be looked up.
 func on[T any](ctx context.Context, r *conn, what string, x libvirtx.Domain, f func(*libvirt.Domain) (T, error)) (T, error) {
-	return call(ctx, r, what+" "+x.Name, func() (none T, err error) {
-		d, err := r.c.LookupDomainByUUID(x.UUID[:])
+	return call(ctx, r, what+" "+x.Name, func(c *libvirt.Connect) (none T, err error) {
+		d, err := c.LookupDomainByUUID(x.UUID[:])
 		if err != nil {
 			return none, err
 		}
@@ -32,15 +32,15 @@ func doOn(ctx context.Context, r *conn, what string, x libvirtx.Domain, f func(*
 }
 
 func (r *conn) Version(ctx context.Context) (uint64, error) {
-	return call(ctx, r, "version", func() (uint64, error) {
-		v, err := r.c.GetLibVersion()
+	return call(ctx, r, "version", func(c *libvirt.Connect) (uint64, error) {
+		v, err := c.GetLibVersion()
 		return uint64(v), err
 	})
 }
 
 func (r *conn) Domains(ctx context.Context) ([]libvirtx.Domain, error) {
-	return call(ctx, r, "list domains", func() (out []libvirtx.Domain, err error) {
-		list, err := r.c.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE | libvirt.CONNECT_LIST_DOMAINS_INACTIVE)
+	return call(ctx, r, "list domains", func(c *libvirt.Connect) (out []libvirtx.Domain, err error) {
+		list, err := c.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE | libvirt.CONNECT_LIST_DOMAINS_INACTIVE)
 		for i := range list {
 			x, derr := fromDomain(&list[i])
 			out, err = append(out, x), errors.Join(err, derr)
@@ -51,9 +51,9 @@ func (r *conn) Domains(ctx context.Context) ([]libvirtx.Domain, error) {
 }
 
 func (r *conn) Lookup(ctx context.Context, nameOrUUID string) (libvirtx.Domain, error) {
-	lookup := func(f func() (*libvirt.Domain, error)) (libvirtx.Domain, error) {
-		return call(ctx, r, "look up domain "+nameOrUUID, func() (x libvirtx.Domain, err error) {
-			d, err := f()
+	lookup := func(f func(*libvirt.Connect) (*libvirt.Domain, error)) (libvirtx.Domain, error) {
+		return call(ctx, r, "look up domain "+nameOrUUID, func(c *libvirt.Connect) (x libvirtx.Domain, err error) {
+			d, err := f(c)
 			if err != nil {
 				return x, err
 			}
@@ -61,9 +61,9 @@ func (r *conn) Lookup(ctx context.Context, nameOrUUID string) (libvirtx.Domain, 
 			return fromDomain(d)
 		})
 	}
-	x, err := lookup(func() (*libvirt.Domain, error) { return r.c.LookupDomainByName(nameOrUUID) })
+	x, err := lookup(func(c *libvirt.Connect) (*libvirt.Domain, error) { return c.LookupDomainByName(nameOrUUID) })
 	if id, perr := uuid.Parse(nameOrUUID); errors.Is(err, libvirtx.ErrNoDomain) && perr == nil {
-		x, err = lookup(func() (*libvirt.Domain, error) { return r.c.LookupDomainByUUID(id[:]) })
+		x, err = lookup(func(c *libvirt.Connect) (*libvirt.Domain, error) { return c.LookupDomainByUUID(id[:]) })
 	}
 	return x, err
 }
@@ -120,6 +120,9 @@ func (r *conn) SetMetadata(ctx context.Context, x libvirtx.Domain, xml string) e
 }
 
 func (r *conn) Attach(ctx context.Context, x libvirtx.Domain, xml string) error {
+	if err := libvirtx.CheckBus(ctx, r, x, xml); err != nil {
+		return err
+	}
 	return doOn(ctx, r, "attach disk to", x, func(d *libvirt.Domain) error {
 		return d.AttachDeviceFlags(xml, libvirt.DOMAIN_DEVICE_MODIFY_LIVE)
 	})

@@ -19,13 +19,18 @@ import (
 // conn is a libvirtx.Conn over libvirt's library.
 type conn struct {
 	*libvirtx.Session
-	c         *libvirt.Connect
-	callbacks []int
-
-	mu    sync.Mutex
-	users int  // calls that use c
-	over  bool // no further call may
+	uri       string
+	main      *libvirt.Connect // for events
+	callbacks []int            // of main
+	idle      chan *libvirt.Connect
+	calls     chan struct{} // has one for each call in the library, those given up too
 }
+
+// Connections that are kept for calls, and calls that may be in the library at once.
+const (
+	maxIdle  = 4
+	maxCalls = 20
+)
 
 // startLoop registers libvirt's event loop and runs it for as long as the program lives. It comes before the first
 // connection: one that was opened without it gets neither events nor keepalive.
@@ -105,28 +110,29 @@ func uri(address string) string {
 func open(uri string, k libvirtx.Keepalive) (*conn, error) {
 	c, err := libvirt.NewConnect(uri)
 	if err != nil {
-		return nil, err
+		return nil, plain(err)
 	}
-	r := &conn{Session: libvirtx.NewSession(), c: c}
-	if err := r.setUp(k); err != nil {
+	r := &conn{Session: libvirtx.NewSession(), uri: uri, main: c,
+		idle: make(chan *libvirt.Connect, maxIdle), calls: make(chan struct{}, maxCalls)}
+	go func() {
+		<-r.Gone()
+		r.drain()
+	}()
+	if err := r.setUp(); err != nil {
 		r.End("could not be set up")
-		r.release()
-		return nil, err
+		r.free()
+		return nil, plain(err)
 	}
 	go func() {
 		<-r.Gone()
-		r.release()
+		r.free()
 	}()
+	go r.Watch(k, func() int64 { return 0 }, r.ask)
 	return r, nil
 }
 
-func (r *conn) setUp(k libvirtx.Keepalive) error {
-	interval := max(1, int(k.Interval/time.Second))
-	count := max(1, uint(k.Timeout/k.Interval))
-	if err := r.c.SetKeepAlive(interval, count); err != nil && !unsupported(err) {
-		return err
-	}
-	err := r.c.RegisterCloseCallback(func(_ *libvirt.Connect, reason libvirt.ConnectCloseReason) { r.End(closeReason(reason)) })
+func (r *conn) setUp() error {
+	err := r.main.RegisterCloseCallback(func(_ *libvirt.Connect, reason libvirt.ConnectCloseReason) { r.End(closeReason(reason)) })
 	if err != nil && !unsupported(err) { // a driver within this process, such as test, has no connection to close
 		return err
 	}
@@ -142,86 +148,115 @@ func closeReason(reason libvirt.ConnectCloseReason) string {
 	switch reason {
 	case libvirt.CONNECT_CLOSE_REASON_EOF:
 		return "libvirtd closed it"
-	case libvirt.CONNECT_CLOSE_REASON_KEEPALIVE:
-		return "dropped: libvirtd did not answer"
 	case libvirt.CONNECT_CLOSE_REASON_CLIENT:
 		return "closed"
 	}
 	return "an I/O error"
 }
 
-// call runs one call under the session.
-func call[T any](ctx context.Context, r *conn, what string, f func() (T, error)) (T, error) {
+// call runs one call under the session, on a connection of its own.
+func call[T any](ctx context.Context, r *conn, what string, f func(*libvirt.Connect) (T, error)) (T, error) {
 	return libvirtx.Do(ctx, r.Session, what, func() (none T, err error) {
-		if !r.use() {
-			return none, r.Err()
+		select {
+		case r.calls <- struct{}{}:
+			defer func() { <-r.calls }()
+		default:
+			return none, fmt.Errorf("%w: it still works on %d earlier calls", libvirtx.ErrNoAnswer, maxCalls)
 		}
-		defer r.unuse()
-		v, err := f()
-		return v, r.known(err)
+		c, err := r.take()
+		if err != nil {
+			return none, err
+		}
+		defer r.give(c)
+		v, err := f(c)
+		return v, r.known(c, err)
 	})
 }
 
-// do is call for what returns nothing.
-func do(ctx context.Context, r *conn, what string, f func() error) error {
-	_, err := call(ctx, r, what, func() (none struct{}, err error) { return none, f() })
-	return err
+// ask is a question libvirtd answers at once.
+func (r *conn) ask() {
+	c, err := r.take()
+	if err != nil {
+		return
+	}
+	defer r.give(c)
+	_, err = c.GetLibVersion()
+	_ = r.known(c, err) // that it came back is enough
+}
+
+// take gets a connection for a call. That none can be had while the main one is there is a reason to begin anew.
+func (r *conn) take() (*libvirt.Connect, error) {
+	select {
+	case c := <-r.idle:
+		return c, nil
+	default:
+	}
+	c, err := libvirt.NewConnect(r.uri)
+	if err != nil {
+		r.End(plain(err).Error())
+		return nil, r.Err()
+	}
+	return c, nil
+}
+
+// give keeps a connection for the next call.
+func (r *conn) give(c *libvirt.Connect) {
+	select {
+	case r.idle <- c:
+	default:
+		c.Close()
+	}
+	select {
+	case <-r.Gone(): // perhaps drained before
+		r.drain()
+	default:
+	}
+}
+
+func (r *conn) drain() {
+	for {
+		select {
+		case c := <-r.idle:
+			c.Close()
+		default:
+			return
+		}
+	}
 }
 
 // known gives libvirt's errors their sentinels.
-func (r *conn) known(err error) error {
+func (r *conn) known(c *libvirt.Connect, err error) error {
 	var le libvirt.Error
 	if err == nil || !errors.As(err, &le) {
 		return err
 	}
-	if alive, aerr := r.c.IsAlive(); aerr != nil || !alive {
+	if alive, aerr := c.IsAlive(); aerr != nil || !alive {
 		r.End(le.Message)
 		return r.Err()
 	}
-	return libvirtx.Known(errors.New(le.Message), int(le.Code), le.Message)
+	return libvirtx.Known(plain(err), int(le.Code), le.Message)
 }
 
-func (r *conn) use() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.over {
-		r.users++
+// plain is libvirt's error in its own words alone.
+func plain(err error) error {
+	var le libvirt.Error
+	if errors.As(err, &le) {
+		return errors.New(le.Message)
 	}
-	return !r.over
+	return err
 }
 
-func (r *conn) unuse() {
-	r.mu.Lock()
-	r.users--
-	last := r.over && r.users == 0
-	r.mu.Unlock()
-	if last {
-		r.free()
-	}
-}
-
-// release lets go of the connection as soon as the last call came back.
-func (r *conn) release() {
-	r.mu.Lock()
-	last := !r.over && r.users == 0
-	r.over = true
-	r.mu.Unlock()
-	if last {
-		r.free()
-	}
-}
-
-// free returns what the library holds: subscriptions and the close callback each keep the connection open. Errors
-// are those of a connection that is gone anyway.
+// free returns what the library holds: subscriptions and the close callback each keep the connection open. It waits
+// for libvirtd. Errors are those of a connection that is gone anyway.
 func (r *conn) free() {
 	for _, id := range r.callbacks {
-		r.c.DomainEventDeregister(id)
+		r.main.DomainEventDeregister(id)
 	}
-	r.c.UnregisterCloseCallback()
-	r.c.Close()
+	r.main.UnregisterCloseCallback()
+	r.main.Close()
 }
 
-// Close ends the session at once; the connection itself is closed behind the caller's back, for that waits for libvirtd.
+// Close ends the session at once; the connections are closed behind the caller's back, for that waits for libvirtd.
 func (r *conn) Close() error {
 	r.End("closed")
 	return nil

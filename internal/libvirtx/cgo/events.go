@@ -13,35 +13,35 @@ import (
 func (r *conn) subscribe() error {
 	for _, register := range []func() (int, error){
 		func() (int, error) {
-			return r.c.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
+			return r.main.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
 				r.deliver(d, func(x libvirtx.Domain) libvirtx.Event {
 					return libvirtx.Lifecycle{Domain: x, What: libvirtx.What(e.Event), Detail: int32(e.Detail)}
 				})
 			})
 		},
 		func() (int, error) {
-			return r.c.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceRemoved) {
+			return r.main.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceRemoved) {
 				r.deliver(d, func(x libvirtx.Domain) libvirtx.Event {
 					return libvirtx.DeviceRemoved{Domain: x, Alias: e.DevAlias}
 				})
 			})
 		},
 		func() (int, error) {
-			return r.c.DomainEventDeviceRemovalFailedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceRemovalFailed) {
+			return r.main.DomainEventDeviceRemovalFailedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceRemovalFailed) {
 				r.deliver(d, func(x libvirtx.Domain) libvirtx.Event {
 					return libvirtx.DeviceRemovalFailed{Domain: x, Alias: e.DevAlias}
 				})
 			})
 		},
 		func() (int, error) {
-			return r.c.DomainEventMetadataChangeRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventMetadataChange) {
+			return r.main.DomainEventMetadataChangeRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventMetadataChange) {
 				r.deliver(d, func(x libvirtx.Domain) libvirtx.Event {
 					return libvirtx.MetadataChanged{Domain: x, Namespace: e.NSURI}
 				})
 			})
 		},
 		func() (int, error) {
-			return r.c.DomainEventIOErrorReasonRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventIOErrorReason) {
+			return r.main.DomainEventIOErrorReasonRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventIOErrorReason) {
 				r.deliver(d, func(x libvirtx.Domain) libvirtx.Event {
 					return libvirtx.IOError{Domain: x, Alias: e.DevAlias, Reason: e.Reason}
 				})

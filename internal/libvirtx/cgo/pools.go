@@ -27,8 +27,8 @@ type pools struct{ r *conn }
 
 // in runs a call on a pool.
 func in[T any](ctx context.Context, r *conn, what, pool string, f func(*libvirt.StoragePool) (T, error)) (T, error) {
-	return call(ctx, r, what, func() (none T, err error) {
-		p, err := r.c.LookupStoragePoolByName(pool)
+	return call(ctx, r, what, func(c *libvirt.Connect) (none T, err error) {
+		p, err := c.LookupStoragePoolByName(pool)
 		if err != nil {
 			return none, err
 		}

@@ -107,6 +107,9 @@ func (r *conn) SetMetadata(ctx context.Context, d libvirtx.Domain, xml string) e
 }
 
 func (r *conn) Attach(ctx context.Context, d libvirtx.Domain, xml string) error {
+	if err := libvirtx.CheckBus(ctx, r, d, xml); err != nil {
+		return err
+	}
 	return do(ctx, r, "attach disk to "+d.Name, func() error {
 		return r.l.DomainAttachDeviceFlags(toDomain(d), xml, uint32(libvirt.DomainAffectLive))
 	})

@@ -17,7 +17,6 @@ import (
 	"net"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
@@ -64,7 +63,10 @@ func DialKeepalive(ctx context.Context, path string, k libvirtx.Keepalive) (libv
 		r.End("could not be set up")
 		return nil, fmt.Errorf("libvirt at %s: %w", path, err)
 	}
-	go r.probe(k)
+	go r.Watch(k, r.socket.read.Load, func() {
+		_, err := r.l.ConnectGetLibVersion()
+		_ = r.known(err) // that it came back is enough
+	})
 	return r, nil
 }
 
@@ -96,51 +98,6 @@ func (r *conn) known(err error) error {
 		return r.Err()
 	}
 	return err
-}
-
-// probe asks libvirtd whether it is alive, when a call was given up and when nothing came from it for a while.
-// Anything it sends is an answer: it may be at work on earlier calls.
-func (r *conn) probe(k libvirtx.Keepalive) {
-	tick := time.NewTicker(k.Interval)
-	defer tick.Stop()
-	for seen := int64(0); ; seen = r.socket.read.Load() {
-		select {
-		case <-r.Gone():
-			return
-		case <-r.Doubt():
-		case <-tick.C:
-			if seen != r.socket.read.Load() {
-				continue
-			}
-		}
-		answered := make(chan struct{})
-		go func() {
-			defer close(answered)
-			_, err := r.l.ConnectGetLibVersion()
-			_ = r.known(err) // that it came back is enough
-		}()
-		if !r.await(answered, k.Timeout) {
-			return
-		}
-	}
-}
-
-// await waits for an answer as long as anything comes at all, and ends the session when nothing does.
-func (r *conn) await(answered <-chan struct{}, timeout time.Duration) bool {
-	for {
-		seen := r.socket.read.Load()
-		select {
-		case <-r.Gone():
-			return false
-		case <-answered:
-			return true
-		case <-time.After(timeout):
-		}
-		if r.socket.read.Load() == seen {
-			r.End(fmt.Sprintf("dropped: libvirtd did not answer for %s", timeout))
-			return false
-		}
-	}
 }
 
 // Close drops the connection; libvirtd cleans up after it.
