@@ -72,7 +72,7 @@ func (d *Daemon) Attach(ctx context.Context, r api.AttachRequest) (*api.VolumeSt
 
 // undo gives back a volume that could not be attached.
 func (m *domain) undo(ctx context.Context, vol *volume) error {
-	err := m.d.stopVolume(ctx, vol, api.VolumeDetached)
+	err := m.d.stopVolume(ctx, vol, m, api.VolumeDetached)
 	if err == nil {
 		m.d.forget(m, vol)
 	}

@@ -68,7 +68,7 @@ func (d *Daemon) Stop(ctx context.Context, name string) (*api.VolumeStatus, erro
 		m.kick()
 		return d.volumeStatus(ctx, v), nil
 	}
-	if err := d.stopVolume(ctx, v, api.VolumeOff); err != nil {
+	if err := d.stopVolume(ctx, v, nil, api.VolumeOff); err != nil {
 		return nil, err
 	}
 	d.forget(nil, v)

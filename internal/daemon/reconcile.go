@@ -111,7 +111,7 @@ func (m *domain) giveAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]e
 			problems = append(problems, err)
 		}
 		if err == nil && !v.state.Active {
-			err = m.d.stopVolume(ctx, vol, api.VolumeOff)
+			err = m.d.stopVolume(ctx, vol, m, api.VolumeOff)
 		}
 		*errs = append(*errs, err)
 	}
@@ -191,9 +191,9 @@ func (m *domain) stopRest(ctx context.Context, v view, errs *[]error) {
 		switch {
 		case v.wanted(vol.name), has:
 		case declared:
-			*errs = append(*errs, m.d.stopVolume(ctx, vol, api.VolumeOff))
+			*errs = append(*errs, m.d.stopVolume(ctx, vol, m, api.VolumeOff))
 		default:
-			err := m.d.stopVolume(ctx, vol, api.VolumeDetached)
+			err := m.d.stopVolume(ctx, vol, m, api.VolumeDetached)
 			if err == nil && !m.d.isPrepared(vol) {
 				m.d.left(m, vol)
 			}
@@ -211,7 +211,7 @@ func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	if v.taken[w.Target] {
 		return &takenError{domain: m.name(), target: w.Target}
 	}
-	s, err := m.d.engineStatus(ctx, vol)
+	s, err := m.d.alone(ctx, vol)
 	if err != nil {
 		return err
 	}
