@@ -66,7 +66,7 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		d.dropEnded(v, e)
 		return err
 	}
-	s, err := e.client.Status(ctx)
+	s, err := d.engineStatus(ctx, v)
 	switch {
 	case err != nil:
 		return err

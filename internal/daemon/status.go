@@ -118,6 +118,8 @@ func (d *Daemon) Hydration(ctx context.Context, r api.VolumeHydrationRequest) (*
 		}
 	}
 	if e != nil {
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+		defer cancel()
 		if _, err := e.client.Hydration(ctx, r.HydrationRequest); err != nil {
 			return nil, err
 		}
