@@ -78,6 +78,7 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		d.mu.Lock()
 		v.hydrated = true // long ago
 		d.mu.Unlock()
+		d.cutLoose(v)
 	}
 	return d.introduce(ctx, v, e, s)
 }

@@ -63,9 +63,7 @@ func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 	}
 	d.mu.Unlock()
 	if news {
-		if err := d.inventory.CutLoose(v.name); err != nil && !errors.Is(err, inventory.ErrNotFound) {
-			d.log.Error().Err(err).Str("volume", v.name).Msg("the catalogue still takes it for a clone")
-		}
+		d.cutLoose(v)
 		d.tell(plugin.EventHydrated, v, nil)
 		d.noteIfServed(v)
 	}
@@ -80,4 +78,11 @@ func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 		d.forget(nil, v)
 	}
 	d.pokeOwner(v.name)
+}
+
+// cutLoose has the catalogue know: its master may be served again.
+func (d *Daemon) cutLoose(v *volume) {
+	if err := d.inventory.CutLoose(v.name); err != nil && !errors.Is(err, inventory.ErrNotFound) {
+		d.log.Error().Err(err).Str("volume", v.name).Msg("the catalogue still takes it for a clone")
+	}
 }
