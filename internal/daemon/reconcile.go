@@ -90,10 +90,8 @@ func (m *domain) reconcile(ctx context.Context) error {
 	m.keepAll(ctx, c, v, &errs)
 	m.stopRest(ctx, v, &errs)
 	m.d.noteProblem(m, problem)
+	errs = append(errs, m.resume(ctx, c, v))
 	err = errors.Join(errs...)
-	if err == nil {
-		err = m.resume(ctx, c, v)
-	}
 	if err == nil || missing || errors.Is(err, errUnfinished) {
 		m.d.noteLooked(m)
 		m.d.stopOrphans(ctx)
