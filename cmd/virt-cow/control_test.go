@@ -39,6 +39,15 @@ func TestStatusAndStop(t *testing.T) {
 		st.Hydration.State != api.HydrationPaused || st.Hydration.Rate != mib || st.UUID != b.info("c.vcow").UUID {
 		t.Errorf("%+v, hydration %+v", st, st.Hydration)
 	}
+	for kind, want := range map[string]uint64{"read": st.IO.Reads, "write": 1, "flush": 1} {
+		n := uint64(0)
+		for _, c := range st.IO.Latency[kind].Counts {
+			n += c
+		}
+		if n != want {
+			t.Errorf("latencies of %d requests to %s, want %d", n, kind, want)
+		}
+	}
 	if err := s.engine().Stop(context.Background()); err != nil {
 		t.Fatal(err)
 	}

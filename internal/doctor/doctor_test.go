@@ -266,10 +266,10 @@ func TestFindings(t *testing.T) {
 		{"exception caches", "well", func(*host) {}, OK, "none"},
 		{"exception caches", "used", func(h *host) {
 			h.listen("/run/virt-cow/a.ctl", map[string]any{api.PathEngineStatus: api.EngineStatus{UUID: "ua"}})
-			h.file("/run/virt-cow/ua.cache", "")
+			h.file("/run/virt-cow/cache/ua.cache", "")
 		}, OK, "in use"},
-		{"exception caches", "left", func(h *host) { h.file("/run/virt-cow/ua.cache", "") }, Warning, "virt-cow hydrate start a"},
-		{"exception caches", "unknown", func(h *host) { h.file("/run/virt-cow/ub.cache", "") }, Warning, "virt-cow volume scan"},
+		{"exception caches", "left", func(h *host) { h.file("/run/virt-cow/cache/ua.cache", "") }, Warning, "virt-cow hydrate start a"},
+		{"exception caches", "unknown", func(h *host) { h.file("/run/virt-cow/cache/ub.cache", "") }, Warning, "virt-cow volume scan"},
 		{"stores", "well", func(*host) {}, OK, "all 1 volumes"},
 		{"stores", "missing", func(h *host) { h.remove("/var/lib/virt-cow/stores/a.cow") }, Problem, "a (/var/lib/virt-cow/stores/a.cow)"},
 		{"stores", "unknown", func(h *host) { h.file("/var/lib/virt-cow/stores/b.cow", "") }, Warning, "b.cow"},

@@ -32,28 +32,30 @@ type conn struct {
 	parser
 	local      queue // replies made on this goroutine in this turn
 	localBytes int
-	mine       *request // free requests, taken from free
+	arrived    time.Duration // when bytes came last, see now
+	mine       *request      // free requests, taken from free
 	nmine      int
 	react      reactor
 
-	mu       sync.Mutex
-	uc       *net.UnixConn // nil after the handshake
-	queue    queue         // replies to be sent
-	out      sender
-	free     *request // requests that are nobody's
-	nfree    int
-	nalloc   int  // requests made
-	sending  bool // a goroutine is in send
-	blocked  bool // the socket took no more; whoever waits for it clears this
-	polling  bool // and that is a goroutine, in waitForRoom
-	broken   bool
-	draining atomic.Bool
-	waiting  bool       // the loop wants to hear of requests coming free
-	woken    bool       // it was told
-	wakeup   *sync.Cond // for the plain loop
-	eventFd  int        // for the reactor; -1 none
-	reason   error      // why the connection ended, the first
-	bytes    atomic.Int64
+	mu        sync.Mutex
+	latencies latencies
+	uc        *net.UnixConn // nil after the handshake
+	queue     queue         // replies to be sent
+	out       sender
+	free      *request // requests that are nobody's
+	nfree     int
+	nalloc    int  // requests made
+	sending   bool // a goroutine is in send
+	blocked   bool // the socket took no more; whoever waits for it clears this
+	polling   bool // and that is a goroutine, in waitForRoom
+	broken    bool
+	draining  atomic.Bool
+	waiting   bool       // the loop wants to hear of requests coming free
+	woken     bool       // it was told
+	wakeup    *sync.Cond // for the plain loop
+	eventFd   int        // for the reactor; -1 none
+	reason    error      // why the connection ended, the first
+	bytes     atomic.Int64
 }
 
 func newConn(s *Server, uc *net.UnixConn, l Limits) *conn {

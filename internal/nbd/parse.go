@@ -52,6 +52,7 @@ func (c *conn) received(n int, errno unix.Errno) {
 		c.mu.Unlock()
 		return
 	}
+	c.arrived = now()
 	if c.cur != nil {
 		k := min(n, len(c.cur.Buf)-c.filled)
 		c.filled += k
@@ -143,6 +144,7 @@ func (c *conn) request(h []byte) bool {
 	}
 	c.pos += requestSize
 	q.cookie, q.Op, q.Off, q.Length = cookie, op, int64(off), int64(length)
+	q.arrived = c.arrived
 	q.framed = c.structured && (cmd == cmdRead || cmd == cmdBlockStatus)
 	if code != 0 {
 		if cmd == cmdWrite {
@@ -161,6 +163,14 @@ func (c *conn) request(h []byte) bool {
 		q.encode(0)
 		c.reply(q)
 		return true
+	}
+	switch cmd {
+	case cmdRead:
+		q.kind = kindRead
+	case cmdFlush:
+		q.kind = kindFlush
+	default:
+		q.kind = kindWrite
 	}
 	q.NoHole = flags&cmdFlagNoHole != 0
 	q.FUA = flags&cmdFlagFUA != 0 && cmd != cmdRead && cmd != cmdFlush

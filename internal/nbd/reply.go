@@ -143,6 +143,7 @@ func (c *conn) send(own bool) {
 // retire frees the requests whose replies are among the next n bytes that left. mu is held.
 func (c *conn) retire(n int) {
 	n += c.out.sent
+	at := now()
 	for q := c.queue.head; q != nil; q = c.queue.head {
 		size := q.nhead + len(q.body)
 		if n < size {
@@ -150,6 +151,9 @@ func (c *conn) retire(n int) {
 		}
 		n -= size
 		c.queue.pop()
+		if q.kind != kindNone {
+			c.latencies.add(q.kind, at-q.arrived)
+		}
 		c.release(q)
 	}
 	c.out.sent = n

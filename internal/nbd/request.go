@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"encoding/binary"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,9 @@ type request struct {
 	reqOne bool
 	framed bool // the reply has the structured form
 	next   *request
+
+	kind    uint8 // whose time counts
+	arrived time.Duration
 
 	head  [36]byte // the reply's header
 	nhead int
@@ -58,7 +62,7 @@ func (c *conn) take(bytes int) *request {
 	c.nmine--
 	done := q.Done
 	q.Request = blockdev.Request{Done: done, Ring: c.engineRing()}
-	q.next, q.status, q.reqOne, q.framed, q.body = nil, false, false, false, nil
+	q.next, q.status, q.reqOne, q.framed, q.body, q.kind = nil, false, false, false, nil, kindNone
 	if bytes > 0 {
 		q.Buf = blockdev.Alloc(bytes)
 		c.bytes.Add(int64(bytes))

@@ -67,6 +67,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	ended     sync.WaitGroup // connections
+	past      latencies      // of connections that ended
 	ringOnce  sync.Once      // says once why there is no io_uring
 }
 
@@ -162,6 +163,9 @@ func (s *Server) ServeConn(uc *net.UnixConn) {
 		c.run()
 		s.mu.Lock()
 		delete(s.conns, c)
+		c.mu.Lock()
+		s.past.join(&c.latencies)
+		c.mu.Unlock()
 		s.mu.Unlock()
 	}()
 }

@@ -201,6 +201,11 @@ func (k *control) status() *api.EngineStatus {
 			Commits: stats.Commits, Errors: stats.Errors, Refused: k.gate.refused.Load(),
 		},
 	}
+	l := k.server.Latencies()
+	out.IO.Latency = map[string]*api.Histogram{
+		"read": {Counts: l.Read.Counts, Micros: l.Read.Micros}, "write": {Counts: l.Write.Counts, Micros: l.Write.Micros},
+		"flush": {Counts: l.Flush.Counts, Micros: l.Flush.Micros},
+	}
 	if h.Master != nil {
 		out.Master = h.Master.Address
 	}

@@ -30,13 +30,13 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME | verify DISK NAME")
+		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME [SEED] | verify DISK NAME")
 	}
 	switch {
 	case args[0] == "agent" && len(args) == 2:
 		return agent(args[1])
-	case args[0] == "write" && len(args) == 4:
-		return write(args[1], args[2], args[3])
+	case args[0] == "write" && (len(args) == 4 || len(args) == 5):
+		return write(args[1], args[2], args[3], args[4:]...)
 	case args[0] == "verify" && len(args) == 3:
 		return verify(args[1], args[2])
 	}

@@ -20,11 +20,27 @@ func progressFile(name string) string { return "/tmp/" + name + ".progress" }
 func pidFile(name string) string      { return "/tmp/" + name + ".pid" }
 func logFile(name string) string      { return "/tmp/" + name + ".json" }
 
-// write writes records to a disk until SIGTERM.
-func write(disk, slots, name string) error {
+// console is a file of the host, and outlives the guest.
+const console = "/dev/ttyS0"
+
+// write writes records to a disk until SIGTERM. With a seed, it says on the console what is flushed, for one who kills
+// the guest.
+func write(disk, slots, name string, seed ...string) error {
 	n, err := strconv.Atoi(slots)
 	if err != nil {
 		return err
+	}
+	w := records.GuestWriter(n, 0)
+	if len(seed) > 0 {
+		if w.Seed, err = strconv.ParseUint(seed[0], 10, 64); err != nil {
+			return err
+		}
+		tty, err := os.OpenFile(console, os.O_WRONLY|unix.O_NOCTTY, 0)
+		if err != nil {
+			return err
+		}
+		defer tty.Close()
+		w.Flushed = func(worker int, seq uint64) { fmt.Fprintf(tty, records.Told+"\n", name, worker, seq) }
 	}
 	f, err := os.OpenFile(disk, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
@@ -43,7 +59,7 @@ func write(disk, slots, name string) error {
 		<-term
 		close(stop)
 	}()
-	w := &records.Writer{Disk: f, Slots: n, Workers: 4, FlushEvery: 16, Alloc: aligned}
+	w.Disk, w.Alloc = f, aligned
 	go func() {
 		for ; ; time.Sleep(100 * time.Millisecond) {
 			os.WriteFile(progressFile(name)+".new", []byte(strconv.FormatUint(w.Acked(), 10)), 0o644)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,11 @@ type Writer struct {
 	FlushEvery int                   // writes of one worker between its flushes
 	Alloc      func(size int) []byte // buffers, for direct I/O
 
+	// For a writer that may be killed, and its log with it: Flushed is told after each flush of a worker how far that
+	// got, and what it was told together with Seed says what must be there (Promised).
+	Seed    uint64 // of what is written where; 0 for any
+	Flushed func(worker int, seq uint64)
+
 	acked atomic.Uint64
 }
 
@@ -96,18 +102,58 @@ func (w *Writer) Run(stop <-chan struct{}) (Log, error) {
 	return log, errors.Join(errs...)
 }
 
-func (w *Writer) work(id int, slots []Slot, flushes *atomic.Uint64, stop <-chan struct{}) error {
-	const most = 8 // records a write
-	buf := w.Alloc(most * Size)
+// GuestWriter is the writer that runs in the lab's guests, without its disk and its buffers.
+func GuestWriter(slots int, seed uint64) *Writer {
+	return &Writer{Slots: slots, Workers: 4, FlushEvery: 16, Seed: seed}
+}
+
+// Told is the line that says on a guest's console what Flushed is told: writer, worker, sequence number.
+const Told = "flushed %s %d %d."
+
+// most is how many records a write has at most.
+const most = 8
+
+// places makes the function that says where a worker's next write goes, and how many records it has.
+func (w *Writer) places(id int, seed uint64) func() (first, n int) {
+	r := rand.New(rand.NewPCG(seed, uint64(id)))
 	own := w.Slots / w.Workers // slots [id*own, (id+1)*own)
+	return func() (first, n int) {
+		n = 1 + r.IntN(most)
+		return id*own + r.IntN(own-n+1), n
+	}
+}
+
+// Promised is what must be on the disk of a writer that was killed, by what Flushed was last told of each worker. Its
+// last writes are not known, so a slot may hold any later record.
+func (w *Writer) Promised(flushed []uint64) Log {
+	log := Log{Slots: make([]Slot, w.Slots)}
+	for id := range w.Workers {
+		next := w.places(id, w.Seed)
+		for seq := uint64(1); seq <= flushed[id]; seq++ {
+			first, n := next()
+			for i := range n {
+				log.Slots[first+i] = Slot{Issued: math.MaxUint64, Acked: seq}
+			}
+		}
+		log.Flushes += flushed[id] / uint64(w.FlushEvery)
+	}
+	return log
+}
+
+func (w *Writer) work(id int, slots []Slot, flushes *atomic.Uint64, stop <-chan struct{}) error {
+	buf := w.Alloc(most * Size)
+	seed := w.Seed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	next := w.places(id, seed)
 	for seq := uint64(1); ; seq++ {
 		select {
 		case <-stop:
 			return nil
 		default:
 		}
-		n := 1 + rand.IntN(most)
-		first := id*own + rand.IntN(own-n+1)
+		first, n := next()
 		for i := range n {
 			Fill(buf[i*Size:(i+1)*Size], first+i, seq)
 			slots[first+i].Issued = seq
@@ -124,6 +170,9 @@ func (w *Writer) work(id int, slots []Slot, flushes *atomic.Uint64, stop <-chan 
 				return fmt.Errorf("flush after write %d: %w", seq, err)
 			}
 			flushes.Add(1)
+			if w.Flushed != nil {
+				w.Flushed(id, seq)
+			}
 		}
 	}
 }

@@ -42,6 +42,44 @@ func TestVerifyAcceptsWhatWasWritten(t *testing.T) {
 	}
 }
 
+// TestPromised: what a writer is known to have flushed is what it wrote, and no more.
+func TestPromised(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := GuestWriter(256, 7)
+	w.Disk, w.Alloc = f, plain
+	flushed := make([]uint64, w.Workers) // each worker has its own
+	w.Flushed = func(worker int, seq uint64) { flushed[worker] = seq }
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err = w.Run(stop)
+	}()
+	for w.Acked() < 500 {
+	}
+	close(stop)
+	<-done
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := w.Promised(flushed)
+	if n, err := log.Verify(f, plain); err != nil || n == 0 || log.Flushes == 0 {
+		t.Fatalf("%d slots, %d flushes: %v", n, log.Flushes, err)
+	}
+	flushed[1] += 1000
+	if _, err := w.Promised(flushed).Verify(f, plain); err == nil || !strings.Contains(err.Error(), "lost") {
+		t.Fatalf("what was never written is not missed: %v", err)
+	}
+	w.Seed = 8
+	flushed[1] -= 1000
+	if _, err := w.Promised(flushed).Verify(f, plain); err == nil {
+		t.Fatal("another writer's records are taken for this one's")
+	}
+}
+
 func TestVerifyFindsWhatIsLost(t *testing.T) {
 	for _, c := range []struct {
 		name, want string
