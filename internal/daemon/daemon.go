@@ -113,12 +113,14 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 		connError: errors.New("not tried yet"), started: time.Now(),
 	}
 	defer cancel()
-	if err := d.openInventory(ctx); err != nil {
+	if err := d.openInventory(); err != nil {
 		return err
 	}
 	defer d.inventory.Close() // once nothing uses it
 	defer d.tasks.Wait()
 	defer cancel()
+	// Not waited for: one dead disk would keep all guests of the host from starting.
+	d.tasks.Go(func() { d.inventory.Recover(ctx) })
 	if err := d.adopt(); err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func newTestDaemonWith(t *testing.T, change func(*Config)) *Daemon {
 		log: zerolog.New(t.Output()), root: ctx, volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
 	}
 	change(&d.config)
-	if err := d.openInventory(ctx); err != nil {
+	if err := d.openInventory(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
