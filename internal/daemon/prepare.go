@@ -11,7 +11,6 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
-	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 	"github.com/virt-cow/virt-cow/internal/plugin"
 )
@@ -81,11 +80,8 @@ func (d *Daemon) wantNamed(name string) (libvirtx.Want, error) {
 	if open {
 		return w, nil
 	}
-	store, err := d.storeOf(name)
-	if errors.Is(err, inventory.ErrNotFound) && w.Store != "" { // from before there was a catalogue
-		return w, nil
-	}
-	w.Store = store
+	var err error
+	w.Store, err = d.storeOf(name)
 	return w, err
 }
 

@@ -238,3 +238,5 @@ type failing struct{ launch.Launcher }
 func (failing) Start(context.Context, *api.EngineSpec, string) (*launch.Process, error) {
 	return nil, errors.New("no engine today")
 }
+
+func (c *said) Domains(context.Context) ([]libvirtx.Domain, error) { return nil, nil }

@@ -11,6 +11,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // starter makes the function that starts a volume's process, or takes the one that runs already.
@@ -89,7 +90,7 @@ func (d *Daemon) mayServe(ctx context.Context, w libvirtx.Want) error {
 	e, err := d.inventory.Lookup(w.Volume)
 	switch {
 	case errors.Is(err, inventory.ErrNotFound):
-		_, err := d.Adopt(ctx, api.AdoptRequest{Store: w.Store, Name: w.Volume})
+		_, err := d.done(plugin.EventCreated)(d.inventory.AdoptNamed(ctx, w.Store, w.Volume))
 		return err
 	case err != nil:
 		return err

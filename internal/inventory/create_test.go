@@ -602,3 +602,34 @@ func TestDaemonsOwnName(t *testing.T) {
 	_, err := r.Create(ctx, api.CreateRequest{Name: "daemon", Size: mib})
 	refused(t, err, ErrInvalid, "daemon")
 }
+
+// A guest that writes a store's header to its raw disk gets no volume of it, whatever a domain's metadata says.
+func TestAdoptGuestsDisk(t *testing.T) {
+	var guests []string
+	r := newRig(t, func(c *Config) {
+		c.GuestDisks = func(context.Context) ([]string, error) { return guests, nil }
+	})
+	forged := r.path("forged.raw")
+	r.run("store", "create", "--size", "1M", "--name", "evil", forged)
+	link := r.path("link")
+	if err := os.Symlink(forged, link); err != nil {
+		t.Fatal(err)
+	}
+	guests = []string{"/nowhere", link}
+	_, err := r.AdoptNamed(ctx, forged, "evil")
+	refused(t, err, ErrInvalid, "raw disk")
+	guests = nil
+	if _, err := r.AdoptNamed(ctx, forged, "evil"); err != nil {
+		t.Error(err)
+	}
+
+	disk := r.raw("disk.raw", 4*mib)
+	if _, err := r.Adopt(ctx, api.AdoptRequest{Raw: disk, Name: "disk"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(r.path("forged.raw"), disk); err != nil { // its guest wrote that
+		t.Fatal(err)
+	}
+	_, err = r.Adopt(ctx, api.AdoptRequest{Store: disk})
+	refused(t, err, ErrInvalid, "raw disk", "volume disk")
+}
