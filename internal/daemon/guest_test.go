@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
@@ -143,5 +144,26 @@ func TestStopWithoutEnd(t *testing.T) {
 	close(e.ended)
 	if err := e.wait(t.Context()); err == nil {
 		t.Error("no error")
+	}
+}
+
+// TestBootDiskOfADomainThatIsOff is no free volume: it was there before this daemon.
+func TestBootDiskOfADomainThatIsOff(t *testing.T) {
+	d := newRealDaemon(t)
+	d.create(t, "v")
+	m := d.domainHere("g")
+	d.conn = &said{xml: d.disk("v", "vda", "") + d.disk("unknown", "vdb", "")}
+	if err := m.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); !errors.Is(err, inventory.ErrInUse) {
+		t.Errorf("deleted: %v", err)
+	}
+	d.conn = &said{}
+	if err := m.reconcile(t.Context()); err != nil { // edited out
+		t.Fatal(err)
+	}
+	if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); err != nil {
+		t.Error(err)
 	}
 }

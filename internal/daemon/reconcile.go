@@ -89,6 +89,7 @@ func (m *domain) reconcile(ctx context.Context) error {
 	problem := m.giveAll(ctx, c, v, &errs)
 	m.keepAll(ctx, c, v, &errs)
 	m.stopRest(ctx, v, &errs)
+	m.noteDeclared(v)
 	m.d.noteProblem(m, problem)
 	errs = append(errs, m.resume(ctx, c, v))
 	err = errors.Join(errs...)
@@ -197,6 +198,22 @@ func (m *domain) stopRest(ctx context.Context, v view, errs *[]error) {
 			}
 			*errs = append(*errs, err)
 		}
+	}
+}
+
+// noteDeclared has it known that a domain that is off has volumes in its definition: they must not be deleted.
+func (m *domain) noteDeclared(v view) {
+	for name, disk := range v.declared {
+		w, err := m.d.wantNamed(name)
+		if err != nil {
+			continue // no volume of ours; the hook says so when the domain is to start
+		}
+		w.Target = disk.Target
+		m.d.mu.Lock()
+		if m.d.volumes[name] == nil {
+			m.d.volumes[name] = &volume{name: name, want: w, domain: m, state: api.VolumeOff}
+		}
+		m.d.mu.Unlock()
 	}
 }
 
