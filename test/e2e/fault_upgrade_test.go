@@ -41,7 +41,7 @@ func TestUpgrade(t *testing.T) {
 			_, err := b.vc.StartDaemon(t.Context())
 			must(t, err)
 			store := b.clone(t, "c1")
-			b.run(t, "attach", "g1", "--store", store, "--rate", "1M")
+			b.run(t, "attach", "g1", "--store", store, "--rate", "64K")
 			must(t, b.guest.Boot(t.Context()))
 			s := b.await(t, "c1", "attached", attached)
 			if s.Engine.ControlVersion != c.control {
@@ -65,7 +65,7 @@ func TestUpgrade(t *testing.T) {
 			b.awaitWrites(t, 50)
 			b.run(t, "volume", "restart", "--old")
 			now = b.await(t, "c1", "served by a new engine", attachedBut(s.PID))
-			if now.Old || now.Engine.ControlVersion != api.ControlVersion || now.Engine.Hydration.Rate != 1<<20 {
+			if now.Old || now.Engine.ControlVersion != api.ControlVersion || now.Engine.Hydration.Rate != 64<<10 {
 				t.Errorf("restarted as %+v, %+v", now, now.Engine)
 			}
 			b.awaitWrites(t, 50)
