@@ -27,6 +27,17 @@ func TestCloneFromStartToCutLoose(t *testing.T) {
 		t.Fatal(out)
 	}
 
+	metrics, err := b.Run(t.Context(), "curl", "-sS", "--unix-socket", b.vc.RunDir+"/"+api.DaemonSocket, "http://virt-cow"+api.PathDaemonMetrics)
+	must(t, err)
+	for _, want := range []string{
+		"virt_cow_libvirt_connected 1", `virt_cow_volume_operations_total{kind="write",volume="c1"} `, `domain="g1"`,
+		`virt_cow_volume_hydration_done_bytes{volume="c1"} 5.0331648e+07`,
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("/metrics has no %s", want)
+		}
+	}
+
 	// From here on the master is of no use to the clone.
 	b.assertMasterUnchanged(t)
 	must(t, os.Remove(b.master))
