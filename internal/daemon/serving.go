@@ -149,7 +149,7 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, state string) error 
 		return nil
 	}
 	if e != nil {
-		if err := e.stop(ctx); err != nil {
+		if err := d.closeVolume(ctx, v, e); err != nil {
 			d.setState(v, api.VolumeFailed, err)
 			return err
 		}
