@@ -18,7 +18,7 @@
 //	not in metadata            engine, no disk                 stop it cleanly
 //	disk of the definition, or plugged in by hand              start its engine, leave the disk alone
 //	the same, domain off       engine                          stop it cleanly, unless a start was announced
-//	any                        guest paused by an I/O error    resume, once all its volumes are served
+//	any                        guest paused by an I/O error    resume, once all the disks it has of ours are served
 //
 // A domain that is about to start is announced by the hook (Prepare), for the disks of its definition. What was
 // plugged in by the daemon stands in the volume's spec, so that the next daemon knows.

@@ -91,8 +91,10 @@ func (m *domain) reconcile(ctx context.Context) error {
 	m.stopRest(ctx, v, &errs)
 	m.d.noteProblem(m, problem)
 	err = errors.Join(errs...)
-	if err == nil {
-		err = m.resume(ctx, c, v)
+	if m.d.allServed(v) { // whatever else fails, or is to come: a guest lets go of a disk only while it runs
+		if again := m.resume(ctx, c, v); err == nil || !errors.Is(again, errUnfinished) {
+			err = errors.Join(err, again)
+		}
 	}
 	if err == nil || missing || errors.Is(err, errUnfinished) {
 		m.d.noteLooked(m)

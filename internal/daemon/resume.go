@@ -48,6 +48,27 @@ func (m *domain) resume(ctx context.Context, c libvirtx.Conn, v view) error {
 	return errUnfinished // look whether it stays up
 }
 
+// allServed says whether the disks of ours that a guest has are served, those being taken back too. One that the
+// registry does not know is served by hand.
+func (d *Daemon) allServed(v view) bool {
+	for name := range v.disks {
+		vol := d.volumeNamed(name)
+		if vol == nil {
+			continue
+		}
+		d.mu.Lock()
+		e := vol.engine
+		d.mu.Unlock()
+		if e == nil {
+			return false
+		}
+		if ready, _ := e.isReady(); !ready {
+			return false
+		}
+	}
+	return true
+}
+
 // failedOurs says whether the disk that paused the guest was ours. Nobody saw which it was if an earlier daemon
 // was there: then it is assumed.
 func (m *domain) failedOurs(v view) bool {
