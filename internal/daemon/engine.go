@@ -239,7 +239,10 @@ func (e *engine) stop(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	if err := e.client.Stop(ctx); err != nil {
+	asking, cancel := context.WithTimeout(ctx, statusTimeout) // one that hangs must not hold up its domain for ever
+	err := e.client.Stop(asking)
+	cancel()
+	if err != nil {
 		p.Terminate()
 	}
 	select {

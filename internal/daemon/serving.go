@@ -60,7 +60,9 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		d.dropEnded(v, e)
 		return err
 	}
-	s, err := e.client.Status(ctx)
+	asking, cancel := context.WithTimeout(ctx, statusTimeout) // one that hangs must not hold up its domain for ever
+	defer cancel()
+	s, err := e.client.Status(asking)
 	switch {
 	case err != nil:
 		return err
@@ -73,7 +75,7 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		v.hydrated = true // long ago
 		d.mu.Unlock()
 	}
-	return d.introduce(ctx, v, e, s)
+	return d.introduce(asking, v, e, s)
 }
 
 // mayServe asks the catalogue. That the volume is used is noted by now: if it is being deleted, one of the two sees
