@@ -197,7 +197,10 @@ func (d *Daemon) Event(e libvirtx.Event) {
 		d.domainFor(e.Domain).noteIOError(e.Alias)
 		d.mu.Unlock()
 		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Str("reason", e.Reason).Msg("guest's disk failed a request")
+	case libvirtx.DeviceRemoved:
+		d.removalOver(e.Domain, e.Alias)
 	case libvirtx.DeviceRemovalFailed:
+		d.removalOver(e.Domain, e.Alias)
 		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Msg("guest does not let go of the disk, asking again")
 		return // asked again by backoff
 	case libvirtx.MetadataChanged:

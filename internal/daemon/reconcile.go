@@ -250,6 +250,7 @@ func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	if err != nil {
 		return err
 	}
+	m.removalOver(libvirtx.Alias(w.Volume)) // of the disk before, if that went unseen
 	if err := c.Attach(ctx, m.ident(), text); err != nil {
 		return fmt.Errorf("volume %s: %w", w.Volume, err)
 	}
@@ -265,12 +266,23 @@ func (e *takenError) Error() string {
 	return "domain " + e.domain + " has another disk at " + e.target + ": choose a free one with --target"
 }
 
+// takeBackAgain is how long a guest that was asked to let go of a disk is left in peace. libvirtd 9.0 crashes over a
+// request for a disk that QEMU has removed a moment ago and libvirtd does not know of yet: to ask as often as one looks
+// is to meet that moment.
+const takeBackAgain = 10 * time.Second
+
 // takeBack asks the guest to let go of a disk that the metadata no longer names.
 func (m *domain) takeBack(ctx context.Context, c libvirtx.Conn, name string, disk libvirtx.Disk) error {
 	if vol := m.d.volumeNamed(name); vol != nil {
 		m.d.setState(vol, api.VolumeDetaching, nil)
 	}
+	if !m.mayTakeBack(disk.Alias) {
+		return errUnfinished
+	}
 	err := c.Detach(ctx, m.ident(), disk.Alias)
+	if errors.Is(err, libvirtx.ErrGone) { // the guest was not asked, as far as is known
+		m.removalOver(disk.Alias)
+	}
 	if err != nil && !errors.Is(err, libvirtx.ErrNoDevice) {
 		// QEMU refuses a second request while the first is on its way: that is no failure.
 		m.d.log.Debug().Err(err).Str("volume", name).Msg("detach")

@@ -213,7 +213,7 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 		return nil
 	}
 	if e != nil {
-		if err := e.stop(ctx); err != nil {
+		if err := d.closeVolume(ctx, v, e); err != nil {
 			d.setState(v, api.VolumeFailed, err)
 			return err
 		}
