@@ -14,12 +14,13 @@ import (
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/test/lab"
 )
 
-// TestAbusedControlSocket: slow, large, senseless and foreign requests at the daemon's socket. Meanwhile it goes on
-// with its work.
-func TestAbusedControlSocket(t *testing.T) {
-	b := newBed(t, lab0)
+// TestAbusedSockets: slow, large, senseless and foreign requests at the daemon's socket, and a foreign process at an
+// engine's. Meanwhile the daemon goes on with its work.
+func TestAbusedSockets(t *testing.T) {
+	b := newBedOn(t, lab.Config{QEMUUser: qemuUser}, lab0)
 	b.adopted(t, "c1")
 	socket := b.Path("/run/virt-cow/" + api.DaemonSocket)
 	pid := b.vc.Daemon().PID
@@ -71,11 +72,34 @@ func TestAbusedControlSocket(t *testing.T) {
 	}
 	b.assertWorks(t)
 
+	b.assertEngineRefuses(t)
+
 	// Those who are slow are cut off in the end.
 	slow.Wait()
 	b.assertWorks(t)
 	if now := b.vc.Daemon().PID; now != pid || syscall.Kill(now, 0) != nil {
 		t.Errorf("the daemon was process %d and is %d", pid, now)
+	}
+}
+
+// assertEngineRefuses fails unless an engine keeps out a process that may use its socket, being of QEMU's group, but is
+// not the QEMU that the volume is for.
+func (b *bed) assertEngineRefuses(t *testing.T) {
+	t.Helper()
+	_, err := b.Define(t.Context(), lab.GuestConfig{Name: "g2"})
+	must(t, err)
+	b.adopted(t, "c2")
+	b.virsh(t, "start", "g2", "--paused")
+	b.run(t, "attach", "g2", "c2", "--no-hydrate")
+	before := b.await(t, "c2", "attached", attached).Engine
+	out, err := b.Run(t.Context(), "setpriv", "--reuid=65534", "--regid=65534", fmt.Sprint("--groups=", qemuID),
+		"qemu-img", "info", "nbd+unix:///c2?socket="+before.Socket)
+	if err == nil || strings.Contains(out, "Permission denied") {
+		t.Errorf("a foreign process of QEMU's group: want it refused by the engine, got %v: %s", err, out)
+	}
+	after := b.await(t, "c2", "attached", attached).Engine
+	if after.IO.Refused == before.IO.Refused || after.PID != before.PID {
+		t.Errorf("the engine says %+v, said before %+v", after, before)
 	}
 }
 
