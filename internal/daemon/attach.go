@@ -53,15 +53,13 @@ func (d *Daemon) Attach(ctx context.Context, r api.AttachRequest) (*api.VolumeSt
 	if err != nil {
 		return nil, err
 	}
-	if !v.state.Active { // else it is asked when the disk is plugged in
-		if err := d.ask(ctx, plugin.EventAttach, vol, id); err != nil {
-			return nil, errors.Join(err, m.undo(ctx, vol))
-		}
+	if err := d.ask(ctx, plugin.EventAttach, vol, id); err != nil {
+		return nil, errors.Join(err, m.undo(ctx, vol))
 	}
 	if err := setWants(ctx, c, id, append(slices.Clone(v.wants), w)); err != nil {
 		return nil, errors.Join(err, m.undo(ctx, vol))
 	}
-	if _, err := m.give(ctx, c, v, w); errors.Is(err, libvirtx.ErrGone) || errors.Is(err, libvirtx.ErrNoAnswer) {
+	if _, err := m.give(ctx, c, v, w, true); errors.Is(err, libvirtx.ErrGone) || errors.Is(err, libvirtx.ErrNoAnswer) {
 		// The guest may have the disk, or get it yet: what is in the metadata decides.
 		m.kick()
 		return nil, fmt.Errorf("%w; it is tried again, see virt-cow status", err)

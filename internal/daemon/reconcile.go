@@ -105,7 +105,7 @@ func (m *domain) reconcile(ctx context.Context) error {
 func (m *domain) giveAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]error) error {
 	var problems []error
 	for _, w := range v.wants {
-		vol, err := m.give(ctx, c, v, w)
+		vol, err := m.give(ctx, c, v, w, false)
 		if vol == nil {
 			problems = append(problems, err)
 		}
@@ -117,8 +117,9 @@ func (m *domain) giveAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]e
 	return errors.Join(problems...)
 }
 
-// give makes sure that a domain that runs has a disk it wants, and that of one that is off the volume is known.
-func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.Want) (*volume, error) {
+// give makes sure that a domain that runs has a disk it wants, and that of one that is off the volume is known. Unless
+// they were, plugins are asked before the volume is served: an engine may begin to hydrate at once.
+func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.Want, asked bool) (*volume, error) {
 	if err := cowfmt.ValidName(w.Volume); err != nil {
 		return nil, fmt.Errorf("domain %s: %w", m.name(), err)
 	}
@@ -133,7 +134,12 @@ func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	if !has {
 		m.d.setStarting(vol)
 	}
-	err = m.d.startVolume(ctx, vol)
+	if !has && !asked {
+		err = m.d.ask(ctx, plugin.EventAttach, vol, m.ident())
+	}
+	if err == nil {
+		err = m.d.startVolume(ctx, vol)
+	}
 	if err == nil && !has {
 		err = m.plug(ctx, c, v, w, vol)
 	}
@@ -233,9 +239,6 @@ func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	id, err := uuid.Parse(s.UUID)
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", w.Volume, err)
-	}
-	if err := m.d.ask(ctx, plugin.EventAttach, vol, m.ident()); err != nil {
-		return err
 	}
 	m.d.mu.Lock()
 	version := m.d.connVersion

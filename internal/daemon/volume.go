@@ -16,7 +16,7 @@ type volume struct {
 	op     sync.Mutex // held while its engine is started or stopped
 	noting sync.Mutex // held while its spec is written
 
-	uuid     string // "" until its engine or the catalogue said it
+	uuid     string // "" until its engine said it
 	want     libvirtx.Want
 	domain   *domain // that has it, nil for none
 	plugged  bool    // into the domain by this daemon or one before it, whose it is to take back

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -22,8 +21,7 @@ func (c *cell) writeTo(t *testing.T, volume string) {
 	if volume == hot {
 		w.dev = c.disk(t, c.stores[hot])
 	}
-	in(t, c.guest, fmt.Sprintf("guest write %s %d %s %d >/tmp/%s.out 2>&1 &", w.dev, slots, w.name, c.seed, w.name))
-	w.await(t, 50)
+	w = startWriter(t, c.guest, w.dev, w.name, c.seed)
 	var err error
 	c.qemu, err = c.guestProcess()
 	must(t, err)
@@ -67,7 +65,7 @@ func (c *cell) up(t *testing.T) (died bool) {
 		state, err := c.guest.State(t.Context())
 		if err == nil && state == "shut off" {
 			if c.writer != nil && !died {
-				c.promised = c.toldOnConsole(t)
+				c.promised = c.toldOnConsole(t, c.writer.name, c.seed)
 			}
 			died = true
 			err = c.guest.Start(t.Context())
@@ -90,25 +88,6 @@ func (c *cell) up(t *testing.T) (died bool) {
 	}
 	t.Fatalf("the guest does not come up: %v", last)
 	return died
-}
-
-// toldOnConsole is what the writer said on the console that it had flushed.
-func (c *cell) toldOnConsole(t *testing.T) records.Log {
-	t.Helper()
-	text, err := os.ReadFile(c.Path("/var/log/libvirt/qemu/g1-console.log"))
-	must(t, err)
-	w := records.GuestWriter(slots, c.seed)
-	flushed := make([]uint64, w.Workers)
-	for line := range strings.Lines(string(text)) {
-		var name string
-		var worker int
-		var seq uint64
-		if n, _ := fmt.Sscanf(strings.TrimRight(line, "\r\n")+"|", records.Told+"|", &name, &worker, &seq); n == 3 &&
-			name == c.writer.name && worker < len(flushed) {
-			flushed[worker] = max(flushed[worker], seq)
-		}
-	}
-	return w.Promised(flushed)
 }
 
 // verifyLive checks the records of a volume while its guest has it.

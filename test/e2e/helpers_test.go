@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -118,7 +119,7 @@ func (b *bed) plugin(t *testing.T, name, script string) {
 // recordEvents installs a plugin that keeps what it is asked and told.
 func (b *bed) recordEvents(t *testing.T) {
 	t.Helper()
-	b.plugin(t, "10-record", "tr -d '\\n' >>"+eventsFile+"; echo >>"+eventsFile)
+	b.plugin(t, "10-record", `printf '%s\n' "$(tr -d '\n')" >>`+eventsFile) // one write: several are told at once
 }
 
 // events are those of a volume, in their order.
@@ -143,12 +144,14 @@ func (b *bed) events(t *testing.T, volume string) []plugin.Event {
 	return list
 }
 
-// eventNames are the events of a volume in one line.
-func (b *bed) eventNames(t *testing.T, volume string) string {
+// eventNames are the events of a volume, those of one kind, in one line.
+func (b *bed) eventNames(t *testing.T, volume string, kind []string) string {
 	t.Helper()
 	var names []string
 	for _, e := range b.events(t, volume) {
-		names = append(names, e.Event)
+		if slices.Contains(kind, e.Event) {
+			names = append(names, e.Event)
+		}
 	}
 	return strings.Join(names, " ")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,13 +22,33 @@ type writer struct {
 	dev, name string
 }
 
-// startWriter begins to write, and returns once some writes are acknowledged.
-func startWriter(t *testing.T, g *lab.Guest, dev, name string) writer {
+// startWriter begins to write, and returns once some writes are acknowledged. With a seed it tells the console what it
+// has flushed, for toldOnConsole.
+func startWriter(t *testing.T, g *lab.Guest, dev, name string, seed ...uint64) writer {
 	t.Helper()
 	w := writer{guest: g, dev: dev, name: name}
-	in(t, g, fmt.Sprintf("guest write %s %d %s >/tmp/%s.out 2>&1 &", dev, slots, name, name))
+	in(t, g, fmt.Sprintf("guest write %s %d %s %s >/tmp/%s.out 2>&1 &", dev, slots, name, strings.Trim(fmt.Sprint(seed), "[]"), name))
 	w.await(t, 50)
 	return w
+}
+
+// toldOnConsole is what a writer with a seed said that it had flushed, in the guest that ran last.
+func (b *bed) toldOnConsole(t *testing.T, name string, seed uint64) records.Log {
+	t.Helper()
+	text, err := os.ReadFile(b.Path("/var/log/libvirt/qemu/g1-console.log"))
+	must(t, err)
+	w := records.GuestWriter(slots, seed)
+	flushed := make([]uint64, w.Workers)
+	for line := range strings.Lines(string(text)) {
+		var of string
+		var worker int
+		var seq uint64
+		if n, _ := fmt.Sscanf(strings.TrimRight(line, "\r\n")+"|", records.Told+"|", &of, &worker, &seq); n == 3 &&
+			of == name && worker < len(flushed) {
+			flushed[worker] = max(flushed[worker], seq)
+		}
+	}
+	return w.Promised(flushed)
 }
 
 // await waits until n more writes are acknowledged. A paused guest answers nothing, so each question has a limit of
