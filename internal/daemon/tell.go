@@ -26,12 +26,16 @@ func (d *Daemon) tell(name string, v *volume, err error) {
 }
 
 func (d *Daemon) event(name string, v *volume, id *libvirtx.Domain, err error) plugin.Event {
+	known, _ := d.inventory.Lookup(v.name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e := plugin.Event{
 		Event:  name,
 		Volume: plugin.Volume{Name: v.name, UUID: v.uuid, Store: v.want.Store},
 		Target: v.want.Target,
+	}
+	if e.Volume.UUID == "" { // its engine has not said it yet
+		e.Volume.UUID = known.UUID
 	}
 	if id != nil {
 		e.Domain = plugin.Domain{Name: id.Name, UUID: id.UUID.String()}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -24,13 +25,14 @@ func moduleRoot() (string, error) {
 	}
 }
 
-// Build makes a static binary of a package of this module, such as ./cmd/virt-cow, at path out.
-func Build(pkg, out string) error {
+// Build makes a static binary of a package of this module, such as ./cmd/virt-cow, at path out. Flags are those of
+// go build.
+func Build(pkg, out string, flags ...string) error {
 	root, err := moduleRoot()
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-trimpath", "-o", out}, flags, []string{pkg})...)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if b, err := cmd.CombinedOutput(); err != nil {

@@ -89,6 +89,9 @@ func supervise(dir, name string) error {
 	return os.RemoveAll(dir)
 }
 
+// runDirs are there from the beginning.
+var runDirs = []string{"/run/libvirt", "/run/lock", "/run/lab", "/run/virt-cow"}
+
 func setUp(dir, name string) error {
 	// Nothing mounted from here on is seen outside.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -112,7 +115,7 @@ func setUp(dir, name string) error {
 			return fmt.Errorf("mount %s: %w", m.where, err)
 		}
 	}
-	for _, d := range []string{"/run/libvirt", "/run/lock", "/run/lab", "/run/virt-cow"} {
+	for _, d := range runDirs {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}

@@ -41,6 +41,15 @@ func (v *VirtCow) Run(ctx context.Context, args ...string) (string, error) {
 
 // StartDaemon starts the daemon and waits until it is connected to libvirt.
 func (v *VirtCow) StartDaemon(ctx context.Context) (*Process, error) {
+	return v.startDaemon(ctx, func(s *api.DaemonStatus) bool { return s.Libvirt.Connected })
+}
+
+// StartDaemonFirst starts the daemon before libvirtd, as a boot does, and waits until it answers.
+func (v *VirtCow) StartDaemonFirst(ctx context.Context) (*Process, error) {
+	return v.startDaemon(ctx, func(*api.DaemonStatus) bool { return true })
+}
+
+func (v *VirtCow) startDaemon(ctx context.Context, ready func(*api.DaemonStatus) bool) (*Process, error) {
 	p, err := v.host.Start(v.Program, "daemon")
 	if err != nil {
 		return nil, err
@@ -50,7 +59,7 @@ func (v *VirtCow) StartDaemon(ctx context.Context) (*Process, error) {
 	defer cancel()
 	for {
 		s, err := v.Status(ctx)
-		if err == nil && s.Libvirt.Connected {
+		if err == nil && ready(s) {
 			return p, nil
 		}
 		select {
