@@ -61,7 +61,7 @@ crash:
 	$(GO) test -count=1 -timeout 0 -v -run '^TestPowerCut$$' ./internal/engine -crash.states=$(STATES)
 
 soak: deps build crash
-	$(TEST) -count=$(ROUNDS) -timeout 0 -v ./test/e2e/...
+	$(TEST) -count=$(ROUNDS) -timeout 0 -v ./test/e2e/... -e2e.soak
 
 deps:
 	scripts/deps.sh

@@ -9,9 +9,9 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
-	"github.com/virt-cow/virt-cow/internal/engine"
 	"github.com/virt-cow/virt-cow/internal/serve"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
@@ -51,7 +51,7 @@ func (c *StoreDeleteCmd) Run(env *Env) error {
 	if err := eraseStore(env, st, c.HostGone); err != nil {
 		return err
 	}
-	_ = os.Remove(engine.CachePath(filepath.Join(env.RunDir, "cache"), h.UUID)) // of an engine that died
+	_ = os.Remove(api.CachePath(env.RunDir, h.UUID.String())) // of an engine that died
 	if !dev.IsBlockDevice() {
 		if err := unlink(dev, c.Store); err != nil {
 			return err

@@ -2,7 +2,10 @@
 // unix socket, and the clients for both. It knows nothing of how either does it.
 package api
 
-import "strings"
+import (
+	"path/filepath"
+	"strings"
+)
 
 // ControlVersion is the version of the engine's control protocol. A daemon drives engines of this
 // version and the one before.
@@ -20,6 +23,10 @@ const (
 
 // ControlPath is where the control socket of the engine with this NBD socket is, unless it was told otherwise.
 func ControlPath(socket string) string { return strings.TrimSuffix(socket, ".sock") + ".ctl" }
+
+// CachePath is where an engine with this run folder has the exception cache of a volume, given its UUID. It is there
+// from the opening of a volume with the cache on until its store is closed.
+func CachePath(runDir, uuid string) string { return filepath.Join(runDir, "cache", uuid+".cache") }
 
 // EngineStatus is what an engine process says of itself and its volume. Sizes are bytes.
 type EngineStatus struct {

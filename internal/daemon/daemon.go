@@ -18,7 +18,7 @@
 //	not in metadata            engine, no disk                 stop it cleanly
 //	disk of the definition, or plugged in by hand              start its engine, leave the disk alone
 //	the same, domain off       engine                          stop it cleanly, unless a start was announced
-//	any                        guest paused by an I/O error    resume, once all its volumes are served
+//	any                        guest paused by an I/O error    resume, once its disks of ours are served, whatever else is wrong
 //
 // A domain that is about to start is announced by the hook (Prepare), for the disks of its definition. What was
 // plugged in by the daemon stands in the volume's spec, so that the next daemon knows.
@@ -113,12 +113,14 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 		connError: errors.New("not tried yet"), started: time.Now(),
 	}
 	defer cancel()
-	if err := d.openInventory(ctx); err != nil {
+	if err := d.openInventory(); err != nil {
 		return err
 	}
 	defer d.inventory.Close() // once nothing uses it
 	defer d.tasks.Wait()
 	defer cancel()
+	// Not waited for: one dead disk would keep all guests of the host from starting.
+	d.tasks.Go(func() { d.inventory.Recover(ctx) })
 	if err := d.adopt(); err != nil {
 		return err
 	}
@@ -195,7 +197,10 @@ func (d *Daemon) Event(e libvirtx.Event) {
 		d.domainFor(e.Domain).noteIOError(e.Alias)
 		d.mu.Unlock()
 		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Str("reason", e.Reason).Msg("guest's disk failed a request")
+	case libvirtx.DeviceRemoved:
+		d.removalOver(e.Domain, e.Alias)
 	case libvirtx.DeviceRemovalFailed:
+		d.removalOver(e.Domain, e.Alias)
 		d.log.Warn().Str("domain", e.Domain.Name).Str("disk", e.Alias).Msg("guest does not let go of the disk, asking again")
 		return // asked again by backoff
 	case libvirtx.MetadataChanged:

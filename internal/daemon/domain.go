@@ -23,12 +23,13 @@ type domain struct {
 
 	mu       sync.Mutex
 	id       libvirtx.Domain
-	ioErrors map[string]bool // aliases of disks that failed a request since the guest ran last
-	watchers []chan struct{} // closed after the next reconciliation
+	ioErrors map[string]bool      // aliases of disks that failed a request since the guest ran last
+	takenAt  map[string]time.Time // by alias: when the guest was asked last to let go of a disk
+	watchers []chan struct{}      // closed after the next reconciliation
 }
 
 func newDomain(d *Daemon, x libvirtx.Domain) *domain {
-	return &domain{d: d, id: x, kicks: make(chan struct{}, 1), ioErrors: map[string]bool{}}
+	return &domain{d: d, id: x, kicks: make(chan struct{}, 1), ioErrors: map[string]bool{}, takenAt: map[string]time.Time{}}
 }
 
 func (m *domain) ident() libvirtx.Domain {
@@ -66,6 +67,31 @@ func (m *domain) clearIOErrors() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.ioErrors)
+}
+
+// mayTakeBack says whether the guest may be asked now to let go of a disk, and takes it that it is.
+func (m *domain) mayTakeBack(alias string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if time.Since(m.takenAt[alias]) < takeBackAgain {
+		return false
+	}
+	m.takenAt[alias] = time.Now()
+	return true
+}
+
+// removalOver forgets that the guest was asked to let go of a disk.
+func (m *domain) removalOver(alias string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.takenAt, alias)
+}
+
+// removalOver notes that a guest has let go of a disk, or has refused to.
+func (d *Daemon) removalOver(x libvirtx.Domain, alias string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.domainFor(x).removalOver(alias)
 }
 
 // reconciled is closed after the next reconciliation.

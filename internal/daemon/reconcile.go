@@ -89,11 +89,10 @@ func (m *domain) reconcile(ctx context.Context) error {
 	problem := m.giveAll(ctx, c, v, &errs)
 	m.keepAll(ctx, c, v, &errs)
 	m.stopRest(ctx, v, &errs)
+	m.noteDeclared(v)
 	m.d.noteProblem(m, problem)
+	errs = append(errs, m.resume(ctx, c, v))
 	err = errors.Join(errs...)
-	if err == nil {
-		err = m.resume(ctx, c, v)
-	}
 	if err == nil || missing || errors.Is(err, errUnfinished) {
 		m.d.noteLooked(m)
 		m.d.stopOrphans(ctx)
@@ -111,7 +110,7 @@ func (m *domain) giveAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]e
 			problems = append(problems, err)
 		}
 		if err == nil && !v.state.Active {
-			err = m.d.stopVolume(ctx, vol, api.VolumeOff)
+			err = m.d.stopVolume(ctx, vol, m, api.VolumeOff)
 		}
 		*errs = append(*errs, err)
 	}
@@ -197,14 +196,30 @@ func (m *domain) stopRest(ctx context.Context, v view, errs *[]error) {
 		switch {
 		case v.wanted(vol.name), has:
 		case declared:
-			*errs = append(*errs, m.d.stopVolume(ctx, vol, api.VolumeOff))
+			*errs = append(*errs, m.d.stopVolume(ctx, vol, m, api.VolumeOff))
 		default:
-			err := m.d.stopVolume(ctx, vol, api.VolumeDetached)
+			err := m.d.stopVolume(ctx, vol, m, api.VolumeDetached)
 			if err == nil && !m.d.isPrepared(vol) {
-				m.d.left(m, vol)
+				m.d.left(ctx, m, vol)
 			}
 			*errs = append(*errs, err)
 		}
+	}
+}
+
+// noteDeclared has it known that a domain that is off has volumes in its definition: they must not be deleted.
+func (m *domain) noteDeclared(v view) {
+	for name, disk := range v.declared {
+		w, err := m.d.wantNamed(name)
+		if err != nil {
+			continue // no volume of ours; the hook says so when the domain is to start
+		}
+		w.Target = disk.Target
+		m.d.mu.Lock()
+		if m.d.volumes[name] == nil {
+			m.d.volumes[name] = &volume{name: name, want: w, domain: m, state: api.VolumeOff}
+		}
+		m.d.mu.Unlock()
 	}
 }
 
@@ -215,9 +230,9 @@ func (v view) wanted(volume string) bool {
 // plug attaches a volume that is served.
 func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.Want, vol *volume) error {
 	if v.taken[w.Target] {
-		return &takenError{domain: m.name(), target: w.Target}
+		return fmt.Errorf("volume %s: %w", w.Volume, &takenError{domain: m.name(), target: w.Target})
 	}
-	s, err := m.d.engineStatus(ctx, vol)
+	s, err := m.d.alone(ctx, vol)
 	if err != nil {
 		return err
 	}
@@ -238,6 +253,7 @@ func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	if err != nil {
 		return err
 	}
+	m.removalOver(libvirtx.Alias(w.Volume)) // of the disk before, if that went unseen
 	if err := c.Attach(ctx, m.ident(), text); err != nil {
 		return fmt.Errorf("volume %s: %w", w.Volume, err)
 	}
@@ -253,12 +269,23 @@ func (e *takenError) Error() string {
 	return "domain " + e.domain + " has another disk at " + e.target + ": choose a free one with --target"
 }
 
+// takeBackAgain is how long a guest that was asked to let go of a disk is left in peace. libvirtd 9.0 crashes over a
+// request for a disk that QEMU has removed a moment ago and libvirtd does not know of yet: to ask as often as one looks
+// is to meet that moment.
+const takeBackAgain = 10 * time.Second
+
 // takeBack asks the guest to let go of a disk that the metadata no longer names.
 func (m *domain) takeBack(ctx context.Context, c libvirtx.Conn, name string, disk libvirtx.Disk) error {
 	if vol := m.d.volumeNamed(name); vol != nil {
 		m.d.setState(vol, api.VolumeDetaching, nil)
 	}
+	if !m.mayTakeBack(disk.Alias) {
+		return errUnfinished
+	}
 	err := c.Detach(ctx, m.ident(), disk.Alias)
+	if errors.Is(err, libvirtx.ErrGone) { // the guest was not asked, as far as is known
+		m.removalOver(disk.Alias)
+	}
 	if err != nil && !errors.Is(err, libvirtx.ErrNoDevice) {
 		// QEMU refuses a second request while the first is on its way: that is no failure.
 		m.d.log.Debug().Err(err).Str("volume", name).Msg("detach")
@@ -297,9 +324,15 @@ func (d *Daemon) arrived(v *volume) {
 	}
 }
 
-// left notes that a domain no longer has a volume.
-func (d *Daemon) left(m *domain, v *volume) {
+// left notes that a domain no longer has a volume. If it stays served, then for whoever may open its socket.
+func (d *Daemon) left(ctx context.Context, m *domain, v *volume) {
 	d.tell(plugin.EventDetached, v, nil)
 	d.forget(m, v)
+	d.mu.Lock()
+	held := v.held != ""
+	d.mu.Unlock()
+	if held {
+		_ = d.startVolume(ctx, v) // watch tries on
+	}
 	d.noteIfServed(v)
 }

@@ -28,7 +28,7 @@ func (m *domain) resume(ctx context.Context, c libvirtx.Conn, v view) error {
 		}
 		return nil
 	}
-	if len(v.disks) == 0 || !m.failedOurs(v) {
+	if len(v.disks) == 0 || !m.failedOurs(v) || !m.d.allServed(m, v) {
 		return nil
 	}
 	select {
@@ -46,6 +46,26 @@ func (m *domain) resume(ctx context.Context, c libvirtx.Conn, v view) error {
 	}
 	m.resumes.wait, m.resumes.last = resumeBackoff.Next(m.resumes.wait), time.Now()
 	return errUnfinished // look whether it stays up
+}
+
+// allServed says whether the disks of ours that QEMU has work. What else is wrong with the domain keeps no guest paused.
+func (d *Daemon) allServed(m *domain, v view) bool {
+	for name := range v.disks {
+		vol := d.volumeNamed(name)
+		if vol == nil {
+			continue // served by hand: nobody here knows
+		}
+		d.mu.Lock()
+		mine, e := vol.domain == m, vol.engine
+		d.mu.Unlock()
+		if !mine || e == nil {
+			return false
+		}
+		if ready, _ := e.isReady(); !ready {
+			return false
+		}
+	}
+	return true
 }
 
 // failedOurs says whether the disk that paused the guest was ours. Nobody saw which it was if an earlier daemon

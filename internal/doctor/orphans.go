@@ -109,7 +109,7 @@ func (h *Host) listening() (map[string]bool, error) {
 // caches looks for exception caches that no engine uses: of volumes whose engine was killed and not started again.
 func caches(ctx context.Context, h *Host) []Finding {
 	dir := h.Config.Config.RunDir
-	files := h.glob(dir + "/cache/*.cache")
+	files := h.glob(api.CachePath(dir, "*"))
 	if len(files) == 0 {
 		return well("none is left over")
 	}

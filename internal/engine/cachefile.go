@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"unsafe"
 
@@ -173,6 +172,3 @@ func (c *cacheFile) close(remove bool) error {
 	}
 	return err
 }
-
-// CachePath is where the exception cache of a store lives under dir, a folder on tmpfs.
-func CachePath(dir string, id uuid.UUID) string { return filepath.Join(dir, id.String()+".cache") }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/uuid"
@@ -19,11 +20,11 @@ func TestOwnerSinceTheStoreWasOpened(t *testing.T) {
 	dev, boot := memoryStore(t, ownSize, 4096, sector, false), uuid.New()
 	early, err := store.Open(NewLatch(dev.Open(false)))
 	check(t, err)
-	first := mustOpen(t, dev, nil, boot, CachePath(cacheDir(t), uuid.New()))
+	first := mustOpen(t, dev, nil, boot, newCachePath(cacheDir(t)))
 	for _, readOnly := range []bool{false, true} {
 		_, err = Open(t.Context(), Options{
 			Store: early, Owner: cowfmt.Owner{Host: uuid.New(), Boot: uuid.New()}, ReadOnly: readOnly,
-			CachePath: CachePath(cacheDir(t), uuid.New()),
+			CachePath: newCachePath(cacheDir(t)),
 		})
 		if !errors.Is(err, store.ErrOwned) {
 			t.Errorf("read-only %v: %v, want ErrOwned", readOnly, err)
@@ -37,12 +38,12 @@ func TestTableSinceTheStoreWasOpened(t *testing.T) {
 	dev, boot, dir := memoryStore(t, ownSize, 4096, sector, false), uuid.New(), cacheDir(t)
 	early, err := store.Open(NewLatch(dev.Open(false)))
 	check(t, err)
-	first := mustOpen(t, dev, nil, boot, CachePath(dir, uuid.New()))
+	first := mustOpen(t, dev, nil, boot, newCachePath(dir))
 	want := filled(0, 4096, 7)
 	_, err = first.WriteAt(want, 0)
 	check(t, err)
 	check(t, first.Close())
-	v, err := Open(t.Context(), Options{Store: early, Owner: cowfmt.Owner{Host: testHost, Boot: boot}, CachePath: CachePath(dir, uuid.New())})
+	v, err := Open(t.Context(), Options{Store: early, Owner: cowfmt.Owner{Host: testHost, Boot: boot}, CachePath: newCachePath(dir)})
 	check(t, err)
 	got := make([]byte, 4096)
 	_, err = v.ReadAt(got, 0)
@@ -56,8 +57,8 @@ func TestTableSinceTheStoreWasOpened(t *testing.T) {
 func TestTwoHostsOfOneMachineID(t *testing.T) {
 	dev := memoryStore(t, ownSize, 4096, sector, false)
 	named := func(name string) func(*Options) { return func(o *Options) { o.Owner.HostName = name } }
-	v := mustOpen(t, dev, nil, uuid.New(), CachePath(cacheDir(t), uuid.New()), named("a"))
-	if _, err := openOn(dev, nil, uuid.New(), CachePath(cacheDir(t), uuid.New()), named("b")); !errors.Is(err, store.ErrOwned) {
+	v := mustOpen(t, dev, nil, uuid.New(), newCachePath(cacheDir(t)), named("a"))
+	if _, err := openOn(dev, nil, uuid.New(), newCachePath(cacheDir(t)), named("b")); !errors.Is(err, store.ErrOwned) {
 		t.Errorf("%v: want ErrOwned", err)
 	}
 	abandon(v)
@@ -80,7 +81,7 @@ func TestUnknownStates(t *testing.T) {
 		st, err := store.Open(dev)
 		check(t, err)
 		check(t, st.Update(change))
-		if v, err := openOn(dev, nil, uuid.New(), CachePath(cacheDir(t), uuid.New())); err == nil {
+		if v, err := openOn(dev, nil, uuid.New(), newCachePath(cacheDir(t))); err == nil {
 			t.Errorf("%s: was opened for writing", name)
 			check(t, v.Close())
 		}
@@ -90,7 +91,7 @@ func TestUnknownStates(t *testing.T) {
 // An old cache that turns up after a loss was accepted belongs to nobody.
 func TestAcceptedLossEndsTheOldCache(t *testing.T) {
 	dev, boot := memoryStore(t, ownSize, 4096, sector, false), uuid.New()
-	one, two := CachePath(cacheDir(t), uuid.New()), CachePath(cacheDir(t), uuid.New())
+	one, two := newCachePath(cacheDir(t)), newCachePath(cacheDir(t))
 	accept := func(o *Options) { o.AcceptLoss = true }
 	abandon(mustOpen(t, dev, nil, boot, one))
 	v := mustOpen(t, dev, nil, boot, two, accept)
@@ -138,3 +139,6 @@ func TestCacheOffFlagBeforeAcknowledgement(t *testing.T) {
 	}
 	abandon(v)
 }
+
+// newCachePath is a path for an exception cache that no other has.
+func newCachePath(dir string) string { return filepath.Join(dir, uuid.NewString()) }

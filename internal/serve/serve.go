@@ -125,7 +125,7 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	options := engine.Options{
 		Store: st, Master: base, Origin: origin, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
 		Claiming:  store.Claiming{Shared: o.file.Shared()},
-		CachePath: engine.CachePath(filepath.Join(c.RunDir, "cache"), h.UUID),
+		CachePath: api.CachePath(c.RunDir, h.UUID.String()),
 	}
 	if c.CacheOff {
 		options.CacheMode = cowfmt.CacheOff

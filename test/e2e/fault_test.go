@@ -62,7 +62,7 @@ type cell struct {
 	stores map[string]string // by volume
 
 	writer   *writer // nil before the first
-	seed     uint64  // of the writer
+	seed     uint64  // of the writer, never 0
 	qemu     int     // process of the guest with the writer, as seen on the host
 	promised records.Log
 	kept     *records.Log // what is on hot, if the writer does not write there

@@ -144,14 +144,21 @@ func (b *bed) events(t *testing.T, volume string) []plugin.Event {
 	return list
 }
 
-// eventNames are the events of a volume, those of one kind, in one line.
-func (b *bed) eventNames(t *testing.T, volume string, kind []string) string {
+// eventNames are the events of a volume in one line, only those of a kind if that is given.
+func (b *bed) eventNames(t *testing.T, volume string, kind ...string) string {
 	t.Helper()
 	var names []string
 	for _, e := range b.events(t, volume) {
-		if slices.Contains(kind, e.Event) {
+		if len(kind) == 0 || slices.Contains(kind, e.Event) {
 			names = append(names, e.Event)
 		}
 	}
 	return strings.Join(names, " ")
+}
+
+func (b *bed) counters(t *testing.T) api.Counters {
+	t.Helper()
+	s, err := b.vc.Status(t.Context())
+	must(t, err)
+	return s.Counters
 }
