@@ -144,12 +144,12 @@ func (b *bed) events(t *testing.T, volume string) []plugin.Event {
 	return list
 }
 
-// eventNames are the events of a volume, those of one kind, in one line.
-func (b *bed) eventNames(t *testing.T, volume string, kind []string) string {
+// eventNames are the events of a volume in one line, only those of a kind if that is given.
+func (b *bed) eventNames(t *testing.T, volume string, kind ...string) string {
 	t.Helper()
 	var names []string
 	for _, e := range b.events(t, volume) {
-		if slices.Contains(kind, e.Event) {
+		if len(kind) == 0 || slices.Contains(kind, e.Event) {
 			names = append(names, e.Event)
 		}
 	}

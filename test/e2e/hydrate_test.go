@@ -59,8 +59,8 @@ func TestTwoGuestsOneMaster(t *testing.T) {
 	log1, log2 := w1.stop(t), w2.stop(t)
 	b.assertMasterUnchanged(t)
 	for _, v := range []string{"c1", "c2", "c3"} {
-		eventually(t, v+" told", func() bool { return strings.Contains(b.eventNames(t, v, plugin.After), "hydrated") })
-		if names := b.eventNames(t, v, plugin.After); strings.Count(names, "hydrated") != 1 {
+		eventually(t, v+" told", func() bool { return strings.Contains(b.eventNames(t, v, plugin.After...), "hydrated") })
+		if names := b.eventNames(t, v, plugin.After...); strings.Count(names, "hydrated") != 1 {
 			t.Errorf("%s: told %s", v, names)
 		}
 		info, err := b.daemon().Volume(t.Context(), v)

@@ -63,7 +63,7 @@ func TestPluginVeto(t *testing.T) {
 	}
 
 	b.assertTold(t, "c1", "created attached engine-restarted detached deleted")
-	if got, want := b.eventNames(t, "c1", plugin.Before), "attach delete attach detach detach delete"; got != want {
+	if got, want := b.eventNames(t, "c1", plugin.Before...), "attach delete attach detach detach delete"; got != want {
 		t.Errorf("plugins were asked %q, want %q", got, want)
 	}
 	b.assertTold(t, "c2", "created failed attached")
@@ -80,7 +80,7 @@ func TestPluginVeto(t *testing.T) {
 // assertTold fails unless this comes to be all that plugins were told of a volume.
 func (b *bed) assertTold(t *testing.T, volume, want string) {
 	t.Helper()
-	eventually(t, "plugins are told of "+volume+": "+want, func() bool { return b.eventNames(t, volume, plugin.After) == want })
+	eventually(t, "plugins are told of "+volume+": "+want, func() bool { return b.eventNames(t, volume, plugin.After...) == want })
 }
 
 // TestProvider: a volume whose store a site's own plugin makes, finds and deletes. What is in the provider's way is
