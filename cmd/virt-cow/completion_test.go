@@ -32,7 +32,7 @@ func TestCompletionInBash(t *testing.T) {
 	need(t, "bash")
 	b := shellBench(t)
 	s := b.stage(wellStatus())
-	s.handle[api.PathVolumes] = answer(api.VolumeList{Volumes: []api.VolumeInfo{{Name: "data-of.web1"}}})
+	s.on(api.PathVolumes, answer(api.VolumeList{Volumes: []api.VolumeInfo{{Name: "data-of.web1"}}}))
 	if err := os.WriteFile(b.path("some file.cow"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestCompletionInZsh(t *testing.T) {
 	need(t, "zsh")
 	b := shellBench(t)
 	s := b.stage(wellStatus())
-	s.handle[api.PathVolumes] = answer(api.VolumeList{Volumes: []api.VolumeInfo{{Name: "data-of.web1"}}})
+	s.on(api.PathVolumes, answer(api.VolumeList{Volumes: []api.VolumeInfo{{Name: "data-of.web1"}}}))
 	cmd := b.command(t.Context(), "zsh", "-f", "-i")
 	cmd.Env = append(cmd.Env, withProgram(), "HOME="+b.dir, "ZDOTDIR="+b.dir)
 	term := b.onTerminal(200, 30, cmd)
@@ -87,7 +87,7 @@ func TestCompletionInFish(t *testing.T) {
 	need(t, "fish")
 	b := shellBench(t)
 	s := b.stage(wellStatus())
-	s.handle[api.PathVolumes] = answer(api.VolumeList{Volumes: []api.VolumeInfo{{Name: "data-of.web1", Store: "/s/d"}}})
+	s.on(api.PathVolumes, answer(api.VolumeList{Volumes: []api.VolumeInfo{{Name: "data-of.web1", Store: "/s/d"}}}))
 	if err := os.WriteFile(b.path("some.cow"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

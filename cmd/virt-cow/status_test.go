@@ -64,6 +64,22 @@ func (s *stage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(api.Error{Message: "no " + r.URL.Path})
 }
 
+// on has one path answered so.
+func (s *stage) on(path string, h http.HandlerFunc) { s.change(func() { s.handle[path] = h }) }
+
+// change changes the stage between requests.
+func (s *stage) change(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+// called returns and forgets what was called.
+func (s *stage) called() (calls []string) {
+	s.change(func() { calls, s.calls = s.calls, nil })
+	return calls
+}
+
 func answer(v any) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(v) }
 }
@@ -115,15 +131,12 @@ func TestHydrate(t *testing.T) {
 	b := newBench(t)
 	s := b.stage(wellStatus())
 	running := api.VolumeStatus{Volume: "c", State: api.VolumeAttached, Engine: &api.EngineStatus{Hydration: &api.Hydration{State: "running", Total: 100, Done: 7, Rate: 50 << 20}}}
-	s.handle[api.PathDaemonHydration] = answer(running)
+	s.on(api.PathDaemonHydration, answer(running))
 	called := func(want ...string) {
 		t.Helper()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if got := strings.Join(s.calls, "; "); got != strings.Join(want, "; ") {
+		if got := strings.Join(s.called(), "; "); got != strings.Join(want, "; ") {
 			t.Errorf("called %s\nwant   %s", got, strings.Join(want, "; "))
 		}
-		s.calls = nil
 	}
 	b.run("hydrate", "start", "c", "--rate", "50M").exits(0).says("volume c: 7% running, at most 50 MiB/s")
 	called(`POST /v1/hydration {"volume":"c","run":true,"rate":52428800}`)
@@ -135,13 +148,9 @@ func TestHydrate(t *testing.T) {
 	called(`POST /v1/hydration {"volume":"c","run":false}`)
 	held := running
 	held.Held = api.HeldHydration
-	s.mu.Lock()
-	s.handle[api.PathDaemonHydration] = answer(held)
-	s.mu.Unlock()
+	s.on(api.PathDaemonHydration, answer(held))
 	b.run("hydrate", "start", "c").exits(0).says("`virt-cow hydrate pause c` ends it")
-	s.mu.Lock()
 	delete(s.handle, api.PathDaemonHydration)
-	s.mu.Unlock()
 	b.run("hydrate", "start", "nothing").exits(1).says("no /v1/hydration")
 }
 
@@ -152,13 +161,11 @@ func TestRestart(t *testing.T) {
 	status.Volumes = append(status.Volumes, api.VolumeStatus{Volume: "d", PID: 1, Old: true}, api.VolumeStatus{Volume: "e", PID: 2, Old: true},
 		api.VolumeStatus{Volume: "f", Old: true})
 	s := b.stage(status)
-	s.handle["/v1/volumes/d/restart"] = answer(api.VolumeStatus{Volume: "d", PID: 77})
+	s.on("/v1/volumes/d/restart", answer(api.VolumeStatus{Volume: "d", PID: 77}))
 	b.run("volume", "restart").exits(exitUsage).says("--old or --all")
 	b.run("volume", "restart", "d").exits(0).says("volume d: engine is process 77 now")
 	b.run("volume", "restart", "--old").exits(1).says("process 77", "volume e:", "1 restarted before it, 0 left")
-	s.mu.Lock()
-	s.status.Volumes = nil
-	s.mu.Unlock()
+	s.change(func() { s.status.Volumes = nil })
 	b.run("volume", "restart", "--all").exits(0).says("nothing to restart")
 }
 
@@ -181,8 +188,8 @@ func TestOddNames(t *testing.T) {
 			t.Errorf("%q says %q", args, o.stderr)
 		}
 	}
-	if len(s.calls) > 0 {
-		t.Error(s.calls)
+	if calls := s.called(); len(calls) > 0 {
+		t.Error(calls)
 	}
 }
 
@@ -213,8 +220,9 @@ func TestWatchPlain(t *testing.T) {
 	b.image("m.raw", mib)
 	b.clone("c.vcow", "m.raw")
 	s := b.stage(wellStatus())
-	s.engines["c"] = b.serve("c.vcow")
-	s.engines["c"].busy(t)
+	engine := b.serve("c.vcow")
+	s.change(func() { s.engines["c"] = engine })
+	engine.busy(t)
 
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

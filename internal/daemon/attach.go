@@ -61,8 +61,9 @@ func (d *Daemon) Attach(ctx context.Context, r api.AttachRequest) (*api.VolumeSt
 	if err := setWants(ctx, c, id, append(slices.Clone(v.wants), w)); err != nil {
 		return nil, errors.Join(err, m.undo(ctx, vol))
 	}
-	if _, err := m.give(ctx, c, v, w); errors.Is(err, libvirtx.ErrGone) {
-		// The guest may have the disk: what is in the metadata decides, once there is a connection again.
+	if _, err := m.give(ctx, c, v, w); errors.Is(err, libvirtx.ErrGone) || errors.Is(err, libvirtx.ErrNoAnswer) {
+		// The guest may have the disk, or get it yet: what is in the metadata decides.
+		m.kick()
 		return nil, fmt.Errorf("%w; it is tried again, see virt-cow status", err)
 	} else if err != nil {
 		return nil, errors.Join(err, setWants(ctx, c, id, v.wants), m.undo(ctx, vol))
@@ -72,7 +73,7 @@ func (d *Daemon) Attach(ctx context.Context, r api.AttachRequest) (*api.VolumeSt
 
 // undo gives back a volume that could not be attached.
 func (m *domain) undo(ctx context.Context, vol *volume) error {
-	err := m.d.stopVolume(ctx, vol, api.VolumeDetached)
+	err := m.d.stopVolume(ctx, vol, m, api.VolumeDetached)
 	if err == nil {
 		m.d.forget(m, vol)
 	}

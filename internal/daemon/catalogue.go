@@ -11,7 +11,7 @@ import (
 )
 
 // openInventory opens the catalogue and ties it to the rest of the daemon.
-func (d *Daemon) openInventory(ctx context.Context) (err error) {
+func (d *Daemon) openInventory() (err error) {
 	c := d.config.Inventory
 	c.InUse, c.Veto, c.GuestDisks = d.inUse, d.veto, d.guestDisks
 	c.Pools = func() (inventory.Pools, error) { return d.libvirt() }
@@ -22,7 +22,7 @@ func (d *Daemon) openInventory(ctx context.Context) (err error) {
 		}
 		return p, nil
 	}
-	d.inventory, err = inventory.Open(ctx, c)
+	d.inventory, err = inventory.Open(c)
 	return err
 }
 

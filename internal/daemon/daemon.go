@@ -18,7 +18,7 @@
 //	not in metadata            engine, no disk                 stop it cleanly
 //	disk of the definition, or plugged in by hand              start its engine, leave the disk alone
 //	the same, domain off       engine                          stop it cleanly, unless a start was announced
-//	any                        guest paused by an I/O error    resume, once all the disks it has of ours are served
+//	any                        guest paused by an I/O error    resume, once its disks of ours are served, whatever else is wrong
 //
 // A domain that is about to start is announced by the hook (Prepare), for the disks of its definition. What was
 // plugged in by the daemon stands in the volume's spec, so that the next daemon knows.
@@ -113,12 +113,14 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 		connError: errors.New("not tried yet"), started: time.Now(),
 	}
 	defer cancel()
-	if err := d.openInventory(ctx); err != nil {
+	if err := d.openInventory(); err != nil {
 		return err
 	}
 	defer d.inventory.Close() // once nothing uses it
 	defer d.tasks.Wait()
 	defer cancel()
+	// Not waited for: one dead disk would keep all guests of the host from starting.
+	d.tasks.Go(func() { d.inventory.Recover(ctx) })
 	if err := d.adopt(); err != nil {
 		return err
 	}

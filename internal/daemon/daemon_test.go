@@ -20,22 +20,31 @@ import (
 
 func newTestDaemon(t *testing.T) *Daemon {
 	t.Helper()
+	return newTestDaemonWith(t, func(*Config) {})
+}
+
+func newTestDaemonWith(t *testing.T, change func(*Config)) *Daemon {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	run := t.TempDir()
+	run, err := os.MkdirTemp("", "vcd") // short: sockets are in here
+	if err != nil {
+		t.Fatal(err)
+	}
 	d := &Daemon{
 		config: Config{
-			RunDir: run, Launcher: launch.NewChild("/bin/false", run, run), Plugins: plugin.New(plugin.Config{Dir: run}),
+			RunDir: run, QEMURunDir: run, Launcher: launch.NewChild("/bin/false", run, run), Plugins: plugin.New(plugin.Config{Dir: run}),
 			Inventory: inventory.Config{StateDir: t.TempDir(), StoreDir: t.TempDir(), RunDir: run, Program: "/bin/false"},
 		},
 		log: zerolog.New(t.Output()), root: ctx, volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
 	}
-	if err := d.openInventory(ctx); err != nil {
+	change(&d.config)
+	if err := d.openInventory(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		cancel()
 		d.tasks.Wait()
-		if err := errors.Join(d.config.Plugins.Close(context.Background()), d.inventory.Close()); err != nil {
+		if err := errors.Join(d.config.Plugins.Close(context.Background()), d.inventory.Close(), os.RemoveAll(run)); err != nil {
 			t.Error(err)
 		}
 	})

@@ -76,6 +76,9 @@ func (m *domain) unwant(ctx context.Context, c libvirtx.Conn, volume string) err
 	}
 	switch {
 	case len(rest) != len(v.wants):
+		if has && disk.Alias == libvirtx.Alias(volume) {
+			m.d.takeOver(m, volume) // a restored guest has it, and nobody here plugged it in
+		}
 		return setWants(ctx, c, m.ident(), rest)
 	case m.d.isPlugged(m, volume): // asked for before
 		return nil

@@ -78,11 +78,13 @@ func (e *engine) isReady() (bool, error) {
 func (e *engine) wait(ctx context.Context) error {
 	for {
 		e.mu.Lock()
-		ready, err, changed := e.ready, e.err, e.changed
+		ready, stopping, err, changed := e.ready, e.stopping, e.err, e.changed
 		e.mu.Unlock()
 		switch {
 		case ready:
 			return nil
+		case stopping && !e.hasEnded(): // somebody gave up waiting for its end
+			return fmt.Errorf("engine of volume %s was asked to end and has not: it may be unable to flush, see its log", e.volume)
 		case err != nil:
 			return err
 		}
@@ -239,10 +241,9 @@ func (e *engine) stop(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	asking, cancel := context.WithTimeout(ctx, statusTimeout) // one that hangs must not hold up its domain for ever
-	err := e.client.Stop(asking)
-	cancel()
-	if err != nil {
+	asking, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	if err := e.client.Stop(asking); err != nil {
 		p.Terminate()
 	}
 	select {

@@ -10,11 +10,15 @@ import (
 // Start has a volume served though no domain has it: for virsh attach-device by hand, for another NBD client, or to
 // be hydrated.
 func (d *Daemon) Start(ctx context.Context, name string) (*api.VolumeStatus, error) {
-	return d.hold(ctx, name, api.HeldRequest)
+	v, err := d.hold(ctx, name, api.HeldRequest)
+	if err != nil {
+		return nil, err
+	}
+	return d.volumeStatus(ctx, v), nil
 }
 
 // hold has a volume served until it is let go.
-func (d *Daemon) hold(ctx context.Context, name, why string) (*api.VolumeStatus, error) {
+func (d *Daemon) hold(ctx context.Context, name, why string) (*volume, error) {
 	w, err := d.wantNamed(name)
 	if err != nil {
 		return nil, err
@@ -41,7 +45,7 @@ func (d *Daemon) hold(ctx context.Context, name, why string) (*api.VolumeStatus,
 	}
 	d.mu.Unlock()
 	d.noteIfServed(v)
-	return d.volumeStatus(ctx, v), nil
+	return v, nil
 }
 
 func (d *Daemon) letGo(v *volume) {
@@ -57,10 +61,10 @@ func (d *Daemon) Stop(ctx context.Context, name string) (*api.VolumeStatus, erro
 		return nil, errNoVolume(name)
 	}
 	d.mu.Lock()
-	held, m := v.held, v.domain
+	held, m, store := v.held, v.domain, v.want.Store
 	d.mu.Unlock()
 	if held == "" && m != nil {
-		return nil, &inUseError{volume: name, store: v.want.Store, domain: m.name()}
+		return nil, &inUseError{volume: name, store: store, domain: m.name()}
 	}
 	d.letGo(v)
 	if m != nil {
@@ -68,7 +72,7 @@ func (d *Daemon) Stop(ctx context.Context, name string) (*api.VolumeStatus, erro
 		m.kick()
 		return d.volumeStatus(ctx, v), nil
 	}
-	if err := d.stopVolume(ctx, v, api.VolumeOff); err != nil {
+	if err := d.stopVolume(ctx, v, nil, api.VolumeOff); err != nil {
 		return nil, err
 	}
 	d.forget(nil, v)

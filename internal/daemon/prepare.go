@@ -61,22 +61,28 @@ func (d *Daemon) prepare(ctx context.Context, dom libvirtx.Domain, name string) 
 		d.setState(v, api.VolumeFailed, err)
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
-	return nil
+	_, err = d.alone(ctx, v) // QEMU has not connected yet: whoever has is another
+	return err
 }
 
-// wantNamed is how a volume that a disk names by its socket is served.
+// wantNamed is how a volume that a disk names by its socket is served. Where its store is the catalogue says, unless it
+// is open: the metadata of a domain that is off may say what was once, or what somebody else's volume is to be kept from.
 func (d *Daemon) wantNamed(name string) (libvirtx.Want, error) {
 	if err := cowfmt.ValidName(name); err != nil {
 		return libvirtx.Want{}, badRequest{err}
 	}
+	w, open := libvirtx.Want{Volume: name}, false
 	d.mu.Lock()
 	if v := d.volumes[name]; v != nil && v.want.Store != "" {
-		defer d.mu.Unlock()
-		return v.want, nil
+		w, open = v.want, v.engine != nil
 	}
 	d.mu.Unlock()
-	store, err := d.storeOf(name)
-	return libvirtx.Want{Volume: name, Store: store}, err
+	if open {
+		return w, nil
+	}
+	var err error
+	w.Store, err = d.storeOf(name)
+	return w, err
 }
 
 // unprepare lets go of what is served for a start that did not come about.

@@ -89,13 +89,10 @@ func (m *domain) reconcile(ctx context.Context) error {
 	problem := m.giveAll(ctx, c, v, &errs)
 	m.keepAll(ctx, c, v, &errs)
 	m.stopRest(ctx, v, &errs)
+	m.noteDeclared(v)
 	m.d.noteProblem(m, problem)
+	errs = append(errs, m.resume(ctx, c, v))
 	err = errors.Join(errs...)
-	if m.d.allServed(v) { // whatever else fails, or is to come: a guest lets go of a disk only while it runs
-		if again := m.resume(ctx, c, v); err == nil || !errors.Is(again, errUnfinished) {
-			err = errors.Join(err, again)
-		}
-	}
 	if err == nil || missing || errors.Is(err, errUnfinished) {
 		m.d.noteLooked(m)
 		m.d.stopOrphans(ctx)
@@ -113,7 +110,7 @@ func (m *domain) giveAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]e
 			problems = append(problems, err)
 		}
 		if err == nil && !v.state.Active {
-			err = m.d.stopVolume(ctx, vol, api.VolumeOff)
+			err = m.d.stopVolume(ctx, vol, m, api.VolumeOff)
 		}
 		*errs = append(*errs, err)
 	}
@@ -193,14 +190,30 @@ func (m *domain) stopRest(ctx context.Context, v view, errs *[]error) {
 		switch {
 		case v.wanted(vol.name), has:
 		case declared:
-			*errs = append(*errs, m.d.stopVolume(ctx, vol, api.VolumeOff))
+			*errs = append(*errs, m.d.stopVolume(ctx, vol, m, api.VolumeOff))
 		default:
-			err := m.d.stopVolume(ctx, vol, api.VolumeDetached)
+			err := m.d.stopVolume(ctx, vol, m, api.VolumeDetached)
 			if err == nil && !m.d.isPrepared(vol) {
 				m.d.left(m, vol)
 			}
 			*errs = append(*errs, err)
 		}
+	}
+}
+
+// noteDeclared has it known that a domain that is off has volumes in its definition: they must not be deleted.
+func (m *domain) noteDeclared(v view) {
+	for name, disk := range v.declared {
+		w, err := m.d.wantNamed(name)
+		if err != nil {
+			continue // no volume of ours; the hook says so when the domain is to start
+		}
+		w.Target = disk.Target
+		m.d.mu.Lock()
+		if m.d.volumes[name] == nil {
+			m.d.volumes[name] = &volume{name: name, want: w, domain: m, state: api.VolumeOff}
+		}
+		m.d.mu.Unlock()
 	}
 }
 
@@ -213,7 +226,7 @@ func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 	if v.taken[w.Target] {
 		return &takenError{domain: m.name(), target: w.Target}
 	}
-	s, err := m.d.engineStatus(ctx, vol)
+	s, err := m.d.alone(ctx, vol)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/launch"
@@ -78,7 +80,8 @@ func (d *Daemon) removeSpec(volume string) error {
 	return err
 }
 
-// adopt finds the engines an earlier daemon left. Which domain has them is for the reconciler to find out.
+// adopt finds the engines an earlier daemon left. Each stays with the domain it was for until that was looked at: another
+// one that has the volume in its definition too must not take it from a guest that runs.
 func (d *Daemon) adopt() error {
 	paths, err := filepath.Glob(filepath.Join(d.config.RunDir, "*"+api.SpecSuffix))
 	if err != nil {
@@ -100,10 +103,7 @@ func (d *Daemon) adoptOne(path string) error {
 	if err != nil {
 		return err
 	}
-	p, err := launch.Adopt(d.controlPath(spec.Volume))
-	if err != nil {
-		return err
-	}
+	p, unknown := launch.Adopt(d.controlPath(spec.Volume)) // asked again before one is started
 	v := &volume{
 		name: spec.Volume, uuid: spec.UUID, client: spec.Client, state: api.VolumeStarting,
 		want: libvirtx.Want{
@@ -115,10 +115,20 @@ func (d *Daemon) adoptOne(path string) error {
 		v.plugged, v.held, v.arrived, v.hydrated = u.Plugged, u.Held, u.Arrived, u.Hydrated
 	}
 	v.engine = d.newEngine(v.name)
+	d.mu.Lock()
+	if c := spec.Client; c != nil {
+		if id, err := uuid.Parse(c.UUID); err == nil {
+			v.domain = d.domainFor(libvirtx.Domain{Name: c.Domain, UUID: id})
+		}
+	}
 	d.volumes[v.name] = v
-	if p != nil {
+	d.mu.Unlock()
+	switch {
+	case p != nil:
 		d.log.Info().Str("volume", v.name).Int("pid", p.PID).Msg("engine adopted")
-	} else {
+	case unknown != nil:
+		d.log.Error().Err(unknown).Str("volume", v.name).Msg("whether it has an engine is not known")
+	default:
 		d.log.Warn().Str("volume", v.name).Msg("engine has ended while no daemon was there: starting it again")
 	}
 	d.tasks.Go(func() { v.engine.run(p, d.starter(v)) })

@@ -28,7 +28,7 @@ func (m *domain) resume(ctx context.Context, c libvirtx.Conn, v view) error {
 		}
 		return nil
 	}
-	if len(v.disks) == 0 || !m.failedOurs(v) {
+	if len(v.disks) == 0 || !m.failedOurs(v) || !m.d.allServed(m, v) {
 		return nil
 	}
 	select {
@@ -48,18 +48,17 @@ func (m *domain) resume(ctx context.Context, c libvirtx.Conn, v view) error {
 	return errUnfinished // look whether it stays up
 }
 
-// allServed says whether the disks of ours that a guest has are served, those being taken back too. One that the
-// registry does not know is served by hand.
-func (d *Daemon) allServed(v view) bool {
+// allServed says whether the disks of ours that QEMU has work. What else is wrong with the domain keeps no guest paused.
+func (d *Daemon) allServed(m *domain, v view) bool {
 	for name := range v.disks {
 		vol := d.volumeNamed(name)
 		if vol == nil {
-			continue
+			continue // served by hand: nobody here knows
 		}
 		d.mu.Lock()
-		e := vol.engine
+		mine, e := vol.domain == m, vol.engine
 		d.mu.Unlock()
-		if e == nil {
+		if !mine || e == nil {
 			return false
 		}
 		if ready, _ := e.isReady(); !ready {

@@ -11,6 +11,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
 // starter makes the function that starts a volume's process, or takes the one that runs already.
@@ -31,6 +32,9 @@ func (d *Daemon) starter(v *volume) func(context.Context) (*launch.Process, erro
 	}
 }
 
+// errForgotten says that a volume was given up while somebody was about to start it.
+var errForgotten = errors.New("it was let go of just now: try again")
+
 // startVolume returns once the volume is served, to the domain that has it.
 func (d *Daemon) startVolume(ctx context.Context, v *volume) error {
 	v.op.Lock()
@@ -41,9 +45,12 @@ func (d *Daemon) startVolume(ctx context.Context, v *volume) error {
 // startLocked is startVolume for one who holds v.op.
 func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 	d.mu.Lock()
-	e, w := v.engine, v.want
+	e, w, known := v.engine, v.want, d.volumes[v.name] == v
 	fresh := e == nil
 	d.mu.Unlock()
+	if !known { // nobody would ever stop what is started for it
+		return fmt.Errorf("volume %s: %w", v.name, errForgotten)
+	}
 	if fresh {
 		if err := d.mayServe(ctx, w); err != nil {
 			return err
@@ -60,9 +67,7 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		d.dropEnded(v, e)
 		return err
 	}
-	asking, cancel := context.WithTimeout(ctx, statusTimeout) // one that hangs must not hold up its domain for ever
-	defer cancel()
-	s, err := e.client.Status(asking)
+	s, err := d.engineStatus(ctx, v)
 	switch {
 	case err != nil:
 		return err
@@ -74,8 +79,9 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		d.mu.Lock()
 		v.hydrated = true // long ago
 		d.mu.Unlock()
+		d.cutLoose(v)
 	}
-	return d.introduce(asking, v, e, s)
+	return d.introduce(ctx, v, e, s)
 }
 
 // mayServe asks the catalogue. That the volume is used is noted by now: if it is being deleted, one of the two sees
@@ -84,7 +90,7 @@ func (d *Daemon) mayServe(ctx context.Context, w libvirtx.Want) error {
 	e, err := d.inventory.Lookup(w.Volume)
 	switch {
 	case errors.Is(err, inventory.ErrNotFound):
-		_, err := d.Adopt(ctx, api.AdoptRequest{Store: w.Store, Name: w.Volume})
+		_, err := d.done(plugin.EventCreated)(d.inventory.AdoptNamed(ctx, w.Store, w.Volume))
 		return err
 	case err != nil:
 		return err
@@ -104,11 +110,21 @@ func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.Eng
 	d.mu.Lock()
 	v.uuid = s.UUID
 	peer := d.peerOf(v.domain)
+	if s.ControlVersion >= 2 {
+		v.client = s.Client // it may have been started again by systemd, with a spec of before
+	}
 	same := peer == nil && v.client == nil || peer != nil && v.client != nil && *peer == *v.client
 	d.mu.Unlock()
 	if same || s.ControlVersion < 2 {
 		return nil
 	}
+	if s.Client != nil && peer != nil && s.Client.UUID != peer.UUID {
+		if _, err := d.alone(ctx, v); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
 	if _, err := e.client.Client(ctx, api.ClientRequest{Client: peer}); err != nil {
 		return err
 	}
@@ -117,6 +133,48 @@ func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.Eng
 	d.mu.Unlock()
 	_, err := d.note(v)
 	return err
+}
+
+// aloneWait is how long a guest that is about to get a volume waits for its last client to be gone: that of a QEMU that
+// was just ended may still have requests on their way.
+const aloneWait = 10 * time.Second
+
+// alone returns once nobody has the volume open: two guests that write to one disk destroy it.
+func (d *Daemon) alone(ctx context.Context, v *volume) (*api.EngineStatus, error) {
+	for deadline := time.Now().Add(aloneWait); ; {
+		s, err := d.engineStatus(ctx, v)
+		if err != nil || s.Connections == 0 {
+			return s, err
+		}
+		if time.Now().After(deadline) {
+			e := &connectedError{volume: v.name, connections: s.Connections}
+			if s.Client != nil {
+				e.domain = s.Client.Domain
+			}
+			return nil, e
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// connectedError says that a volume can't be given to a guest, as somebody has it open.
+type connectedError struct {
+	volume      string
+	connections int
+	domain      string // "" if not known
+}
+
+func (e *connectedError) Error() string {
+	who := "an NBD client"
+	if e.domain != "" {
+		who = "domain " + e.domain
+	}
+	return fmt.Sprintf("volume %s: %s has it open (%d connections to its engine), and two that write to one disk destroy it: end that first",
+		e.volume, who, e.connections)
 }
 
 // dropEnded forgets an engine that nothing looks after any more, so that the next attempt makes a new one.
@@ -133,12 +191,16 @@ func (d *Daemon) dropEnded(v *volume, e *engine) {
 	}
 }
 
-// stopVolume ends a volume's engine cleanly, if it has one, and leaves the volume in this state. A volume that
-// somebody else needs is left as it is.
-func (d *Daemon) stopVolume(ctx context.Context, v *volume, state string) error {
+// stopVolume ends the engine of a volume that domain m has, nil for none, cleanly, if there is one, and leaves the volume
+// in this state. A volume that somebody else has by now, or needs, is left as it is.
+func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state string) error {
 	v.op.Lock()
 	defer v.op.Unlock()
 	d.mu.Lock()
+	if v.domain != m {
+		d.mu.Unlock()
+		return nil
+	}
 	e, needed := v.engine, v.needed()
 	if needed {
 		v.state, v.err = state, nil
@@ -181,7 +243,7 @@ func (d *Daemon) stopOrphans(ctx context.Context) {
 	}
 	d.mu.Unlock()
 	for _, v := range orphans {
-		if err := d.stopVolume(ctx, v, api.VolumeDetached); err != nil {
+		if err := d.stopVolume(ctx, v, nil, api.VolumeDetached); err != nil {
 			d.log.Error().Err(err).Str("volume", v.name).Msg("engine that no domain has")
 			continue
 		}

@@ -103,10 +103,11 @@ func (d *Daemon) Hydration(ctx context.Context, r api.VolumeHydrationRequest) (*
 	case v == nil && !start:
 		return nil, errNoVolume(r.Volume)
 	case start && (v == nil || d.isIdle(v)):
-		if _, err := d.hold(ctx, r.Volume, api.HeldHydration); err != nil {
+		held, err := d.hold(ctx, r.Volume, api.HeldHydration)
+		if err != nil {
 			return nil, err
 		}
-		v = d.volumeNamed(r.Volume)
+		v = held // not by its name: one that is cut loose already may be gone again
 	}
 	d.mu.Lock()
 	dom, e := v.domain, v.engine
@@ -117,6 +118,8 @@ func (d *Daemon) Hydration(ctx context.Context, r api.VolumeHydrationRequest) (*
 		}
 	}
 	if e != nil {
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+		defer cancel()
 		if _, err := e.client.Hydration(ctx, r.HydrationRequest); err != nil {
 			return nil, err
 		}

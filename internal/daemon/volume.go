@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,7 +21,7 @@ type volume struct {
 	domain   *domain // that has it, nil for none
 	plugged  bool    // into the domain by this daemon or one before it, whose it is to take back
 	held     string  // api.Held…: why it is served though no domain has it
-	arrived  bool    // plugins were told that its domain has it
+	arrived  bool    // its domain's guest has it, and plugins were told so
 	hydrated bool    // plugins need not be told any more that it is cut loose
 	prepared time.Time
 	client   *api.Peer // whose QEMU its engine lets in, as far as it was told
@@ -48,8 +47,8 @@ func (d *Daemon) controlPath(volume string) string {
 
 // volumeOfSocket is the volume whose socket this would be, "" if it is none of ours.
 func (d *Daemon) volumeOfSocket(socket string) string {
-	name, ok := strings.CutSuffix(filepath.Base(socket), ".sock")
-	if !ok || name+".sock" == api.DaemonSocket || filepath.Clean(socket) != d.socketPath(name) {
+	name := libvirtx.VolumeOf(socket, d.config.RunDir)
+	if name+".sock" == api.DaemonSocket {
 		return ""
 	}
 	return name
@@ -69,7 +68,7 @@ func (d *Daemon) claimLocked(dom *domain, w libvirtx.Want, starting bool) (*volu
 		if v.name != w.Volume && v.want.Store != w.Store {
 			continue
 		}
-		idle := starting && v.engine == nil && v.name == w.Volume && !v.needed()
+		idle := starting && v.engine == nil && v.name == w.Volume && !v.needed() && !v.arrived
 		if v.domain != nil && v.domain != dom && !idle {
 			return nil, &inUseError{volume: w.Volume, store: w.Store, domain: v.domain.name()}
 		}
@@ -136,15 +135,16 @@ func (d *Daemon) volumesOf(dom *domain) []*volume {
 	return list
 }
 
-// forget takes a volume from its domain and drops it, unless it has a process.
+// forget takes a volume from its domain and drops it, unless it has a process or is about to. One that was prepared
+// meanwhile stays with the domain.
 func (d *Daemon) forget(m *domain, v *volume) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if v.domain != m {
+	if v.domain != m || time.Now().Before(v.prepared) {
 		return // another has it by now
 	}
 	v.domain, v.plugged = nil, false
-	if v.engine == nil && d.volumes[v.name] == v {
+	if v.engine == nil && v.held == "" && d.volumes[v.name] == v {
 		delete(d.volumes, v.name)
 	}
 }

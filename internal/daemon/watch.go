@@ -43,7 +43,9 @@ func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 	held, alone, e := v.held, v.domain == nil, v.engine
 	d.mu.Unlock()
 	if held != "" && alone && (e == nil || e.hasEnded()) {
-		if err := d.startVolume(ctx, v); err != nil {
+		if err := d.startVolume(ctx, v); errors.Is(err, errForgotten) {
+			return
+		} else if err != nil {
 			d.setState(v, api.VolumeFailed, err)
 			return
 		}
@@ -61,9 +63,7 @@ func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 	}
 	d.mu.Unlock()
 	if news {
-		if err := d.inventory.CutLoose(v.name); err != nil && !errors.Is(err, inventory.ErrNotFound) {
-			d.log.Error().Err(err).Str("volume", v.name).Msg("the catalogue still takes it for a clone")
-		}
+		d.cutLoose(v)
 		d.tell(plugin.EventHydrated, v, nil)
 		d.noteIfServed(v)
 	}
@@ -71,11 +71,18 @@ func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 		return
 	}
 	if alone {
-		if err := d.stopVolume(ctx, v, api.VolumeOff); err != nil {
+		if err := d.stopVolume(ctx, v, nil, api.VolumeOff); err != nil {
 			d.log.Error().Err(err).Str("volume", v.name).Msg("engine of a volume that is cut loose")
 			return
 		}
 		d.forget(nil, v)
 	}
 	d.pokeOwner(v.name)
+}
+
+// cutLoose has the catalogue know: its master may be served again.
+func (d *Daemon) cutLoose(v *volume) {
+	if err := d.inventory.CutLoose(v.name); err != nil && !errors.Is(err, inventory.ErrNotFound) {
+		d.log.Error().Err(err).Str("volume", v.name).Msg("the catalogue still takes it for a clone")
+	}
 }

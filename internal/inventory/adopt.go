@@ -12,6 +12,27 @@ import (
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
 
+// AdoptNamed is Adopt of a store that only a domain's metadata names: no operator has said that there is one. What looks
+// like a store on a guest's raw disk is that guest's doing, and its header may name any disk of the host as its own.
+func (inv *Inventory) AdoptNamed(ctx context.Context, store, name string) (api.VolumeInfo, error) {
+	if inv.config.GuestDisks != nil {
+		guests, err := inv.config.GuestDisks(ctx)
+		if err != nil {
+			return api.VolumeInfo{}, fmt.Errorf("which disks guests have: %w", err)
+		}
+		for _, disk := range guests {
+			if inv.looks.sameThing(disk, store) {
+				return api.VolumeInfo{}, rawDiskError(store)
+			}
+		}
+	}
+	return inv.Adopt(ctx, api.AdoptRequest{Store: store, Name: name})
+}
+
+func rawDiskError(path string) error {
+	return fmt.Errorf("%w: %s is a guest's raw disk: what looks like a store there is not taken for one", ErrInvalid, path)
+}
+
 // Adopt takes a store that exists into the catalogue, or makes a state store for a raw disk. The disk itself is not
 // touched.
 func (inv *Inventory) Adopt(ctx context.Context, r api.AdoptRequest) (api.VolumeInfo, error) {
@@ -33,6 +54,11 @@ func (inv *Inventory) Adopt(ctx context.Context, r api.AdoptRequest) (api.Volume
 	if _, block := blockDevice(path); !block { // a link to a device is its stable name, one to a file is not the file
 		if file, err := filepath.EvalSymlinks(path); err == nil {
 			path = file
+		}
+	}
+	for _, e := range inv.cat.All() {
+		if e.Origin != "" && inv.looks.sameThing(e.Origin, path) {
+			return api.VolumeInfo{}, fmt.Errorf("%w, of volume %s", rawDiskError(path), e.Name)
 		}
 	}
 	there, err := inv.look(ctx, path)

@@ -123,6 +123,9 @@ func (inv *Inventory) master(r api.CreateRequest) (master, of string, err error)
 
 // nameFree: names are unique, damaged records included.
 func (inv *Inventory) nameFree(name string) error {
+	if name+".sock" == api.DaemonSocket {
+		return fmt.Errorf("%w: volume name %s: its socket would be the daemon's", ErrInvalid, name)
+	}
 	switch e, err := inv.cat.ByName(name); {
 	case err == nil:
 		return fmt.Errorf("volume name %s %w, by the one with store %s (%s)", name, ErrExists, e.Store, e.State)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
@@ -571,4 +573,63 @@ func TestClonesWithAMasterThatHangs(t *testing.T) {
 		t.Errorf("%d goroutines hang", n)
 	}
 	close(hang)
+}
+
+// What a crash interrupted may need a disk that does not answer: Open, and with it the start of the daemon and of every
+// guest, does not wait for it.
+func TestOpenLeavesIntents(t *testing.T) {
+	r := newRig(t)
+	e := catalogue.Entry{Name: "v", UUID: uuid.NewString(), State: catalogue.Creating, Store: r.path("stores/v.vcow")}
+	if err := errors.Join(r.cat.Add(e), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	inv, err := Open(r.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Inventory = inv
+	if len(r.List()) != 1 {
+		t.Error(r.List())
+	}
+	r.Recover(ctx)
+	if len(r.List()) != 0 {
+		t.Error(r.List())
+	}
+}
+
+func TestDaemonsOwnName(t *testing.T) {
+	r := newRig(t)
+	_, err := r.Create(ctx, api.CreateRequest{Name: "daemon", Size: mib})
+	refused(t, err, ErrInvalid, "daemon")
+}
+
+// A guest that writes a store's header to its raw disk gets no volume of it, whatever a domain's metadata says.
+func TestAdoptGuestsDisk(t *testing.T) {
+	var guests []string
+	r := newRig(t, func(c *Config) {
+		c.GuestDisks = func(context.Context) ([]string, error) { return guests, nil }
+	})
+	forged := r.path("forged.raw")
+	r.run("store", "create", "--size", "1M", "--name", "evil", forged)
+	link := r.path("link")
+	if err := os.Symlink(forged, link); err != nil {
+		t.Fatal(err)
+	}
+	guests = []string{"/nowhere", link}
+	_, err := r.AdoptNamed(ctx, forged, "evil")
+	refused(t, err, ErrInvalid, "raw disk")
+	guests = nil
+	if _, err := r.AdoptNamed(ctx, forged, "evil"); err != nil {
+		t.Error(err)
+	}
+
+	disk := r.raw("disk.raw", 4*mib)
+	if _, err := r.Adopt(ctx, api.AdoptRequest{Raw: disk, Name: "disk"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(r.path("forged.raw"), disk); err != nil { // its guest wrote that
+		t.Fatal(err)
+	}
+	_, err = r.Adopt(ctx, api.AdoptRequest{Store: disk})
+	refused(t, err, ErrInvalid, "raw disk", "volume disk")
 }

@@ -22,7 +22,9 @@ func (inv *Inventory) Recover(ctx context.Context) {
 		if e.State != catalogue.Creating && e.State != catalogue.Deleting {
 			continue
 		}
-		if err := inv.recoverOne(ctx, e); err != nil {
+		if err := inv.recoverOne(ctx, e); errors.Is(err, errBusy) {
+			continue // it is being brought to an end
+		} else if err != nil {
 			inv.log.Error().Err(err).Str("volume", e.Name).Str("state", string(e.State)).Msg("an interrupted operation can't be brought to an end yet")
 		} else {
 			inv.log.Info().Str("volume", e.Name).Str("state", string(e.State)).Str("store", e.Store).Msg("an interrupted operation was brought to an end")

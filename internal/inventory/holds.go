@@ -44,6 +44,9 @@ func (h *holds) take(exclusive string, shared ...string) (release func(), err er
 	}, nil
 }
 
+// errBusy is an ErrInUse.
+var errBusy = fmt.Errorf("%w: it is being made, cloned, adopted or deleted just now", ErrInUse)
+
 func busy(name string) error {
-	return fmt.Errorf("volume %s: %w: it is being made, cloned, adopted or deleted just now", name, ErrInUse)
+	return fmt.Errorf("volume %s: %w", name, errBusy)
 }

@@ -95,9 +95,9 @@ type Inventory struct {
 // everything excludes all operations from ops.
 const everything = 1 << 20
 
-// Open opens the catalogue and brings to an end what a crash interrupted, as far as that is possible now: what is
-// not stays listed with an error. Close it.
-func Open(ctx context.Context, config Config) (*Inventory, error) {
+// Open opens the catalogue. What a crash interrupted is left to Recover, which a disk that does not answer may hold up.
+// Close it.
+func Open(config Config) (*Inventory, error) {
 	for name, path := range map[string]string{
 		"StateDir": config.StateDir, "StoreDir": config.StoreDir, "RunDir": config.RunDir, "Program": config.Program,
 	} {
@@ -116,7 +116,6 @@ func Open(ctx context.Context, config Config) (*Inventory, error) {
 	for _, d := range cat.Damaged() {
 		inv.log.Error().Err(d.Err).Str("volume", d.Name).Msg("the catalogue's record of a volume can't be read: `virt-cow volume scan` writes it again from the store's header")
 	}
-	inv.Recover(ctx)
 	return inv, nil
 }
 

@@ -61,7 +61,7 @@ func child(dir string) {
 	}
 	pools := &folderPools{dir: filepath.Join(dir, "pool"), before: kill("before"), after: kill("after")}
 	pools.use(&config)
-	inv, err := Open(ctx, config)
+	inv, err := Open(config)
 	if err == nil {
 		task, name, _ := strings.Cut(os.Getenv(childTask), " ")
 		switch task {

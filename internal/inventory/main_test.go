@@ -83,11 +83,12 @@ func testConfig(dir string) Config {
 
 func (r *rig) open() {
 	r.t.Helper()
-	inv, err := Open(context.Background(), r.config)
+	inv, err := Open(r.config)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.Inventory = inv
+	r.Recover(context.Background())
 }
 
 // reopen is a restart of the daemon.

@@ -92,7 +92,7 @@ func TestDisksOfADomain(t *testing.T) {
 	 <disk type='network' device='disk'><source protocol='nbd' name=''><host transport='unix' socket='/run/a.sock'/></source><target dev='vdb' bus='virtio'/><alias name='ua-virt-cow-a'/></disk>
 	 <disk type='network' device='disk'><source protocol='nbd' name='e'><host name='h' port='10809'/></source><target dev='vdc' bus='virtio'/></disk>
 	</devices></domain>`)
-	want := []Disk{{Target: "vda"}, {Target: "vdb", Socket: "/run/a.sock", Alias: "ua-virt-cow-a"}, {Target: "vdc"}}
+	want := []Disk{{Target: "vda", Source: "/a"}, {Target: "vdb", Socket: "/run/a.sock", Alias: "ua-virt-cow-a"}, {Target: "vdc"}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("%v %v", got, err)
 	}

@@ -1,0 +1,169 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/inventory"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+)
+
+// pausedGuest is a domain with a volume v that its engine serves, and whose guest an I/O error has paused.
+func (d *Daemon) pausedGuest(t *testing.T) (*domain, *said) {
+	t.Helper()
+	d.create(t, "v")
+	if _, err := d.Start(t.Context(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	m := d.domainHere("g")
+	libvirt := &said{
+		state: libvirtx.State{Active: true, Paused: true, IOError: true}, xml: d.disk("v", "vda", libvirtx.Alias("v")),
+	}
+	d.conn = libvirt
+	return m, libvirt
+}
+
+// TestResumedWhateverElseIsWrong: a guest goes on once its own disks are served. A volume that it can't be given, or one
+// that it has to let go of, for which it has to run, is no reason to leave it paused.
+func TestResumedWhateverElseIsWrong(t *testing.T) {
+	for what, change := range map[string]func(d *Daemon, m *domain, c *said){
+		"a volume that is not there": func(_ *Daemon, _ *domain, c *said) {
+			c.wants = []libvirtx.Want{{Volume: "missing", Store: "/missing.vcow", Target: "vdb"}}
+		},
+		"being detached": func(d *Daemon, m *domain, _ *said) {
+			d.volumes["v"].plugged, d.volumes["v"].domain = true, m
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			d := newRealDaemon(t)
+			m, libvirt := d.pausedGuest(t)
+			change(d, m, libvirt)
+			if err := m.reconcile(t.Context()); err == nil {
+				t.Error("nothing is wrong: the test shows nothing")
+			}
+			if libvirt.resumes != 1 {
+				t.Errorf("resumed %d times", libvirt.resumes)
+			}
+		})
+	}
+}
+
+// TestNotResumedUnserved: it would only be paused again.
+func TestNotResumedUnserved(t *testing.T) {
+	d := newRealDaemon(t)
+	m, libvirt := d.pausedGuest(t)
+	d.create(t, "w")
+	libvirt.xml += d.disk("w", "vdb", "by-hand")
+	d.config.Launcher = failing{d.config.Launcher}
+	if err := m.reconcile(t.Context()); err == nil || libvirt.resumes != 0 {
+		t.Errorf("resumed %d times: %v", libvirt.resumes, err)
+	}
+}
+
+// TestDetachAfterRestore: a guest was saved with a disk that this daemon had plugged in, and restored: it has it from the
+// start now, and a detach still takes it back.
+func TestDetachAfterRestore(t *testing.T) {
+	d := newRealDaemon(t)
+	m, libvirt := d.pausedGuest(t)
+	libvirt.state = libvirtx.State{Active: true}
+	libvirt.wants = []libvirtx.Want{{Volume: "v", Store: d.volumes["v"].want.Store, Target: "vda"}}
+	if err := m.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.unwant(t.Context(), libvirt, "v"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.reconcile(t.Context()); !errors.Is(err, errUnfinished) {
+		t.Error(err)
+	}
+	if len(libvirt.detached) != 1 || len(libvirt.wants) != 0 {
+		t.Errorf("asked to let go of %v, wants %v", libvirt.detached, libvirt.wants)
+	}
+}
+
+// TestAttachWithoutAnswer: libvirt may plug the disk in yet. The volume stays the domain's and served, and the disk the
+// daemon's to take back.
+func TestAttachWithoutAnswer(t *testing.T) {
+	d := newRealDaemon(t)
+	store := d.create(t, "v").Store
+	m := d.domainHere("g")
+	libvirt := &said{state: libvirtx.State{Active: true}, attach: fmt.Errorf("libvirt: attach: %w", libvirtx.ErrNoAnswer)}
+	d.domains[m.ident().UUID] = m
+	d.conn = lookedUp{libvirt, m.ident()}
+	_, err := d.Attach(t.Context(), api.AttachRequest{Domain: "g", Volume: "v"})
+	if !errors.Is(err, libvirtx.ErrNoAnswer) {
+		t.Fatal(err)
+	}
+	v := d.volumeNamed("v")
+	if v == nil || v.domain != m || !v.plugged || v.engine == nil || len(libvirt.wants) != 1 || libvirt.wants[0].Store != store {
+		t.Errorf("%+v, wants %v", v, libvirt.wants)
+	}
+}
+
+// TestEngineThatHangs: one that accepts and does not answer holds up its own volume, for seconds, and no call for ever.
+func TestEngineThatHangs(t *testing.T) {
+	d := newRealDaemon(t)
+	v, engine := d.adoptedBy(t, nil, 0)
+	if err := d.startVolume(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	engine.mu.Lock()
+	engine.held = make(chan struct{})
+	engine.mu.Unlock()
+	for what, call := range map[string]func() error{
+		"start": func() error { return d.startVolume(t.Context(), v) },
+		"hydrate": func() error {
+			run := false
+			_, err := d.Hydration(t.Context(), api.VolumeHydrationRequest{Volume: "v", HydrationRequest: api.HydrationRequest{Run: &run}})
+			return err
+		},
+	} {
+		done := make(chan error, 1)
+		go func() { done <- call() }()
+		select {
+		case err := <-done:
+			if err == nil {
+				t.Errorf("%s: no error", what)
+			}
+		case <-time.After(patience):
+			t.Fatalf("%s hangs", what)
+		}
+	}
+}
+
+// TestStopWithoutEnd: an engine that was asked to end and does not is not waited for by whoever needs it next.
+func TestStopWithoutEnd(t *testing.T) {
+	e := newTestDaemon(t).newEngine("v")
+	e.set(func() { e.stopping = true })
+	if err := e.wait(t.Context()); err == nil {
+		t.Error("no error")
+	}
+	close(e.ended)
+	if err := e.wait(t.Context()); err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestBootDiskOfADomainThatIsOff is no free volume: it was there before this daemon.
+func TestBootDiskOfADomainThatIsOff(t *testing.T) {
+	d := newRealDaemon(t)
+	d.create(t, "v")
+	m := d.domainHere("g")
+	d.conn = &said{xml: d.disk("v", "vda", "") + d.disk("unknown", "vdb", "")}
+	if err := m.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); !errors.Is(err, inventory.ErrInUse) {
+		t.Errorf("deleted: %v", err)
+	}
+	d.conn = &said{}
+	if err := m.reconcile(t.Context()); err != nil { // edited out
+		t.Fatal(err)
+	}
+	if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); err != nil {
+		t.Error(err)
+	}
+}
