@@ -40,13 +40,13 @@ func TestStatusAndStop(t *testing.T) {
 		t.Errorf("%+v, hydration %+v", st, st.Hydration)
 	}
 	for kind, want := range map[string]uint64{"read": st.IO.Reads, "write": 1, "flush": 1} {
-		n := uint64(0)
-		for _, c := range st.IO.Latency[kind].Counts {
-			n += c
-		}
-		if n != want {
-			t.Errorf("latencies of %d requests to %s, want %d", n, kind, want)
-		}
+		eventually(t, fmt.Sprintf("latencies of %d requests to %s", want, kind), func() bool { // counted after the reply
+			n := uint64(0)
+			for _, c := range s.status().IO.Latency[kind].Counts {
+				n += c
+			}
+			return n == want
+		})
 	}
 	if err := s.engine().Stop(context.Background()); err != nil {
 		t.Fatal(err)

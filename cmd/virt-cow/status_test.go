@@ -150,7 +150,7 @@ func TestHydrate(t *testing.T) {
 	held.Held = api.HeldHydration
 	s.on(api.PathDaemonHydration, answer(held))
 	b.run("hydrate", "start", "c").exits(0).says("`virt-cow hydrate pause c` ends it")
-	delete(s.handle, api.PathDaemonHydration)
+	s.on(api.PathDaemonHydration, nil)
 	b.run("hydrate", "start", "nothing").exits(1).says("no /v1/hydration")
 }
 

@@ -194,7 +194,7 @@ func (m *domain) stopRest(ctx context.Context, v view, errs *[]error) {
 		default:
 			err := m.d.stopVolume(ctx, vol, m, api.VolumeDetached)
 			if err == nil && !m.d.isPrepared(vol) {
-				m.d.left(m, vol)
+				m.d.left(ctx, m, vol)
 			}
 			*errs = append(*errs, err)
 		}
@@ -224,7 +224,7 @@ func (v view) wanted(volume string) bool {
 // plug attaches a volume that is served.
 func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.Want, vol *volume) error {
 	if v.taken[w.Target] {
-		return &takenError{domain: m.name(), target: w.Target}
+		return fmt.Errorf("volume %s: %w", w.Volume, &takenError{domain: m.name(), target: w.Target})
 	}
 	s, err := m.d.alone(ctx, vol)
 	if err != nil {
@@ -321,9 +321,15 @@ func (d *Daemon) arrived(v *volume) {
 	}
 }
 
-// left notes that a domain no longer has a volume.
-func (d *Daemon) left(m *domain, v *volume) {
+// left notes that a domain no longer has a volume. If it stays served, then for whoever may open its socket.
+func (d *Daemon) left(ctx context.Context, m *domain, v *volume) {
 	d.tell(plugin.EventDetached, v, nil)
 	d.forget(m, v)
+	d.mu.Lock()
+	held := v.held != ""
+	d.mu.Unlock()
+	if held {
+		_ = d.startVolume(ctx, v) // watch tries on
+	}
 	d.noteIfServed(v)
 }

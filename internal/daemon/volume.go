@@ -143,7 +143,7 @@ func (d *Daemon) forget(m *domain, v *volume) {
 	if v.domain != m || time.Now().Before(v.prepared) {
 		return // another has it by now
 	}
-	v.domain, v.plugged = nil, false
+	v.domain, v.plugged, v.want.Target = nil, false, ""
 	if v.engine == nil && v.held == "" && d.volumes[v.name] == v {
 		delete(d.volumes, v.name)
 	}

@@ -40,9 +40,9 @@ func (d *Daemon) watch(ctx context.Context) {
 
 func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 	d.mu.Lock()
-	held, alone, e := v.held, v.domain == nil, v.engine
+	held, alone, e, reserved := v.held, v.domain == nil, v.engine, v.client != nil
 	d.mu.Unlock()
-	if held != "" && alone && (e == nil || e.hasEnded()) {
+	if held != "" && alone && (e == nil || e.hasEnded() || reserved) {
 		if err := d.startVolume(ctx, v); errors.Is(err, errForgotten) {
 			return
 		} else if err != nil {

@@ -34,6 +34,11 @@ type (
 		What   What
 		Detail int32 // as libvirt numbers it
 	}
+	// DeviceAdded says that a device was plugged in, by whomever.
+	DeviceAdded struct {
+		Domain Domain
+		Alias  string
+	}
 	// DeviceRemoved says that the guest let go of a device.
 	DeviceRemoved struct {
 		Domain Domain
@@ -59,6 +64,7 @@ type (
 
 // Subject is the domain the event is about.
 func (e Lifecycle) Subject() Domain           { return e.Domain }
+func (e DeviceAdded) Subject() Domain         { return e.Domain }
 func (e DeviceRemoved) Subject() Domain       { return e.Domain }
 func (e DeviceRemovalFailed) Subject() Domain { return e.Domain }
 func (e MetadataChanged) Subject() Domain     { return e.Domain }

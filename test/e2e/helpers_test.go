@@ -152,3 +152,10 @@ func (b *bed) eventNames(t *testing.T, volume string) string {
 	}
 	return strings.Join(names, " ")
 }
+
+func (b *bed) counters(t *testing.T) api.Counters {
+	t.Helper()
+	s, err := b.vc.Status(t.Context())
+	must(t, err)
+	return s.Counters
+}

@@ -20,6 +20,13 @@ func (r *conn) subscribe() error {
 			})
 		},
 		func() (int, error) {
+			return r.main.DomainEventDeviceAddedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceAdded) {
+				r.deliver(d, func(x libvirtx.Domain) libvirtx.Event {
+					return libvirtx.DeviceAdded{Domain: x, Alias: e.DevAlias}
+				})
+			})
+		},
+		func() (int, error) {
 			return r.main.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceRemoved) {
 				r.deliver(d, func(x libvirtx.Domain) libvirtx.Event {
 					return libvirtx.DeviceRemoved{Domain: x, Alias: e.DevAlias}

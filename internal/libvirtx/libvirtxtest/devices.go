@@ -113,6 +113,7 @@ func (r *rig) attachDetach(t *testing.T, g *lab.Guest, d libvirtx.Domain, target
 	if err := c.Attach(ctx, d, text); err != nil {
 		t.Fatal(err)
 	}
+	r.sees(t, libvirtx.DeviceAdded{Domain: d, Alias: libvirtx.Alias(volume)})
 	if err := c.Attach(ctx, d, text); err == nil || !strings.Contains(err.Error(), target) {
 		t.Fatal("a taken target:", err)
 	}

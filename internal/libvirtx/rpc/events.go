@@ -11,6 +11,7 @@ import (
 // subscribed are the kinds of events that event knows.
 var subscribed = []libvirt.DomainEventID{
 	libvirt.DomainEventIDLifecycle,
+	libvirt.DomainEventIDDeviceAdded,
 	libvirt.DomainEventIDDeviceRemoved,
 	libvirt.DomainEventIDDeviceRemovalFailed,
 	libvirt.DomainEventIDMetadataChange,
@@ -22,6 +23,8 @@ func event(v any) libvirtx.Event {
 	switch m := v.(type) {
 	case *libvirt.DomainEventCallbackLifecycleMsg:
 		return libvirtx.Lifecycle{Domain: fromDomain(m.Msg.Dom), What: libvirtx.What(m.Msg.Event), Detail: m.Msg.Detail}
+	case *libvirt.DomainEventCallbackDeviceAddedMsg:
+		return libvirtx.DeviceAdded{Domain: fromDomain(m.Dom), Alias: m.DevAlias}
 	case *libvirt.DomainEventCallbackDeviceRemovedMsg:
 		return libvirtx.DeviceRemoved{Domain: fromDomain(m.Msg.Dom), Alias: m.Msg.DevAlias}
 	case *libvirt.DomainEventCallbackDeviceRemovalFailedMsg:
