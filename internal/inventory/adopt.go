@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -52,9 +53,11 @@ func (inv *Inventory) Adopt(ctx context.Context, r api.AdoptRequest) (api.Volume
 		return api.VolumeInfo{}, err
 	}
 	if _, block := blockDevice(path); !block { // a link to a device is its stable name, one to a file is not the file
-		if file, err := filepath.EvalSymlinks(path); err == nil {
-			path = file
+		file, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return api.VolumeInfo{}, fmt.Errorf("%w: store %s: %w", ErrInvalid, path, errors.Unwrap(err))
 		}
+		path = file
 	}
 	for _, e := range inv.cat.All() {
 		if e.Origin != "" && inv.looks.sameThing(e.Origin, path) {

@@ -238,7 +238,7 @@ func TestAdopt(t *testing.T) {
 		says    string
 	}{
 		{api.AdoptRequest{Store: "old.vcow"}, ErrInvalid, "absolute"},
-		{api.AdoptRequest{Store: r.path("none")}, ErrInvalid, "no virt-cow store"},
+		{api.AdoptRequest{Store: r.path("none")}, ErrInvalid, "no such file"},
 		{api.AdoptRequest{Store: r.raw("raw", mib)}, ErrInvalid, "--raw"},
 		{api.AdoptRequest{Store: path, Name: "new"}, ErrInvalid, "volume old"},
 		{api.AdoptRequest{Raw: r.path("raw")}, ErrInvalid, "volume name"},
