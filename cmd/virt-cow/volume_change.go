@@ -11,12 +11,13 @@ import (
 type VolumeDeleteCmd struct {
 	Volumes   []string `arg:"" name:"volume" help:"Names of volumes." complete:"volume"`
 	KeepStore bool     `help:"Forget the volume, but leave its store as it is; volume adopt or scan takes it back."`
+	Force     bool     `help:"Delete although libvirt does not answer, so that it can't be known whether a domain that is off has the volume."`
 }
 
 // Run stops at the first volume that can't be deleted.
 func (c *VolumeDeleteCmd) Run(env *Env) error {
 	return each(env, c.Volumes, func(ctx context.Context, d *api.Daemon, name string) (*api.VolumeInfo, string, error) {
-		v, err := d.Delete(ctx, name, api.DeleteRequest{KeepStore: c.KeepStore})
+		v, err := d.Delete(ctx, name, api.DeleteRequest{KeepStore: c.KeepStore, Force: c.Force})
 		switch {
 		case err != nil:
 			return nil, "", err

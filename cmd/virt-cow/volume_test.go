@@ -94,8 +94,8 @@ func TestVolumeLife(t *testing.T) {
 	dev := (&server{b: c.bench, socket: c.path("run/web1.sock")}).dial()
 	holds(t, dev, image, 0)
 	dev.Close()
-	c.run("volume", "delete", "web1").exits(exitLocked).says("virt-cow volume stop web1")
-	c.run("volume", "delete", "golden").exits(exitLocked).says("volume web1 is a clone of it")
+	c.run("volume", "delete", "--force", "web1").exits(exitLocked).says("virt-cow volume stop web1")
+	c.run("volume", "delete", "--force", "golden").exits(exitLocked).says("volume web1 is a clone of it")
 	var restarted []api.VolumeStatus
 	c.run("--json", "volume", "restart", "web1").exits(0).json(&restarted)
 	if len(restarted) != 1 || restarted[0].PID == 0 {
@@ -109,11 +109,12 @@ func TestVolumeLife(t *testing.T) {
 	// Killed and started again, the daemon knows them.
 	c.daemon.kill()
 	c.startDaemon()
-	c.run("volume", "delete", "golden", "web1").exits(0).says("volume golden: deleted\nvolume web1: deleted\n")
+	c.run("volume", "delete", "golden").exits(exitFailed).says("libvirt", "domains that are off")
+	c.run("volume", "delete", "--force", "golden", "web1").exits(0).says("volume golden: deleted\nvolume web1: deleted\n")
 	c.run("volume", "wait", "web1", "--for", "gone").exits(0)
 	c.run("volume", "delete", "--keep-store", "web2").exits(0).says("stays at " + c.path("elsewhere.vcow"))
 	c.run("volume", "adopt", "elsewhere.vcow", "--name", "web2").exits(0)
-	c.run("volume", "delete", "web2").exits(0)
+	c.run("volume", "delete", "--force", "web2").exits(0)
 	if entries, err := os.ReadDir(c.path("stores")); err != nil || len(entries) > 0 {
 		t.Errorf("left: %v %v", entries, err)
 	}

@@ -70,6 +70,7 @@ type AdoptRequest struct {
 // DeleteRequest removes a volume from the catalogue.
 type DeleteRequest struct {
 	KeepStore bool `json:"keepStore,omitempty"` // forget it, but leave the store as it is
+	Force     bool `json:"force,omitempty"`     // although it can't be known whether a domain that is off has it
 }
 
 // ScanRequest rebuilds the catalogue from the stores in these folders and devices, or in the configured ones.

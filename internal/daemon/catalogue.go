@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/inventory"
@@ -121,7 +122,27 @@ func (d *Daemon) Adopt(ctx context.Context, r api.AdoptRequest) (api.VolumeInfo,
 
 // Delete removes a volume.
 func (d *Daemon) Delete(ctx context.Context, name string, r api.DeleteRequest) (api.VolumeInfo, error) {
+	if !r.KeepStore && !r.Force {
+		if err := d.allSeen(); err != nil {
+			return api.VolumeInfo{}, fmt.Errorf("volume %s: it can't be known which domains that are off have it: %w", name, err)
+		}
+	}
 	return d.done(plugin.EventDeleted)(d.inventory.Delete(ctx, name, r))
+}
+
+// allSeen returns why it is not known of every domain which volumes it has and should have.
+func (d *Daemon) allSeen() error {
+	if _, err := d.libvirt(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.domains {
+		if !m.seen {
+			return fmt.Errorf("domain %s was not looked at yet: %w", m.name(), errUnfinished)
+		}
+	}
+	return nil
 }
 
 // done has plugins told of what was done to a volume, if it was.

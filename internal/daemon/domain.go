@@ -19,6 +19,7 @@ type domain struct {
 	resumes resumes
 
 	looked bool  // since the connection to libvirt was made; guarded by Daemon.mu
+	seen   bool  // what it has and should have is known; guarded by Daemon.mu
 	err    error // what is wrong with its disks as a whole; guarded by Daemon.mu
 
 	mu       sync.Mutex
@@ -216,6 +217,13 @@ func (d *Daemon) noteLooked(m *domain) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m.looked = true
+}
+
+// noteSeen records that it is known which volumes a domain has and should have.
+func (d *Daemon) noteSeen(m *domain) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m.seen = true
 }
 
 // noteProblem records what is wrong with a domain's disks as a whole, nil for nothing.

@@ -90,6 +90,7 @@ func (m *domain) reconcile(ctx context.Context) error {
 	m.keepAll(ctx, c, v, &errs)
 	m.stopRest(ctx, v, &errs)
 	m.noteDeclared(v)
+	m.d.noteSeen(m)
 	m.d.noteProblem(m, problem)
 	errs = append(errs, m.resume(ctx, c, v))
 	err = errors.Join(errs...)
@@ -197,6 +198,11 @@ func (m *domain) stopRest(ctx context.Context, v view, errs *[]error) {
 		case v.wanted(vol.name), has:
 		case declared:
 			*errs = append(*errs, m.d.stopVolume(ctx, vol, m, api.VolumeOff))
+		case v.state.Active && m.d.hasClients(ctx, vol):
+			// QEMU lets go of it a moment after the guest did. A libvirtd that was killed in the middle of an attach knows
+			// of no such disk, and QEMU has it until the guest ends.
+			m.d.setState(vol, api.VolumeDetaching, nil)
+			*errs = append(*errs, errUnfinished)
 		default:
 			err := m.d.stopVolume(ctx, vol, m, api.VolumeDetached)
 			if err == nil && !m.d.isPrepared(vol) {

@@ -251,6 +251,12 @@ func (d *Daemon) stopOrphans(ctx context.Context) {
 	}
 }
 
+// hasClients says whether anybody is connected to a volume's engine. One that does not answer has none that matters.
+func (d *Daemon) hasClients(ctx context.Context, v *volume) bool {
+	s, err := d.engineStatus(ctx, v)
+	return err == nil && s.Connections > 0
+}
+
 // allLooked says whether every domain was looked at over this connection. The caller holds d.mu.
 func (d *Daemon) allLooked() bool {
 	for _, m := range d.domains {
