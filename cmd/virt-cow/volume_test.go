@@ -145,7 +145,7 @@ func TestVolumeErrors(t *testing.T) {
 		{"adopt --raw /d", exitUsage, "--name"},
 		{"show nothing", exitFailed, "nothing"},
 		{"show ../x", exitUsage, "volume list"},
-		{"delete v nothing", exitFailed, "1 done before it, 0 left"},
+		{"delete --force v nothing", exitFailed, "1 done before it, 0 left"},
 		{"start nothing", exitFailed, "nothing"},
 		{"stop nothing", exitFailed, "nothing"},
 		{"restart", exitUsage, "--old"},

@@ -18,9 +18,6 @@ const lastOfControl1 = "e176c82c959c3d87e242e87adf804dcde924b393"
 // TestUpgrade replaces the program, and the daemon that runs it, under a guest that writes: the engine is adopted, known
 // as one that runs an old binary, and replaced when that is asked for. The guest sees nothing of it.
 func TestUpgrade(t *testing.T) {
-	if !*soak {
-		t.Skip("one of those that take long: see -e2e.soak")
-	}
 	for _, c := range []struct {
 		name    string
 		control int // version of the control protocol before
