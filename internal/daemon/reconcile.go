@@ -4,10 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
@@ -18,57 +14,6 @@ import (
 
 // errUnfinished says that nothing is wrong but something is still to come: look again.
 var errUnfinished = errors.New("not finished, look again")
-
-// view is what libvirt says of a domain at one moment.
-type view struct {
-	wants    []libvirtx.Want
-	state    libvirtx.State
-	disks    map[string]libvirtx.Disk // that QEMU has of ours, by volume; empty while the domain is off
-	declared map[string]libvirtx.Disk // that the definition of a domain that is off has of ours
-	taken    map[string]bool          // targets in use, by ours too
-}
-
-// look asks libvirt. A domain it does not know wants nothing and has nothing; the error says so.
-func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
-	v := view{disks: map[string]libvirtx.Disk{}, declared: map[string]libvirtx.Disk{}, taken: map[string]bool{}}
-	id := m.ident()
-	element, err := c.Metadata(ctx, id)
-	if err != nil {
-		return v, err
-	}
-	if v.wants, err = libvirtx.ParseWants(element); err != nil {
-		return v, fmt.Errorf("domain %s: %w", id.Name, err)
-	}
-	if v.state, err = c.State(ctx, id); err != nil {
-		return v, err
-	}
-	text, err := c.XML(ctx, id)
-	if err != nil {
-		return v, err
-	}
-	// The XML of a domain that has just ended is another one, without our disks.
-	if after, err := c.State(ctx, id); err != nil {
-		return v, err
-	} else if after.Active != v.state.Active {
-		return v, fmt.Errorf("domain %s is starting or ending: %w", id.Name, errUnfinished)
-	}
-	disks, err := libvirtx.Disks(text)
-	if err != nil {
-		return v, fmt.Errorf("domain %s: %w", id.Name, err)
-	}
-	for _, disk := range disks {
-		v.taken[disk.Target] = true
-		name := m.d.volumeOfSocket(disk.Socket)
-		switch {
-		case name == "":
-		case v.state.Active:
-			v.disks[name] = disk
-		default:
-			v.declared[name] = disk
-		}
-	}
-	return v, nil
-}
 
 // reconcile brings the domain in line with its metadata and its disks; see the table at the top of the package.
 // The caller holds m.op. An error means that it has to be done again.
@@ -227,118 +172,4 @@ func (m *domain) noteDeclared(v view) {
 		}
 		m.d.mu.Unlock()
 	}
-}
-
-func (v view) wanted(volume string) bool {
-	return slices.ContainsFunc(v.wants, func(w libvirtx.Want) bool { return w.Volume == volume })
-}
-
-// plug attaches a volume that is served.
-func (m *domain) plug(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.Want, vol *volume) error {
-	if v.taken[w.Target] {
-		return fmt.Errorf("volume %s: %w", w.Volume, &takenError{domain: m.name(), target: w.Target})
-	}
-	s, err := m.d.alone(ctx, vol)
-	if err != nil {
-		return err
-	}
-	id, err := uuid.Parse(s.UUID)
-	if err != nil {
-		return fmt.Errorf("volume %s: %w", w.Volume, err)
-	}
-	m.d.mu.Lock()
-	version := m.d.connVersion
-	vol.plugged = true // noted before it is done: a disk taken for one plugged in by hand would stay for ever
-	m.d.mu.Unlock()
-	if _, err := m.d.note(vol); err != nil {
-		return err
-	}
-	text, err := libvirtx.DiskXML(libvirtx.Spec{
-		Volume: w.Volume, UUID: id, Socket: m.d.socketPath(w.Volume), Target: w.Target, Bus: w.Bus,
-	}, version)
-	if err != nil {
-		return err
-	}
-	m.removalOver(libvirtx.Alias(w.Volume)) // of the disk before, if that went unseen
-	if err := c.Attach(ctx, m.ident(), text); err != nil {
-		return fmt.Errorf("volume %s: %w", w.Volume, err)
-	}
-	v.taken[w.Target] = true
-	m.d.log.Info().Str("volume", w.Volume).Str("domain", m.name()).Str("target", w.Target).Msg("attached")
-	return nil
-}
-
-// takenError says that a domain has another disk where a volume should go.
-type takenError struct{ domain, target string }
-
-func (e *takenError) Error() string {
-	return "domain " + e.domain + " has another disk at " + e.target + ": choose a free one with --target"
-}
-
-// takeBackAgain is how long a guest that was asked to let go of a disk is left in peace. libvirtd 9.0 crashes over a
-// request for a disk that QEMU has removed a moment ago and libvirtd does not know of yet: to ask as often as one looks
-// is to meet that moment.
-const takeBackAgain = 10 * time.Second
-
-// takeBack asks the guest to let go of a disk that the metadata no longer names.
-func (m *domain) takeBack(ctx context.Context, c libvirtx.Conn, name string, disk libvirtx.Disk) error {
-	if vol := m.d.volumeNamed(name); vol != nil {
-		m.d.setState(vol, api.VolumeDetaching, nil)
-	}
-	if !m.mayTakeBack(disk.Alias) {
-		return errUnfinished
-	}
-	err := c.Detach(ctx, m.ident(), disk.Alias)
-	if errors.Is(err, libvirtx.ErrGone) { // the guest was not asked, as far as is known
-		m.removalOver(disk.Alias)
-	}
-	if err != nil && !errors.Is(err, libvirtx.ErrNoDevice) {
-		// QEMU refuses a second request while the first is on its way: that is no failure.
-		m.d.log.Debug().Err(err).Str("volume", name).Msg("detach")
-	}
-	return errUnfinished
-}
-
-// isPlugged says whether a domain's disk is the daemon's to take back. The record says so, over the daemon's death.
-func (d *Daemon) isPlugged(m *domain, name string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	v := d.volumes[name]
-	if v == nil || !v.plugged || v.domain != nil && v.domain != m {
-		return false
-	}
-	v.domain = m
-	return true
-}
-
-func (d *Daemon) isPrepared(v *volume) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return time.Now().Before(v.prepared)
-}
-
-// arrived notes that a guest has its disk.
-func (d *Daemon) arrived(v *volume) {
-	d.mu.Lock()
-	news := !v.arrived
-	v.arrived, v.prepared = true, time.Time{}
-	d.mu.Unlock()
-	d.setState(v, api.VolumeAttached, nil)
-	if news {
-		d.noteIfServed(v)
-		d.tell(plugin.EventAttached, v, nil)
-	}
-}
-
-// left notes that a domain no longer has a volume. If it stays served, then for whoever may open its socket.
-func (d *Daemon) left(ctx context.Context, m *domain, v *volume) {
-	d.tell(plugin.EventDetached, v, nil)
-	d.forget(m, v)
-	d.mu.Lock()
-	held := v.held != ""
-	d.mu.Unlock()
-	if held {
-		_ = d.startVolume(ctx, v) // watch tries on
-	}
-	d.noteIfServed(v)
 }
