@@ -46,6 +46,7 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
+	os.Setenv("VIRT_COW_PLUGINS_DIR", pluginsDir) // for all that is run on the hosts
 	return m.Run()
 }
 
@@ -80,7 +81,7 @@ func newBed(t *testing.T, g lab.GuestConfig) *bed {
 
 func newBedOn(t *testing.T, c lab.Config, g lab.GuestConfig) *bed {
 	t.Helper()
-	t.Setenv("VIRT_COW_PLUGINS_DIR", pluginsDir)
+	t.Parallel() // a guest is one processor's work, and each test has a host of its own
 	log := &keptLog{}
 	c.Log = log
 	h := lab.For(t, c)

@@ -40,6 +40,7 @@ const fullQ35 = `<domain type='qemu'><name>full</name><memory unit='MiB'>64</mem
 
 // TestDoctor follows its advice on a real libvirtd: no hook, a hook that libvirtd does not know of, all well.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	h := lab.For(t, lab.Config{})
 	vc := h.VirtCow(program)
 	if f := doctor(t, vc)["daemon"]; len(f) != 1 || f[0].Result != "problem" || !strings.Contains(f[0].Mend, "systemctl enable --now virt-cow") {

@@ -35,6 +35,7 @@ func vetoed(t *testing.T, h *lab.Host, domain, says string, virsh ...string) {
 
 // TestHookWithoutDaemon: what a real libvirtd makes of the hook while no daemon is there.
 func TestHookWithoutDaemon(t *testing.T) {
+	t.Parallel()
 	h := lab.For(t, lab.Config{Log: t.Output()})
 	vc := h.VirtCow(program)
 	foreign, err := h.Define(t.Context(), lab.GuestConfig{Name: "foreign"})
