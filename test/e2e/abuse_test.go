@@ -20,8 +20,7 @@ import (
 // TestAbusedSockets: slow, large, senseless and foreign requests at the daemon's socket, and a foreign process at an
 // engine's. Meanwhile the daemon goes on with its work.
 func TestAbusedSockets(t *testing.T) {
-	t.Setenv("VIRT_COW_GROUP", qemuUser)
-	b := newBed(t, lab0)
+	b := newBedOn(t, lab.Config{Env: []string{"VIRT_COW_GROUP=" + qemuUser}}, lab0)
 	b.adopted(t, "c1")
 	socket := b.Path("/run/virt-cow/" + api.DaemonSocket)
 	pid := b.vc.Daemon().PID

@@ -46,7 +46,6 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
-	os.Setenv("VIRT_COW_PLUGINS_DIR", pluginsDir) // for all that is run on the hosts
 	return m.Run()
 }
 
@@ -83,7 +82,7 @@ func newBedOn(t *testing.T, c lab.Config, g lab.GuestConfig) *bed {
 	t.Helper()
 	t.Parallel() // a guest is one processor's work, and each test has a host of its own
 	log := &keptLog{}
-	c.Log = log
+	c.Log, c.Env = log, append(c.Env, "VIRT_COW_PLUGINS_DIR="+pluginsDir)
 	h := lab.For(t, c)
 	b := &bed{Host: h, vc: h.VirtCow(program), log: log, master: filepath.Join(h.Dir, "master.raw")}
 	t.Cleanup(func() {

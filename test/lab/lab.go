@@ -31,6 +31,8 @@ type Config struct {
 	Log  io.Writer // gets what the processes started by Start say, nil for nothing
 	Hook string    // the virt-cow that libvirt's hook is to call, "" for no hook
 
+	Env []string // NAME=VALUE, of all programs run on the host besides this one's own environment
+
 	QEMUUser string // user and group QEMU runs as, "" for root; libvirt-qemu is there
 }
 
@@ -39,6 +41,7 @@ type Host struct {
 	Name string
 	Dir  string // outside the namespaces: temporary files, removed by Close; the same path is good inside
 
+	env        []string
 	qemuUser   string
 	log        io.Writer
 	supervisor *exec.Cmd
@@ -69,7 +72,7 @@ func New(ctx context.Context, c Config) (h *Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	h = &Host{Name: c.Name, Dir: dir, qemuUser: c.QEMUUser, log: c.Log}
+	h = &Host{Name: c.Name, Dir: dir, qemuUser: c.QEMUUser, log: c.Log, env: c.Env}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())

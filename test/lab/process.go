@@ -18,7 +18,7 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 	full := append([]string{"-t", strconv.Itoa(h.supervisor.Process.Pid), "-m", "-u", "-n", "-p", "-i", "--", name}, args...)
 	cmd := exec.CommandContext(ctx, "nsenter", full...)
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(h.Dir, "bin")+":"+os.Getenv("PATH"))
+	cmd.Env = append(append(os.Environ(), h.env...), "PATH="+filepath.Join(h.Dir, "bin")+":"+os.Getenv("PATH"))
 	// On a terminal virsh would start an agent that asks for passwords, and says so where its answer should be;
 	// and a Ctrl-C is for the one who made the host.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
