@@ -31,8 +31,9 @@ unit:
 	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
 	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
 
+# TestUpgrade builds older programs: make soak has it.
 e2e: deps build
-	$(TEST) -timeout 30m -v -skip '^TestUpgrade$$' ./test/e2e/... # it builds older programs: make soak has it
+	$(TEST) -timeout 30m -v -skip '^TestUpgrade$$' ./test/e2e/...
 
 # Static, as the test program runs inside another Debian too.
 pack: deps build

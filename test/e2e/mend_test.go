@@ -116,21 +116,31 @@ lines:
 	return false
 }
 
-// TestPausedGuest: a guest that an I/O error on one of our disks has paused goes on once the volume is served again;
-// one that another disk has paused stays paused.
+// TestPausedGuest: a guest that an I/O error on one of our disks has paused goes on once the volume is served again,
+// even if another one it should have can't be had, or if the disk is just being detached. One that another disk has
+// paused stays paused.
 func TestPausedGuest(t *testing.T) {
 	b := newBed(t, lab0)
 	must(t, b.guest.Boot(t.Context()))
 	store := b.clone(t, "c1")
 	b.run(t, "attach", "g1", "--store", store, "--no-hydrate")
+	wants := []libvirtx.Want{{Volume: "c1", Store: store, Target: "vda", Hydrate: "no"}, {Volume: "none", Store: "/none", Target: "vdn"}}
+	b.want(t, "g1", wants...)
+	b.await(t, "none", "failed", failed("/none"))
 	dev := b.disk(t, store)
 	b.startWriter(t, dev)
-
-	// Killed, and not to be started again.
-	must(t, os.Rename(store, store+".away"))
-	must(t, b.Kill(t.Context(), b.await(t, "c1", "attached", attached).PID, 9))
-	eventually(t, "the guest is paused", func() bool { s, err := b.guest.State(t.Context()); return err == nil && s == "paused" })
-	b.await(t, "c1", "failed", failed("no such file"))
+	paused := func() {
+		t.Helper()
+		eventually(t, "the guest is paused", func() bool { s, err := b.guest.State(t.Context()); return err == nil && s == "paused" })
+	}
+	breakDisk := func() { // its engine is killed, and can't be started again
+		t.Helper()
+		must(t, os.Rename(store, store+".away"))
+		must(t, b.Kill(t.Context(), b.await(t, "c1", "attached", attached).PID, 9))
+		paused()
+		b.await(t, "c1", "failed", failed("no such file"))
+	}
+	breakDisk()
 	must(t, os.Rename(store+".away", store))
 	b.await(t, "c1", "served again", attached)
 	b.awaitWrites(t, 50)
@@ -144,9 +154,9 @@ func TestPausedGuest(t *testing.T) {
 	eventually(t, "nbdkit serves", func() bool { _, err := os.Stat(b.Path("/run/foreign.sock")); return err == nil })
 	b.virsh(t, "attach-device", "g1", b.diskFile(t, "/run/foreign.sock", "x", "vdx"))
 	foreign := b.in(t, `until [ -b /dev/vdb ]; do sleep 0.2; done; echo /dev/vdb`)
+	b.in(t, "(sleep 2; dd if="+foreign+" of=/dev/null bs=4k count=1 iflag=direct) >/dev/null 2>&1 &") // later: a paused guest answers nothing
 	must(t, os.WriteFile(fail, nil, 0o644))
-	b.in(t, "dd if="+foreign+" of=/dev/null bs=4k count=1 iflag=direct >/dev/null 2>&1 &")
-	eventually(t, "the guest is paused", func() bool { s, err := b.guest.State(t.Context()); return err == nil && s == "paused" })
+	paused()
 	before := b.counters(t)
 	eventually(t, "looked at again", func() bool {
 		must(t, b.daemon().Notice(t.Context(), api.NoticeRequest{Domain: "g1", UUID: b.virsh(t, "domuuid", "g1"), Operation: "started"}))
@@ -158,6 +168,11 @@ func TestPausedGuest(t *testing.T) {
 	must(t, os.Remove(fail))
 	b.virsh(t, "resume", "g1")
 	b.in(t, "dd if="+dev+" of=/dev/null bs=4k count=1 2>&1; guest verify "+dev+" w")
-	b.run(t, "detach", "g1", "c1")
+
+	b.in(t, "(sleep 2; dd if="+dev+" of=/dev/null bs=4k iflag=direct) >/dev/null 2>&1 &")
+	breakDisk()
+	b.want(t, "g1", wants[1])
+	must(t, os.Rename(store+".away", store))
+	b.await(t, "c1", "detached", gone)
 	b.verifyOutside(t, store, log)
 }
