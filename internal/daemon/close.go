@@ -22,11 +22,7 @@ func (d *Daemon) closeVolume(ctx context.Context, v *volume, e *engine) error {
 			return nil
 		}
 		d.log.Warn().Str("volume", v.name).Msg("engine ended without closing its store: starting another one to do that")
-		e = d.newEngine(v.name)
-		d.mu.Lock()
-		v.engine = e
-		d.mu.Unlock()
-		d.tasks.Go(func() { e.run(nil, d.starter(v)) })
+		e = d.beginEngine(v)
 		if up := e.wait(ctx); up != nil {
 			d.log.Error().Err(up).Str("volume", v.name).Msg("engine to close the store")
 		}

@@ -94,7 +94,7 @@ func (d *Daemon) isPlugged(m *domain, name string) bool {
 func (d *Daemon) isPrepared(v *volume) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return time.Now().Before(v.prepared)
+	return v.announced()
 }
 
 // arrived notes that a guest has its disk.

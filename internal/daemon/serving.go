@@ -55,14 +55,8 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		if err := d.mayServe(ctx, w); err != nil {
 			return err
 		}
+		e = d.beginEngine(v)
 	}
-	d.mu.Lock()
-	if fresh {
-		e = d.newEngine(v.name)
-		v.engine = e
-		d.tasks.Go(func() { e.run(nil, d.starter(v)) })
-	}
-	d.mu.Unlock()
 	if err := e.wait(ctx); err != nil {
 		d.dropEnded(v, e)
 		return err
@@ -82,6 +76,16 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		d.cutLoose(v)
 	}
 	return d.introduce(ctx, v, e, s)
+}
+
+// beginEngine has a volume looked after by an engine that is not there yet. The caller holds v.op.
+func (d *Daemon) beginEngine(v *volume) *engine {
+	e := d.newEngine(v.name)
+	d.mu.Lock()
+	v.engine = e
+	d.mu.Unlock()
+	d.tasks.Go(func() { e.run(nil, d.starter(v)) })
+	return e
 }
 
 // mayServe asks the catalogue. That the volume is used is noted by now: if it is being deleted, one of the two sees

@@ -18,12 +18,12 @@ type volume struct {
 
 	uuid     string // "" until its engine said it
 	want     libvirtx.Want
-	domain   *domain // that has it, nil for none
-	plugged  bool    // into the domain by this daemon or one before it, whose it is to take back
-	held     string  // api.Held…: why it is served though no domain has it
-	arrived  bool    // its domain's guest has it, and plugins were told so
-	hydrated bool    // plugins need not be told any more that it is cut loose
-	prepared time.Time
+	domain   *domain   // that has it, nil for none
+	plugged  bool      // into the domain by this daemon or one before it, whose it is to take back
+	held     string    // api.Held…: why it is served though no domain has it
+	arrived  bool      // its domain's guest has it, and plugins were told so
+	hydrated bool      // plugins need not be told any more that it is cut loose
+	prepared time.Time // until when it is kept for a domain that was announced to start
 	client   *api.Peer // whose QEMU its engine lets in, as far as it was told
 	state    string    // api.Volume…
 	err      error     // why it failed
@@ -34,8 +34,11 @@ type volume struct {
 // heard of it: QEMU itself may take its time to begin.
 const preparedFor = 5 * time.Minute
 
-// needed says why a volume must stay served whatever its domain does; the caller holds Daemon.mu.
-func (v *volume) needed() bool { return v.held != "" || time.Now().Before(v.prepared) }
+// announced says whether a domain was announced to start with the volume; the caller holds Daemon.mu.
+func (v *volume) announced() bool { return time.Now().Before(v.prepared) }
+
+// needed says whether a volume must stay served whatever its domain does; the caller holds Daemon.mu.
+func (v *volume) needed() bool { return v.held != "" || v.announced() }
 
 func (d *Daemon) socketPath(volume string) string {
 	return filepath.Join(d.config.RunDir, volume+".sock")
@@ -140,7 +143,7 @@ func (d *Daemon) volumesOf(dom *domain) []*volume {
 func (d *Daemon) forget(m *domain, v *volume) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if v.domain != m || time.Now().Before(v.prepared) {
+	if v.domain != m || v.announced() {
 		return // another has it by now
 	}
 	v.domain, v.plugged, v.want.Target = nil, false, ""
