@@ -114,6 +114,31 @@ func (e *Engine) Client(ctx context.Context, r ClientRequest) (*EngineStatus, er
 	return e.status(ctx, PathEngineClient, r)
 }
 
+// Cache switches the exception cache.
+func (e *Engine) Cache(ctx context.Context, r CacheRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineCache, r)
+}
+
+// Grant has the volume granted to another host. As the three below it asks for ControlVersion 3.
+func (e *Engine) Grant(ctx context.Context, r GrantRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineGrant, r)
+}
+
+// EndGrant ends a grant.
+func (e *Engine) EndGrant(ctx context.Context, r GrantEndRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineGrantEnd, r)
+}
+
+// Guest tells what the domain is doing.
+func (e *Engine) Guest(ctx context.Context, r GuestRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineGuest, r)
+}
+
+// Dead gives a proof of death.
+func (e *Engine) Dead(ctx context.Context, r DeadOwner) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineDead, r)
+}
+
 // Stop asks the engine to flush, close its store and end.
 func (e *Engine) Stop(ctx context.Context) error {
 	return e.c.call(ctx, PathEngineStop, struct{}{}, nil)
