@@ -46,7 +46,7 @@ var may = map[string][]string{
 	"internal/doctor":                {"hooks", "internal/api", "internal/config", "internal/libvirtx", "internal/peer"},
 	"internal/daemon": {
 		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",
-		"internal/metrics", "internal/plugin",
+		"internal/metrics", "internal/peer", "internal/plugin",
 	},
 }
 

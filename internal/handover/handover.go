@@ -67,8 +67,8 @@ type Guest uint8
 // What is known of the domain.
 const (
 	GuestUnknown Guest = iota // nobody said, or too long ago
-	GuestRuns             // here, and for good: not one that is still arriving
-	GuestStopped          // suspended by the migration, arriving, or not there
+	GuestRuns                 // here, and for good: not one that is still arriving
+	GuestStopped              // suspended by the migration, arriving, or not there
 )
 
 // Facts are what a host knows when it decides.

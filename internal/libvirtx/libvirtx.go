@@ -52,6 +52,7 @@ type State struct {
 	Active  bool // running or paused: it has a QEMU
 	Paused  bool
 	IOError bool // paused by QEMU because a disk failed a request
+	Moving  bool // paused by a migration or by its start: it is still arriving, or about to be gone
 }
 
 // Conn is one connection to a libvirtd. All methods may be called at the same time. Errors wrap the sentinels
@@ -104,12 +105,14 @@ type Conn interface {
 // StateOf makes a State of what libvirt says: virDomainState, and virDomainPausedReason of a paused one. It is for
 // the drivers.
 func StateOf(state, reason int) State {
-	const running, blocked, paused, shutdown, suspended, ioError = 1, 2, 3, 4, 7, 5
+	const running, blocked, paused, shutdown, suspended = 1, 2, 3, 4, 7
+	const migration, ioError, startingUp, postCopy, postCopyFailed = 2, 5, 11, 12, 13
 	switch state {
 	case running, blocked, shutdown, suspended:
 		return State{Active: true}
 	case paused:
-		return State{Active: true, Paused: true, IOError: reason == ioError}
+		moving := reason == migration || reason == startingUp || reason == postCopy || reason == postCopyFailed
+		return State{Active: true, Paused: true, IOError: reason == ioError, Moving: moving}
 	}
 	return State{}
 }
