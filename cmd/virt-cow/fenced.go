@@ -157,9 +157,12 @@ func printFenced(env *Env, name string, r *api.FencedReport) error {
 	if granted > 0 {
 		fmt.Fprintln(w, "Its grants are ended, and the caches that were off for them go on again.")
 	}
-	if owned+granted == 0 {
-		fmt.Fprintln(w, "It was found to own nothing of the catalogue, and to have no grant: nothing changes.")
-	} else {
+	switch {
+	case owned+granted == 0 && len(r.Volumes)+len(r.Unread) > 0:
+		fmt.Fprintln(w, "Nothing changes.")
+	case owned+granted == 0:
+		fmt.Fprintln(w, "It owns nothing of the catalogue, and has no grant: nothing changes.")
+	default:
 		fmt.Fprintln(w, "The word counts for this only: what the host owns later, once it is up again, needs another. Other hosts were not told:")
 		fmt.Fprintln(w, "give it there too, where guests with these volumes are to start.")
 	}
