@@ -23,7 +23,7 @@ var (
 
 // handoverStates are all values of the labels role and state.
 var handoverStates = map[string][]string{
-	api.RoleGiver:    {"alone", "open", "sealed", "reclaim", "yield", "given"},
+	api.RoleGiver:    {"alone", "open", "sealed", "reclaim", "yield", "kept", "given"},
 	api.RoleReceiver: {"idle", "active", "writer", "owner"},
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/handover"
 )
 
 // engine is what a busy one says.
@@ -189,6 +190,24 @@ func TestCardinality(t *testing.T) {
 	}
 	if series > 90*100 || series < 60*100 {
 		t.Errorf("%d series for 100 volumes", series)
+	}
+}
+
+// No state of the tables is without its series.
+func TestHandoverStates(t *testing.T) {
+	found := 0
+	for s := handover.State(1); s < 64; s++ {
+		name := s.String()
+		if name == "" || s == handover.Closed { // whose engine has ended
+			continue
+		}
+		found++
+		if !slices.Contains(handoverStates[api.RoleGiver], name) && !slices.Contains(handoverStates[api.RoleReceiver], name) {
+			t.Errorf("state %s has no series", name)
+		}
+	}
+	if found < 10 {
+		t.Errorf("only %d states", found)
 	}
 }
 
