@@ -365,3 +365,46 @@ func TestCheckerFindsStaleData(t *testing.T) {
 		t.Error("a checker that found something ended well")
 	}
 }
+
+// TestFreeze: a frozen host answers nobody, and its guest goes on afterwards.
+func TestFreeze(t *testing.T) {
+	t.Parallel()
+	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
+	a, b := s.Hosts[0], s.Hosts[1]
+	d, err := s.NewDisk(DiskConfig{Name: "one", Size: 16 << 20})
+	must(t, err)
+	g, err := a.Define(t.Context(), GuestConfig{Name: "g1", Devices: diskXML(d, "vda")})
+	must(t, err)
+	must(t, g.Boot(t.Context()))
+	dev, err := g.Disk(t.Context(), d.name)
+	must(t, err)
+	c, err := g.StartChecker(t.Context(), CheckerConfig{Name: "one", Disk: dev, Seed: 7})
+	must(t, err)
+	must(t, a.Freeze())
+	sum := func() string {
+		return run(t, b, "sh", "-c", "dd if="+d.Path+" bs=1M iflag=direct status=none | sha256sum")
+	}
+	now := ""
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); { // what was with the kernel lands
+		was := now
+		if now = sum(); now == was {
+			break
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if out, err := g.Run(ctx, "true"); err == nil {
+		t.Errorf("a guest of a frozen host answers %q", out)
+	}
+	if sum() != now {
+		t.Error("a frozen host writes")
+	}
+	must(t, a.Thaw())
+	must(t, c.Await(t.Context(), 50))
+	if _, err := c.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.Virsh(t.Context(), "list"); err != nil {
+		t.Error(err)
+	}
+}

@@ -28,7 +28,7 @@ func hold() {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
-	fmt.Println("held", h.supervisor.Process.Pid, h.Dir)
+	fmt.Println("held", h.pid(), h.Dir)
 	select {}
 }
 
@@ -59,7 +59,7 @@ func holdSite() {
 			return err
 		}
 		for _, h := range append(s.Hosts, s.Admin) {
-			fmt.Println("held", h.supervisor.Process.Pid, s.Dir)
+			fmt.Println("held", h.pid(), s.Dir)
 		}
 		return nil
 	}()
@@ -143,7 +143,7 @@ func TestCloseOfASiteLeavesNothing(t *testing.T) {
 	}
 	var spaces []string
 	for _, h := range append(s.Hosts, s.Admin) {
-		spaces = append(spaces, pidNamespace(t, h.supervisor.Process.Pid))
+		spaces = append(spaces, pidNamespace(t, h.pid()))
 	}
 	must(t, s.Close())
 	left := loopsOf(t, s.Dir)
@@ -198,7 +198,7 @@ func pidNamespace(t *testing.T, pid int) string {
 
 func TestCloseLeavesNothing(t *testing.T) {
 	h := For(t, Config{Log: t.Output()})
-	ns := pidNamespace(t, h.supervisor.Process.Pid)
+	ns := pidNamespace(t, h.pid())
 	if _, err := h.Start("sleep", "1000"); err != nil {
 		t.Fatal(err)
 	}
