@@ -41,19 +41,29 @@ type Host struct {
 	Name string
 	Dir  string // outside the namespaces: temporary files, removed by Close; the same path is good inside
 
-	site       *Site // nil for a host alone
-	index      int   // among the hosts of its site
-	uuid       uuid.UUID
-	env        []string
-	qemuUser   string
-	log        io.Writer
-	supervisor *exec.Cmd
+	site     *Site // nil for a host alone
+	index    int   // among the hosts of its site
+	uuid     uuid.UUID
+	env      []string
+	qemuUser string
+	log      io.Writer
+
+	mu         sync.Mutex
+	supervisor *exec.Cmd // nil while the host is off
 	stdin      io.Closer // ends the supervisor
 	libvirtd   *Process
+	guests     []*Guest
+	started    []*Process
+}
 
-	mu      sync.Mutex
-	guests  []*Guest
-	started []*Process
+// pid is the supervisor's, 0 while the host is off.
+func (h *Host) pid() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.supervisor == nil {
+		return 0
+	}
+	return h.supervisor.Process.Pid
 }
 
 // libvirtUp bounds how long libvirtd may take to answer for the first time.
@@ -115,7 +125,9 @@ func (h *Host) StartLibvirtd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.mu.Lock()
 	h.libvirtd = p
+	h.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, libvirtUp)
 	defer cancel()
 	for {
@@ -134,7 +146,11 @@ func (h *Host) StartLibvirtd(ctx context.Context) error {
 }
 
 // Libvirtd is the process running now.
-func (h *Host) Libvirtd() *Process { return h.libvirtd }
+func (h *Host) Libvirtd() *Process {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.libvirtd
+}
 
 func (h *Host) libvirtdLog() string {
 	b, _ := os.ReadFile(filepath.Join(h.Dir, "log", "libvirt", "libvirtd.log"))
@@ -146,7 +162,7 @@ func (h *Host) libvirtdLog() string {
 
 // Path is where a path inside the host is reached from outside, sockets included.
 func (h *Host) Path(inside string) string {
-	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.supervisor.Process.Pid), inside)
+	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.pid()), inside)
 }
 
 // LibvirtSocket is libvirtd's socket, reached from outside.
@@ -154,25 +170,26 @@ func (h *Host) LibvirtSocket() string { return h.Path("/run/libvirt/libvirt-sock
 
 // Close ends everything on the host and removes its files. It may be called more than once.
 func (h *Host) Close() error {
-	h.end(func() { h.stdin.Close() })
+	h.end(func(_ *exec.Cmd, stdin io.Closer) { stdin.Close() })
 	return os.RemoveAll(h.Dir)
 }
 
 // end has the supervisor end, and waits until all on the host is gone.
-func (h *Host) end(how func()) {
+func (h *Host) end(how func(supervisor *exec.Cmd, stdin io.Closer)) {
 	h.mu.Lock()
 	guests, started := h.guests, h.started
-	h.guests, h.started = nil, nil
+	supervisor, stdin := h.supervisor, h.stdin
+	h.guests, h.started, h.supervisor = nil, nil, nil
 	h.mu.Unlock()
 	for _, g := range guests {
 		if g.Host() == h {
 			g.hangUp()
 		}
 	}
-	if h.supervisor == nil {
+	if supervisor == nil {
 		return
 	}
-	how()
+	how(supervisor, stdin)
 	// The namespace ends once all in it are reaped: by the supervisor, or, as long as it lives, by the
 	// nsenter that started them, which may be stopped.
 	for _, p := range started {
@@ -180,15 +197,14 @@ func (h *Host) end(how func()) {
 	}
 	done := make(chan struct{})
 	go func() {
-		h.supervisor.Wait() // its exit status is of no interest: nothing inside outlives it
+		supervisor.Wait() // its exit status is of no interest: nothing inside outlives it
 		close(done)
 	}()
 	select {
 	case <-done:
 	case <-time.After(30 * time.Second):
-		h.supervisor.Process.Kill()
+		supervisor.Process.Kill()
 		<-done
 	}
-	h.stdin.Close()
-	h.supervisor = nil
+	stdin.Close()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -166,14 +167,14 @@ func (h *Host) PowerCut() error {
 	if h.site == nil {
 		return fmt.Errorf("host %s is alone: only a host of a site can be powered off and on", h.Name)
 	}
-	h.end(func() { h.supervisor.Process.Kill() })
+	h.end(func(supervisor *exec.Cmd, _ io.Closer) { supervisor.Process.Kill() })
 	return nil
 }
 
 // PowerOn boots a host of a site that PowerCut ended, and starts its libvirtd: with its domains, its disks and its
 // network, and a new boot id.
 func (h *Host) PowerOn(ctx context.Context) error {
-	if h.site == nil || h.supervisor != nil {
+	if h.site == nil || h.pid() != 0 {
 		return fmt.Errorf("host %s is alone or is up", h.Name)
 	}
 	if err := os.WriteFile(filepath.Join(h.Dir, "boot_id"), []byte(uuid.NewString()+"\n"), 0o444); err != nil {

@@ -73,7 +73,9 @@ func (h *Host) startSupervisor() error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("%w: new namespaces: %w", ErrMissing, err)
 	}
+	h.mu.Lock()
 	h.supervisor, h.stdin = cmd, stdin
+	h.mu.Unlock()
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if line = strings.TrimSpace(line); line != "ready" {
 		return fmt.Errorf("set up the host's namespaces: %s %w", line, errors.Join(err))
