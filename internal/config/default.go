@@ -1,6 +1,10 @@
 package config
 
-import "time"
+import (
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/peer"
+)
 
 // Default is the configuration of an empty file.
 func Default() Config {
@@ -9,6 +13,10 @@ func Default() Config {
 		Libvirt: Libvirt{Socket: "/run/libvirt/libvirt-sock", RunDir: "/run/libvirt/qemu"},
 		Engine:  Engine{Launcher: "auto", Group: "auto"},
 		Hook:    Hook{Timeout: Duration(45 * time.Second)},
+		Migration: Migration{
+			Listen: ":" + peer.DefaultPort, Hosts: []string{}, CA: peer.DefaultCA, Cert: peer.DefaultCert, Key: peer.DefaultKey,
+			Timeout: Duration(10 * time.Second),
+		},
 		Scan:    Scan{Folders: []string{"/var/lib/virt-cow/stores"}, Devices: []string{"/dev/disk/by-id/*", "/dev/mapper/*"}},
 		Plugins: Plugins{Dir: "/etc/virt-cow/plugins.d", Timeout: Duration(30 * time.Second)},
 	}
