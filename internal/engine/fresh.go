@@ -1,0 +1,6 @@
+//go:build !virtcow_stale
+
+package engine
+
+// staleTable takes the protection away; see stale.go. Never in a program that is installed.
+const staleTable = false
