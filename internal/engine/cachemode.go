@@ -31,9 +31,6 @@ func (v *Volume) CacheSince() time.Time {
 	return time.Time{}
 }
 
-// CacheSwitches counts how often the cache was switched since the volume was opened.
-func (v *Volume) CacheSwitches() uint64 { return v.switches.Load() }
-
 // SetCache switches the exception cache while the guest goes on; it returns once the header says so, durably. Off stops
 // hydration, on lets it go on as it was wanted. On is refused with ErrGranted while another host has the volume open:
 // it will be on once that is over.
@@ -68,7 +65,6 @@ func (v *Volume) setMode(m cowfmt.CacheMode) {
 
 func (v *Volume) switchedTo(m cowfmt.CacheMode) {
 	v.switched.Store(time.Now().Unix())
-	v.switches.Add(1)
 	v.log.Info().Str("cache", m.String()).Msg("exception cache switched")
 }
 
@@ -77,9 +73,9 @@ func (v *Volume) cacheOff() error {
 	if v.CacheMode() == cowfmt.CacheOff && v.st.Header().Cache == cowfmt.CacheOff {
 		return nil
 	}
-	v.haltHydration()
 	was := v.CacheMode()
 	v.setMode(cowfmt.CacheOff)
+	v.haltHydration() // it can't begin again
 	err := v.drainWriters()
 	if err == nil {
 		v.undrain()

@@ -25,8 +25,8 @@ var (
 type class uint8
 
 const (
-	reading  class = iota // reads and extents
-	writing               // writes, zeroes, trims, and hydration
+	reading class = iota // reads and extents
+	writing              // writes, zeroes, trims, and hydration
 	flushing
 	classes
 )
@@ -213,6 +213,7 @@ func (v *Volume) letGo(s sorted) {
 		go v.serve(r)
 	}
 	for _, r := range s.refused {
+		r.Detached = true
 		v.refuse(r, s.refusal)
 	}
 }
