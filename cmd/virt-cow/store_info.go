@@ -42,6 +42,7 @@ type storeInfo struct {
 	Opens      uint64    `json:"opens"`
 	Owner      *ownerOf  `json:"owner,omitempty"`
 	Grants     int       `json:"grants"`
+	Granted    []grantOf `json:"granted,omitempty"`
 	Stack      int       `json:"stack"`
 	DataOffset int64     `json:"dataOffset"`
 	Room       int64     `json:"room"` // what the store needs of its device
@@ -54,6 +55,16 @@ type ownerOf struct {
 	Boot     string    `json:"boot"`
 	Instance string    `json:"instance"`
 	Address  string    `json:"address,omitempty"`
+	Since    time.Time `json:"since"`
+}
+
+type grantOf struct {
+	ID       string    `json:"id"`
+	Host     string    `json:"host"`
+	HostName string    `json:"hostName"`
+	Boot     string    `json:"boot"`
+	Address  string    `json:"address,omitempty"`
+	Slot     uint16    `json:"slot"`
 	Since    time.Time `json:"since"`
 }
 
@@ -78,6 +89,12 @@ func newStoreInfo(path string, h *cowfmt.Header) *storeInfo {
 			Host: o.Host.String(), HostName: o.HostName, Boot: o.Boot.String(), Instance: o.Instance.String(),
 			Address: o.Address, Since: time.Unix(o.Since, 0).UTC(),
 		}
+	}
+	for _, g := range h.Grants {
+		i.Granted = append(i.Granted, grantOf{
+			ID: g.ID.String(), Host: g.Host.String(), HostName: g.HostName, Boot: g.Boot.String(), Address: g.Address, Slot: g.Slot,
+			Since: time.Unix(g.Since, 0).UTC(),
+		})
 	}
 	return i
 }

@@ -54,6 +54,7 @@ type mover struct {
 	peerSlot   int // the other's; -1: not found yet
 	seen       bool
 	peerClosed bool
+	waited     bool // requests waited when it was looked last
 	fenced     bool
 	mine       bool
 	dead       *store.Dead
@@ -226,6 +227,8 @@ func (m *mover) perform(do handover.Action) error {
 		return m.say(cowfmt.SlotYield)
 	case handover.DoReopen:
 		return m.say(cowfmt.SlotOpen)
+	case handover.DoKeep:
+		return m.say(cowfmt.SlotKept)
 	case handover.DoEndGrant:
 		return m.endGrant()
 	case handover.DoHandOver:
@@ -249,6 +252,7 @@ func (m *mover) enter(r handover.Rule) {
 	m.mu.Lock()
 	m.state, m.since = r.Next, time.Now()
 	m.mu.Unlock()
+	m.guest.forget()
 	switch r.Next {
 	case handover.Owner:
 		m.becomeOwner()
@@ -323,7 +327,7 @@ func (m *mover) pace(err error) time.Duration {
 		if d = paceUrgent; time.Since(m.since) > urgentFor {
 			d = paceSlow
 		}
-	case handover.Open, handover.Idle:
+	case handover.Open, handover.Kept, handover.Idle:
 		d = paceOpen
 	}
 	if err != nil {
