@@ -23,30 +23,30 @@ type StoreInfoCmd struct {
 
 // storeInfo is what is told of a store. Sizes and offsets are bytes.
 type storeInfo struct {
-	Store      string    `json:"store"`
-	Name       string    `json:"name"`
-	UUID       string    `json:"uuid"`
-	Role       string    `json:"role"`
-	Size       int64     `json:"size"`
-	ChunkSize  int64     `json:"chunkSize"`
-	Created    time.Time `json:"created"`
-	Master     string    `json:"master,omitempty"`
-	MasterKind string    `json:"masterKind,omitempty"`
-	Origin     string    `json:"origin,omitempty"`     // the raw disk of a state store
-	OriginWWID string    `json:"originWWID,omitempty"` // "": known by its path only
-	CutLoose   bool      `json:"cutLoose"`
-	Cache      string    `json:"cache"`
-	Epoch      uint32    `json:"epoch"`
-	Sequence   uint64    `json:"sequence"`
-	Generation uint64    `json:"generation"`
-	Opens      uint64    `json:"opens"`
-	Owner      *ownerOf  `json:"owner,omitempty"`
-	Grants     int       `json:"grants"`
-	Granted    []grantOf `json:"granted,omitempty"`
-	Stack      int       `json:"stack"`
-	DataOffset int64     `json:"dataOffset"`
-	Room       int64     `json:"room"` // what the store needs of its device
-	Problems   []string  `json:"problems,omitempty"`
+	Store      string      `json:"store"`
+	Name       string      `json:"name"`
+	UUID       string      `json:"uuid"`
+	Role       string      `json:"role"`
+	Size       int64       `json:"size"`
+	ChunkSize  int64       `json:"chunkSize"`
+	Created    time.Time   `json:"created"`
+	Master     string      `json:"master,omitempty"`
+	MasterKind string      `json:"masterKind,omitempty"`
+	Origin     string      `json:"origin,omitempty"`     // the raw disk of a state store
+	OriginWWID string      `json:"originWWID,omitempty"` // "": known by its path only
+	CutLoose   bool        `json:"cutLoose"`
+	Cache      string      `json:"cache"`
+	Epoch      uint32      `json:"epoch"`
+	Sequence   uint64      `json:"sequence"`
+	Generation uint64      `json:"generation"`
+	Opens      uint64      `json:"opens"`
+	Owner      *ownerOf    `json:"owner,omitempty"`
+	Grants     int         `json:"grants"`
+	Granted    []grantInfo `json:"granted,omitempty"`
+	Stack      int         `json:"stack"`
+	DataOffset int64       `json:"dataOffset"`
+	Room       int64       `json:"room"` // what the store needs of its device
+	Problems   []string    `json:"problems,omitempty"`
 }
 
 type ownerOf struct {
@@ -58,7 +58,7 @@ type ownerOf struct {
 	Since    time.Time `json:"since"`
 }
 
-type grantOf struct {
+type grantInfo struct {
 	ID       string    `json:"id"`
 	Host     string    `json:"host"`
 	HostName string    `json:"hostName"`
@@ -91,7 +91,7 @@ func newStoreInfo(path string, h *cowfmt.Header) *storeInfo {
 		}
 	}
 	for _, g := range h.Grants {
-		i.Granted = append(i.Granted, grantOf{
+		i.Granted = append(i.Granted, grantInfo{
 			ID: g.ID.String(), Host: g.Host.String(), HostName: g.HostName, Boot: g.Boot.String(), Address: g.Address, Slot: g.Slot,
 			Since: time.Unix(g.Since, 0).UTC(),
 		})
