@@ -76,7 +76,17 @@ func (s *Store) Takeover(ctx context.Context, me cowfmt.Owner, dead Dead, how Cl
 		return err
 	}
 	if begun {
+		left, err := s.Claims()
+		if err == nil {
+			err = (&claim{Claiming: how, s: s, mine: cowfmt.ClaimSlot{Host: me.Host}}).lowerLeft(left)
+		}
+		if err != nil {
+			return err
+		}
 		s.stand(holder)
+		if s.Header().Progress.Kind == cowfmt.ProgressNone { // all but the flush of its last write
+			return s.Update(func(*cowfmt.Header) {})
+		}
 		return s.finish(true)
 	}
 	own := func(h *cowfmt.Header) {
@@ -144,7 +154,7 @@ func (s *Store) TakeoverGrant(id uuid.UUID) error {
 	return s.finish(false)
 }
 
-// mayTakeOver reads the header again, and judges it. begun: this host has taken it over, but for the table.
+// mayTakeOver reads the header again, and judges it. begun: me has taken it over, but perhaps for the table.
 func (s *Store) mayTakeOver(me cowfmt.Owner, dead Dead) (begun bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,7 +167,7 @@ func (s *Store) mayTakeOver(me cowfmt.Owner, dead Dead) (begun bool, err error) 
 	h := s.Header()
 	o := h.Owner
 	switch {
-	case o != nil && o.Host == me.Host && o.Boot == me.Boot && o.Instance == me.Instance && h.Progress.Kind == cowfmt.ProgressTakeover:
+	case o != nil && o.Host == me.Host && o.Boot == me.Boot && o.Instance == me.Instance:
 		return true, nil
 	case h.Progress.Kind != cowfmt.ProgressNone && h.Progress.Kind != cowfmt.ProgressTakeover:
 		return false, fmt.Errorf("%s: an operation on it was not finished (%v): finish it with the program that began it", s.Name(), h.Progress)
