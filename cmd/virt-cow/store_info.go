@@ -23,30 +23,70 @@ type StoreInfoCmd struct {
 
 // storeInfo is what is told of a store. Sizes and offsets are bytes.
 type storeInfo struct {
-	Store      string      `json:"store"`
-	Name       string      `json:"name"`
-	UUID       string      `json:"uuid"`
-	Role       string      `json:"role"`
-	Size       int64       `json:"size"`
-	ChunkSize  int64       `json:"chunkSize"`
-	Created    time.Time   `json:"created"`
-	Master     string      `json:"master,omitempty"`
-	MasterKind string      `json:"masterKind,omitempty"`
-	Origin     string      `json:"origin,omitempty"`     // the raw disk of a state store
-	OriginWWID string      `json:"originWWID,omitempty"` // "": known by its path only
-	CutLoose   bool        `json:"cutLoose"`
-	Cache      string      `json:"cache"`
-	Epoch      uint32      `json:"epoch"`
-	Sequence   uint64      `json:"sequence"`
-	Generation uint64      `json:"generation"`
-	Opens      uint64      `json:"opens"`
-	Owner      *ownerOf    `json:"owner,omitempty"`
-	Grants     int         `json:"grants"`
-	Granted    []grantInfo `json:"granted,omitempty"`
-	Stack      int         `json:"stack"`
-	DataOffset int64       `json:"dataOffset"`
-	Room       int64       `json:"room"` // what the store needs of its device
-	Problems   []string    `json:"problems,omitempty"`
+	Store      string    `json:"store"`
+	Name       string    `json:"name"`
+	UUID       string    `json:"uuid"`
+	Role       string    `json:"role"`
+	Size       int64     `json:"size"`
+	ChunkSize  int64     `json:"chunkSize"`
+	Created    time.Time `json:"created"`
+	Master     string    `json:"master,omitempty"`
+	MasterKind string    `json:"masterKind,omitempty"`
+	Origin     string    `json:"origin,omitempty"`     // the raw disk of a state store
+	OriginWWID string    `json:"originWWID,omitempty"` // "": known by its path only
+	CutLoose   bool      `json:"cutLoose"`
+	Cache      string    `json:"cache"`
+	Epoch      uint32    `json:"epoch"`
+	Sequence   uint64    `json:"sequence"`
+	Generation uint64    `json:"generation"`
+	Opens      uint64    `json:"opens"`
+	Owner      *ownerOf  `json:"owner,omitempty"`
+	Grants     int       `json:"grants"`
+	Stack      int       `json:"stack"`
+	DataOffset int64     `json:"dataOffset"`
+	Room       int64     `json:"room"` // what the store needs of its device
+	Problems   []string  `json:"problems,omitempty"`
+
+	GrantedTo []grantInfo `json:"grantedTo,omitempty"`
+	Slots     []slotOf    `json:"migrationSlots,omitempty"`
+}
+
+// grantInfo is a host that has the volume open beside the owner.
+type grantInfo struct {
+	ID       string    `json:"id"`
+	Host     string    `json:"host"`
+	HostName string    `json:"hostName"`
+	Boot     string    `json:"boot"`
+	Address  string    `json:"address,omitempty"`
+	Slot     int       `json:"slot"`
+	Since    time.Time `json:"since"`
+}
+
+// slotOf is what a host said last in a migration.
+type slotOf struct {
+	Slot     int        `json:"slot"`
+	Host     string     `json:"host,omitempty"`
+	HostName string     `json:"hostName,omitempty"`
+	State    string     `json:"state,omitempty"`
+	Grant    string     `json:"grant,omitempty"`
+	Epoch    uint32     `json:"epoch,omitempty"`
+	Time     *time.Time `json:"time,omitempty"`
+	Error    string     `json:"error,omitempty"` // the slot is damaged
+}
+
+func migrationSlots(st *store.Store) (out []slotOf, err error) {
+	slots, err := st.Slots()
+	for _, m := range slots {
+		if m.Err != nil {
+			out = append(out, slotOf{Slot: m.Slot, Error: m.Err.Error()})
+			continue
+		}
+		at := time.UnixMilli(m.Time).UTC()
+		out = append(out, slotOf{
+			Slot: m.Slot, Host: m.Host.String(), HostName: m.HostName, State: m.State.String(), Grant: m.Grant.String(), Epoch: m.Epoch, Time: &at,
+		})
+	}
+	return out, err
 }
 
 type ownerOf struct {
@@ -55,16 +95,6 @@ type ownerOf struct {
 	Boot     string    `json:"boot"`
 	Instance string    `json:"instance"`
 	Address  string    `json:"address,omitempty"`
-	Since    time.Time `json:"since"`
-}
-
-type grantInfo struct {
-	ID       string    `json:"id"`
-	Host     string    `json:"host"`
-	HostName string    `json:"hostName"`
-	Boot     string    `json:"boot"`
-	Address  string    `json:"address,omitempty"`
-	Slot     uint16    `json:"slot"`
 	Since    time.Time `json:"since"`
 }
 
@@ -84,17 +114,17 @@ func newStoreInfo(path string, h *cowfmt.Header) *storeInfo {
 	if h.OriginIdentity != nil {
 		i.OriginWWID = h.OriginIdentity.WWID
 	}
+	for _, g := range h.Grants {
+		i.GrantedTo = append(i.GrantedTo, grantInfo{
+			ID: g.ID.String(), Host: g.Host.String(), HostName: g.HostName, Boot: g.Boot.String(), Address: g.Address, Slot: int(g.Slot),
+			Since: time.Unix(g.Since, 0).UTC(),
+		})
+	}
 	if o := h.Owner; o != nil {
 		i.Owner = &ownerOf{
 			Host: o.Host.String(), HostName: o.HostName, Boot: o.Boot.String(), Instance: o.Instance.String(),
 			Address: o.Address, Since: time.Unix(o.Since, 0).UTC(),
 		}
-	}
-	for _, g := range h.Grants {
-		i.Granted = append(i.Granted, grantInfo{
-			ID: g.ID.String(), Host: g.Host.String(), HostName: g.HostName, Boot: g.Boot.String(), Address: g.Address, Slot: g.Slot,
-			Since: time.Unix(g.Since, 0).UTC(),
-		})
 	}
 	return i
 }
@@ -127,6 +157,9 @@ func (c *StoreInfoCmd) Run(env *Env) error {
 		if problem != nil {
 			i.Problems = append(i.Problems, fmt.Sprintf("header copy %d: %v", n, problem))
 		}
+	}
+	if i.Slots, err = migrationSlots(st); err != nil {
+		return err
 	}
 	if env.JSON {
 		return printJSON(env, i)
@@ -162,6 +195,16 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 	line("epoch", "%d, sequence %d, generation %d, opened %s", i.Epoch, i.Sequence, i.Generation, count(i.Opens, "time"))
 	if i.Grants+i.Stack > 0 {
 		line("shared", "%d grants, %d snapshots and trackers", i.Grants, i.Stack)
+	}
+	for _, g := range i.GrantedTo {
+		line("granted", "to %s since %s, boot %s, slot %d", or(g.HostName, g.Host), g.Since.Local().Format(time.RFC3339), g.Boot, g.Slot)
+	}
+	for _, m := range i.Slots {
+		if m.Error != "" {
+			line("slot", "%d: damaged: %s", m.Slot, m.Error)
+			continue
+		}
+		line("slot", "%d: %s is %s since %s", m.Slot, or(m.HostName, m.Host), m.State, m.Time.Local().Format(time.RFC3339))
 	}
 	if i.Origin == "" {
 		line("data", "at %d, %s in all", i.DataOffset, formatSize(i.Room))
