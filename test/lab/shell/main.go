@@ -138,11 +138,6 @@ func prepare(ctx context.Context, site *lab.Site) error {
 		if err := errors.Join(h.InstallHook(program), h.ReloadLibvirtd()); err != nil {
 			return err
 		}
-		// On a terminal virsh starts an agent that asks for passwords, and says so.
-		virsh := "#!/bin/sh\nexec /usr/bin/virsh --no-pkttyagent \"$@\"\n"
-		if err := os.WriteFile(filepath.Join(h.Dir, "bin", "virsh"), []byte(virsh), 0o755); err != nil {
-			return err
-		}
 		if _, err := h.VirtCow(program).StartDaemon(ctx); err != nil {
 			return fmt.Errorf("host %s: %w", h.Name, err)
 		}
