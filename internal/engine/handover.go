@@ -32,10 +32,15 @@ func (v *Volume) Handover() *Handover {
 	past := m.past
 	alone := m.role == giver && m.state == handover.Alone
 	m.mu.Unlock()
-	if alone {
-		return past
+	switch {
+	case !alone:
+		return m.tell()
+	case past == nil:
+		return nil
 	}
-	return m.tell()
+	out := *past
+	out.Guest, _ = m.guest.now()
+	return &out
 }
 
 func (m *mover) tell() *Handover {
@@ -47,8 +52,8 @@ func (m *mover) tell() *Handover {
 		Role: m.role.String(), State: m.state, Since: m.since, Grant: m.grant.ID, Peer: m.grant.HostName, PeerHost: m.grant.Host,
 		PeerState: m.peer, Guest: guest, Turn: m.guest.turnNow(), Held: held, Wrote: m.wrote,
 	}
-	if o := m.v.st.Header().Owner; m.role == receiver && o != nil && o.Host != m.me.Host {
-		out.Peer, out.PeerHost = o.HostName, o.Host
+	if m.role == receiver {
+		out.Peer, out.PeerHost = m.giver.HostName, m.giver.Host
 	}
 	if held > 0 && time.Since(oldest) > patience || m.closing || m.trouble != nil {
 		out.Waits = m.waits(out)
@@ -92,8 +97,8 @@ func (m *mover) waits(h *Handover) string {
 // peerName is the other host's name for people. Called by the runner, or with mu held.
 func (m *mover) peerName() string {
 	name, host := m.grant.HostName, m.grant.Host
-	if o := m.v.st.Header().Owner; m.role == receiver && o != nil && o.Host != m.me.Host {
-		name, host = o.HostName, o.Host
+	if m.role == receiver {
+		name, host = m.giver.HostName, m.giver.Host
 	}
 	if name == "" {
 		return "host " + host.String()

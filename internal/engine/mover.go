@@ -40,6 +40,7 @@ type mover struct {
 	state handover.State
 	since time.Time
 	grant cowfmt.Grant // the open one; zero: none
+	giver cowfmt.Owner // a receiver's: who gave it
 	peer  handover.Slot
 	past  *Handover // of a hand-over that is over
 	last  handover.Action
