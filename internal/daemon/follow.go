@@ -14,7 +14,7 @@ import (
 // whether the receiver has the volume open still, once its guest runs on; and how long a receiver whose guest runs waits before
 // it asks the giver to stop writing.
 const (
-	followEvery = 200 * time.Millisecond
+	followEvery = 50 * time.Millisecond
 	askEvery    = 3 * time.Second
 	sealAfter   = time.Second
 )
@@ -113,23 +113,46 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 	}
 	ctx, cancel := context.WithTimeout(d.root, statusTimeout)
 	defer cancel()
-	state := api.GuestUnknown
-	if m == nil {
-		state = api.GuestStopped
-	} else if c, err := d.libvirt(); err == nil {
-		s, err := c.State(ctx, m.ident())
-		switch {
-		case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
-			state = api.GuestStopped
-		case err == nil:
-			state = api.GuestRuns
-		}
+	s, err := e.client.Status(ctx)
+	if err != nil || !handingOver(s) {
+		return s, err
 	}
-	s, err := e.client.Guest(ctx, api.GuestRequest{State: state})
+	var turn uint64
+	var giver bool
+	if s.Handover != nil {
+		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
+	}
+	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, m, giver), Turn: turn})
 	if err == nil && s.Handover != nil && s.Handover.State == "given" && m != nil {
 		d.gone(v, s)
 	}
 	return s, err
+}
+
+// guestState is what libvirt says of a domain now.
+func (d *Daemon) guestState(ctx context.Context, m *domain, giver bool) string {
+	if m == nil {
+		return api.GuestStopped
+	}
+	c, err := d.libvirt()
+	if err != nil {
+		return api.GuestUnknown
+	}
+	// The job first: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
+	leaving, jobErr := false, error(nil)
+	if giver {
+		leaving, jobErr = c.Leaving(ctx, m.ident())
+	}
+	s, err := c.State(ctx, m.ident())
+	switch {
+	case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
+		return api.GuestStopped
+	case err != nil, jobErr != nil:
+		return api.GuestUnknown
+	case leaving:
+		return api.GuestLeaves
+	}
+	return api.GuestRuns
 }
 
 // gone notes that a volume has another owner by now: its domain is looked at, and its engine has no more to do.

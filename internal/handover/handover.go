@@ -9,12 +9,14 @@
 //   - the receiver writes only after its ACTIVE is durable and a later read of the giver's slot shows SEALED or YIELD;
 //   - the giver writes only in OPEN, and comes back to it only by making RECLAIM durable and then reading a slot of the
 //     receiver that is not ACTIVE;
-//   - the header is the giver's to write until it names the receiver in it, which is the last it writes at all.
+//   - the header is the giver's to write until it names the receiver in it, which is the last it writes at all;
+//   - once the giver's guest runs on here for good, the migration having failed, the receiver's is another guest even if it
+//     runs: the giver's slot says KEPT, and this grant gives the receiver nothing any more.
 //
 // Nothing here does I/O or knows of time.
 package handover
 
-// State is where a host stands. A giver's Open, Sealed, Reclaim and Yield and a receiver's Idle and Active are what its
+// State is where a host stands. A giver's Open, Sealed, Reclaim, Yield and Kept and a receiver's Idle and Active are what its
 // slot says, so that an engine that died is gone on with by the next one.
 type State uint8
 
@@ -25,6 +27,7 @@ const (
 	Sealed                   // has drained, writes no more
 	Reclaim                  // wants to write again, must read the receiver's slot
 	Yield                    // wanted to, but the receiver was active
+	Kept                     // granted, and may write: the guest has stayed here, the receiver gets nothing by this grant
 	Given                    // the header names the receiver: this host has nothing to say any more
 
 	Idle   // has the volume open, may not write
@@ -35,7 +38,7 @@ const (
 )
 
 var stateNames = map[State]string{
-	Alone: "alone", Open: "open", Sealed: "sealed", Reclaim: "reclaim", Yield: "yield", Given: "given",
+	Alone: "alone", Open: "open", Sealed: "sealed", Reclaim: "reclaim", Yield: "yield", Kept: "kept", Given: "given",
 	Idle: "idle", Active: "active", Writer: "writer", Owner: "owner", Closed: "closed",
 }
 
@@ -43,7 +46,9 @@ var stateNames = map[State]string{
 func (s State) String() string { return stateNames[s] }
 
 // MayWrite says whether the guest's writes go to the disk in this state. All others hold them.
-func (s State) MayWrite() bool { return s == Alone || s == Open || s == Writer || s == Owner }
+func (s State) MayWrite() bool {
+	return s == Alone || s == Open || s == Kept || s == Writer || s == Owner
+}
 
 // Slot is what the other host's migration slot says of this grant, by a read that was issued after this host's own slot
 // was last made durable.
@@ -59,15 +64,19 @@ const (
 	SlotSealed              // the giver's
 	SlotReclaim             // the giver's
 	SlotYield               // the giver's
+	SlotKept                // the giver's
 )
 
-// Guest is what is known of the domain on this host.
+// Guest is what is known of the domain on this host, by a question to libvirt that was asked after the engine reached its state
+// and after the last request began to wait: whatever was known before is forgotten then. A host decides on it between two
+// guests that are both able to run, so an old answer is as bad as an old read of a slot.
 type Guest uint8
 
 // What is known of the domain.
 const (
 	GuestUnknown Guest = iota // nobody said, or too long ago
-	GuestRuns                 // here, and for good: not one that is still arriving
+	GuestRuns                 // here, and for good: neither arriving nor leaving
+	GuestLeaves               // runs here, and a migration to another host is going on, or may be about to begin
 	GuestStopped              // suspended by the migration, arriving, or not there
 )
 
@@ -97,7 +106,8 @@ const (
 	DoReclaim         // slot RECLAIM
 	DoYield           // slot YIELD
 	DoReopen          // slot OPEN; let the held requests go
-	DoEndGrant        // header: no grant; then read the receiver's slot: not absent: put the grant back; absent: cache on
+	DoKeep            // slot KEPT; let the held requests go
+	DoEndGrant        // header: no grant; read the receiver's slot: not absent: put the grant back; absent: slot free, cache on
 	DoHandOver        // header: owner is the receiver, epoch + 1, no grant; fail the held requests
 
 	DoActivate // slot ACTIVE

@@ -71,8 +71,9 @@ type Conn interface {
 	XML(ctx context.Context, d Domain) (string, error)
 	// InactiveXML is what the domain will be at its next start; of a transient one, what it was started from.
 	InactiveXML(ctx context.Context, d Domain) (string, error)
-	// HasManagedSave says that the next start restores the domain from an image, with the disks it had then.
-	HasManagedSave(ctx context.Context, d Domain) (bool, error)
+	// Leaving says that an active domain is being migrated to another host: from before that one's hook is called until
+	// the migration has succeeded or failed.
+	Leaving(ctx context.Context, d Domain) (bool, error)
 	// Metadata is the virt-cow element, "" if there is none: the live one of an active domain.
 	Metadata(ctx context.Context, d Domain) (string, error)
 	// SetMetadata replaces the whole element, live and stored, as far as the domain has each; "" removes it. Of
@@ -115,4 +116,11 @@ func StateOf(state, reason int) State {
 		return State{Active: true, Paused: true, IOError: reason == ioError, Moving: moving}
 	}
 	return State{}
+}
+
+// LeavingBy judges a domain's job, as libvirt tells of it: virDomainJobType, and virDomainJobOperation if it is known. It is
+// for the drivers.
+func LeavingBy(kind int, operation int, known bool) bool {
+	const bounded, unbounded, migrationOut = 1, 2, 5
+	return (kind == bounded || kind == unbounded) && (!known || operation == migrationOut)
 }
