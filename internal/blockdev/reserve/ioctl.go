@@ -47,8 +47,10 @@ func reserve(dev *blockdev.File, key uint64) error {
 	return ioctl(dev, iocReserve, unsafe.Pointer(&r))
 }
 
+// preempt: Documentation/block/pr.rst has the two keys the other way round, but Linux sends old_key as the key of who asks and
+// new_key as the one to be preempted, to SCSI and NVMe both. The wrong order is refused as a conflict.
 func preempt(dev *blockdev.File, mine, theirs uint64) error {
-	p := preemption{oldKey: theirs, newKey: mine, kind: typeWriteExclusiveRegOnly}
+	p := preemption{oldKey: mine, newKey: theirs, kind: typeWriteExclusiveRegOnly}
 	return ioctl(dev, iocPreemptAbort, unsafe.Pointer(&p))
 }
 

@@ -129,20 +129,20 @@ func Register(dev *blockdev.File, key uint64) error {
 func hold(dev *blockdev.File, key uint64) error {
 	// Whoever held it may unregister between two commands.
 	for range attempts {
-		err := reserve(dev, key)
-		if err != nil && !errors.Is(err, ErrConflict) {
-			return failed(dev, "reserve", key, err)
-		}
 		s, err := Read(dev)
 		switch {
 		case err != nil:
 			return err
 		case !s.Registered(key):
-			return fmt.Errorf("%s: reserve with key %#x: %w: another host has preempted this one", dev.Info().Name, key, ErrNotRegistered)
+			return fmt.Errorf("%s: reserve with key %#x: %w, or not any more: another host may have preempted this one",
+				dev.Info().Name, key, ErrNotRegistered)
 		case s.Type == TypeWriteExclusiveRegistrantsOnly:
 			return nil
 		case s.Type != TypeNone:
 			return fmt.Errorf("%s: %w: other software has it reserved with type %d and key %#x", dev.Info().Name, ErrConflict, s.Type, s.Holder)
+		}
+		if err := reserve(dev, key); err != nil && !errors.Is(err, ErrConflict) {
+			return failed(dev, "reserve", key, err)
 		}
 	}
 	return fmt.Errorf("%s: reserve with key %#x: %w: other hosts come and go too fast: try again", dev.Info().Name, key, ErrConflict)
