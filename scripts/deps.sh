@@ -16,7 +16,7 @@ set -eu
 
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
 gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux debootstrap systemd curl jq
-bash-completion zsh fish mandoc"
+bash-completion zsh fish mandoc dmsetup"
 # What the Debian has beyond a minimal one, and what it has only files of: libvirt's AppArmor profiles.
 suite=bookworm
 inside="systemd systemd-sysv dbus udev lvm2 apparmor checkpolicy selinux-policy-dev"
@@ -117,7 +117,7 @@ unpack_iscsi() {
 		fetch_iscsi "$tmp" || die "open-iscsi can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
 	}
 	mkdir "$tmp/files"
-	mv "$tmp"/tree/sbin/iscsistart "$tmp"/tree/usr/lib/*/libopeniscsiusr.so.* "$tmp/files"
+	find "$tmp/tree" \( -name iscsistart -o -name 'libopeniscsiusr.so.*' \) -exec mv -t "$tmp/files" {} +
 	mv "$tmp/files" "$cache/iscsi"
 }
 

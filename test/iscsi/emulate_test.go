@@ -17,12 +17,12 @@ import (
 )
 
 // programs are what the machine outside needs.
-var programs = []string{"qemu-system-x86_64", "busybox", "ip", "ldd"}
+var programs = []string{"qemu-system-x86_64", "busybox", "ip", "dmsetup", "ldd"}
 
-// modules of the kernel inside: the target, the initiator, the disk under the LUN, a network.
+// modules of the kernel inside: the target, the initiator, the disk under the LUN, a network, a logical volume.
 var modules = []string{
 	"virtio_pci", "virtio_blk", "crc32c_generic", "veth",
-	"target_core_mod", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp", "sd_mod",
+	"target_core_mod", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp", "sd_mod", "dm_mod",
 }
 
 const (
@@ -79,6 +79,7 @@ func image(t *testing.T, dir string) (kernel, initramfs string) {
 	err = errors.Join(
 		i.Program("/bin/busybox", "busybox", ""),
 		i.Program("/sbin/ip", "ip", ""),
+		i.Program("/sbin/dmsetup", "dmsetup", ""),
 		i.Program("/sbin/iscsistart", filepath.Join(tools, "iscsistart"), tools),
 		i.Program("/bin/inside", self, ""),
 		i.Program("/bin/virt-cow", program, ""),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,18 +73,26 @@ func testOtherDevices(t *testing.T, l *lun) {
 	ok(t, unix.IoctlSetInt(a.Fd(), unix.BLKRRPART, 0))
 	part := l.a.disk + "1"
 	eventually(t, "the partition", func() bool { _, err := os.Stat(part); return err == nil })
-	dev := open(part)
-	_, err := reserve.Supported(dev)
-	if !errors.Is(err, reserve.ErrPart) {
-		t.Errorf("a partition: %v", err)
-	}
-	if err := reserve.Register(dev, l.a.key); !errors.Is(err, reserve.ErrPart) {
-		t.Errorf("a partition: %v", err)
+	must(t, "dmsetup", "--noudevsync", "create", "lv", "--uuid", "LVM-lv", "--table", "0 1024 linear "+part+" 0")
+	logical := strings.TrimSpace(must(t, "dmsetup", "info", "-c", "--noheadings", "-o", "blkdevname", "lv"))
+	for _, path := range []string{part, "/dev/" + logical} {
+		dev := open(path)
+		_, err := reserve.Supported(dev)
+		if !errors.Is(err, reserve.ErrPart) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if err := reserve.Register(dev, l.a.key); !errors.Is(err, reserve.ErrPart) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if disks, err := dev.Disks(); err != nil || !slices.Equal(disks, []string{l.a.disk}) {
+			t.Errorf("%s: on %q, %v", path, disks, err)
+		}
+		dev.Close()
 	}
 	if s, err := reserve.Read(a); err != nil || len(s.Keys) != 0 {
-		t.Errorf("its disk: %+v, %v", s, err)
+		t.Errorf("the disk: %+v, %v", s, err)
 	}
-	dev.Close()
+	must(t, "dmsetup", "--noudevsync", "remove", "lv")
 	write(t, a, make([]byte, blockdev.SectorSize), 0)
 	ok(t, unix.IoctlSetInt(a.Fd(), unix.BLKRRPART, 0))
 }

@@ -117,6 +117,7 @@ func (h *host) pull(t testing.TB) (plug func()) {
 func (h *host) login(t testing.TB) {
 	t.Helper()
 	must(t, "iscsistart", "-i", h.iqn(), "-t", targetIQN, "-g", "1", "-a", h.portal(), "-p", port)
+	var timeout string
 	eventually(t, "host "+h.name+" sees the LUN", func() bool {
 		sessions, _ := filepath.Glob("/sys/class/iscsi_session/session*")
 		for _, s := range sessions {
@@ -125,13 +126,16 @@ func (h *host) login(t testing.TB) {
 			}
 			disks, _ := filepath.Glob(filepath.Join(s, "device/target*/*/block/*"))
 			if len(disks) == 1 {
-				h.disk = "/dev/" + filepath.Base(disks[0])
+				name := filepath.Base(disks[0])
+				h.disk = "/dev/" + name
+				timeout = filepath.Join("/sys/block", name, "device/timeout")
 				_, err := os.Stat(h.disk)
-				return err == nil
+				_, terr := os.Stat(timeout)
+				return err == nil && terr == nil
 			}
 		}
 		return false
 	})
 	// A request that is on its way when the cable is pulled is to be neither repeated nor given up.
-	set(t, filepath.Join("/sys/block", filepath.Base(h.disk), "device/timeout"), "600")
+	set(t, timeout, "600")
 }

@@ -40,7 +40,8 @@ var (
 	ErrConflict = errors.New("reservation conflict")
 	// ErrNotRegistered says that a key is not, or no longer, registered with the LUN.
 	ErrNotRegistered = errors.New("not registered with the LUN")
-	// ErrPart says that a device is a part of one or several LUNs, and only they can be reserved.
+	// ErrPart says that a device is a part of one or several LUNs (its blockdev.File.Disks), and only they can be
+	// reserved.
 	ErrPart = errors.New("not a whole LUN")
 )
 
