@@ -28,6 +28,7 @@ var parts = []struct {
 	{"OtherDevices", testOtherDevices},
 	{"Register", testRegister},
 	{"Preempt", testPreempt},
+	{"RegisterAgain", testRegisterAgain},
 	{"LateWriteUnfenced", testLateWriteUnfenced},
 	{"LateWriteFenced", testLateWriteFenced},
 	{"ColdOwnership", testColdOwnership},

@@ -194,6 +194,18 @@ func testPreempt(t *testing.T, l *lun) {
 	}
 }
 
+// Whoever registers again is let in again, and with it all that its host has on the LUN.
+func testRegisterAgain(t *testing.T, l *lun) {
+	a, b := l.a.open(t), l.b.open(t)
+	ok(t, reserve.Register(a, l.a.key))
+	ok(t, reserve.Register(b, l.b.key))
+	ok(t, reserve.Preempt(b, l.b.key, l.a.key))
+	refused(t, a, 0)
+	ok(t, reserve.Register(a, l.a.key))
+	write(t, a, block(1), 0)
+	holds(t, b, block(1), 0)
+}
+
 // The control: without a fence, what a host sent before its cable was pulled lands when it is back.
 func testLateWriteUnfenced(t *testing.T, l *lun) {
 	a, b := l.a.open(t), l.b.open(t)
