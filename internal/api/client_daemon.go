@@ -63,6 +63,23 @@ func (d *Daemon) Restart(ctx context.Context, name string) (*VolumeStatus, error
 	return d.volume(ctx, volumePath(PathVolumeRestart, name), struct{}{})
 }
 
+// Cache switches a volume's exception cache.
+func (d *Daemon) Cache(ctx context.Context, name string, r CacheRequest) (*VolumeStatus, error) {
+	return d.volume(ctx, volumePath(PathVolumeCache, name), r)
+}
+
+// Hosts lists the other hosts, and asks each whether it answers.
+func (d *Daemon) Hosts(ctx context.Context) (*HostList, error) {
+	var l HostList
+	return &l, d.call(ctx, PathHosts, nil, &l)
+}
+
+// Fenced gives the operator's word that a host is dead.
+func (d *Daemon) Fenced(ctx context.Context, r FencedRequest) (*FencedReport, error) {
+	var f FencedReport
+	return &f, d.call(ctx, PathHostFenced, r, &f)
+}
+
 func volumePath(pattern, name string) string {
 	return strings.Replace(pattern, "{name}", url.PathEscape(name), 1)
 }

@@ -47,6 +47,11 @@ type Counters struct {
 	Reconnects      uint64 `json:"reconnects"`     // to libvirt
 	PluginFailures  uint64 `json:"pluginFailures"`
 	Vetoes          uint64 `json:"vetoes"` // by plugins
+
+	MigrationsIn     uint64 `json:"migrationsIn"`  // domains with volumes that came, and run here
+	MigrationsOut    uint64 `json:"migrationsOut"` // domains with volumes that went
+	MigrationsFailed uint64 `json:"migrationsFailed"`
+	Takeovers        uint64 `json:"takeovers"` // forced ones
 }
 
 // LibvirtStatus tells of the connection to libvirt.
@@ -63,6 +68,8 @@ const (
 	VolumeAttached  = "attached"  // the guest has it
 	VolumeDetaching = "detaching" // waiting for the guest to let go of it
 	VolumeDetached  = "detached"  // given back
+	VolumeIncoming  = "incoming"  // open beside its owner, for a domain that is migrating here
+	VolumeElsewhere = "elsewhere" // its domain has gone to another host
 	VolumeFailed    = "failed"    // Error says why; tried again
 )
 
@@ -78,6 +85,8 @@ type VolumeStatus struct {
 	Old    bool          `json:"old,omitempty"`    // the engine is of another version of the program than the daemon
 	Held   string        `json:"held,omitempty"`   // HeldRequest, HeldHydration: served though no domain has it
 	Engine *EngineStatus `json:"engine,omitempty"` // what the engine said just now
+
+	Migration *MigrationStatus `json:"migration,omitempty"`
 }
 
 // AttachRequest gives a domain a disk, now and whenever it starts.
@@ -107,8 +116,17 @@ type VolumeHydrationRequest struct {
 type PrepareRequest struct {
 	Domain    string   `json:"domain"` // name
 	UUID      string   `json:"uuid"`
-	Operation string   `json:"operation"` // prepare, restore
+	Operation string   `json:"operation"` // prepare, restore, migrate
 	Volumes   []string `json:"volumes"`   // names
+
+	Disks []PrepareDisk `json:"disks,omitempty"` // what the XML says of the volumes; for migrate
+}
+
+// PrepareDisk is what a domain's XML says of a volume.
+type PrepareDisk struct {
+	Volume string `json:"volume"`
+	Serial string `json:"serial,omitempty"` // of the disk: made from the volume's UUID
+	Store  string `json:"store,omitempty"`  // path, from the metadata
 }
 
 // PrepareAnswer is empty: what counts is that it came.

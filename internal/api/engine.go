@@ -9,7 +9,7 @@ import (
 
 // ControlVersion is the version of the engine's control protocol. A daemon drives engines of this
 // version and the one before.
-const ControlVersion = 2
+const ControlVersion = 3
 
 // Paths of an engine's control socket. What came with a later version than 1 says so.
 const (
@@ -19,6 +19,11 @@ const (
 	PathEngineResume    = "/v1/resume"    // POST -> EngineStatus
 	PathEngineStop      = "/v1/stop"      // POST: flush, close the store, end the process
 	PathEngineClient    = "/v1/client"    // POST ClientRequest -> EngineStatus; since 2
+	PathEngineCache     = "/v1/cache"     // POST CacheRequest -> EngineStatus; since 3, as all below
+	PathEngineGrant     = "/v1/grant"     // POST GrantRequest -> EngineStatus, once the grant is durable
+	PathEngineGrantEnd  = "/v1/grant/end" // POST GrantEndRequest -> EngineStatus, once it is ended, or refused
+	PathEngineGuest     = "/v1/guest"     // POST GuestRequest -> EngineStatus
+	PathEngineDead      = "/v1/dead"      // POST DeadOwner -> EngineStatus: a proof of death
 )
 
 // ControlPath is where the control socket of the engine with this NBD socket is, unless it was told otherwise.
@@ -42,9 +47,13 @@ type EngineStatus struct {
 	Target         string     `json:"target"`           // linear, clone
 	Client         *Peer      `json:"client,omitempty"` // since 2
 	Master         string     `json:"master,omitempty"`
-	Origin         string     `json:"origin,omitempty"` // the raw disk of a state store; since 2
-	Cache          string     `json:"cache"`            // on, off
+	Origin         string     `json:"origin,omitempty"`     // the raw disk of a state store; since 2
+	Cache          string     `json:"cache"`                // on, off
+	CacheSince     int64      `json:"cacheSince,omitempty"` // Unix seconds: when the cache was switched last, 0: never; since 3
 	Epoch          uint32     `json:"epoch"`
+	Owner          *Owner     `json:"owner,omitempty"`    // as the header has it; since 3
+	Grants         []Grant    `json:"grants,omitempty"`   // open ones; since 3
+	Handover       *Handover  `json:"handover,omitempty"` // while another host has, or had, or is to have the volume open; since 3
 	ReadOnly       bool       `json:"readOnly,omitempty"`
 	Suspended      bool       `json:"suspended,omitempty"`
 	Connections    int        `json:"connections"`

@@ -1,7 +1,7 @@
 package api
 
 // SpecVersion is the version of EngineSpec. Files of the version before are read too.
-const SpecVersion = 2
+const SpecVersion = 3
 
 // SpecSuffix ends the name of the file, in the daemon's run folder, that holds a volume's EngineSpec.
 const SpecSuffix = ".volume"
@@ -23,6 +23,12 @@ type EngineSpec struct {
 	Rate     int64 `json:"rate,omitempty"` // of hydration, bytes a second, 0: no limit
 	CacheOff bool  `json:"cacheOff,omitempty"`
 	ReadOnly bool  `json:"readOnly,omitempty"`
+
+	Address      string     `json:"address,omitempty"`      // where this host's daemon answers others: goes into the header
+	Incoming     *Incoming  `json:"incoming,omitempty"`     // opened by a grant of its owner, unless this host is the owner by now
+	Dead         *DeadOwner `json:"dead,omitempty"`         // proof that the owner which the header may name is dead
+	Epoch        uint32     `json:"epoch,omitempty"`        // a guest has the volume since this one: another means that it went on elsewhere
+	Reservations bool       `json:"reservations,omitempty"` // SCSI persistent reservations keep other hosts from the store's LUN
 
 	Devices []string `json:"devices,omitempty"` // block devices it opens: all others are kept from its unit
 

@@ -3,6 +3,8 @@
 // both.
 package config
 
+import "github.com/virt-cow/virt-cow/internal/peer"
+
 // DefaultPath is where the file is, unless a flag or VIRT_COW_CONFIG says otherwise. It need not exist.
 const DefaultPath = "/etc/virt-cow/config.toml"
 
@@ -13,13 +15,15 @@ type Config struct {
 	LogDir   string `toml:"log_dir" env:"VIRT_COW_LOG_DIR"`     // engines' logs, where systemd does not keep them
 	StoreDir string `toml:"store_dir" env:"VIRT_COW_STORE_DIR"` // where stores are made that are given no place
 
-	Libvirt Libvirt `toml:"libvirt"`
-	Control Control `toml:"control"`
-	Engine  Engine  `toml:"engine"`
-	Hook    Hook    `toml:"hook"`
-	Scan    Scan    `toml:"scan"`
-	Plugins Plugins `toml:"plugins"`
-	Metrics Metrics `toml:"metrics"`
+	Libvirt   Libvirt   `toml:"libvirt"`
+	Control   Control   `toml:"control"`
+	Engine    Engine    `toml:"engine"`
+	Hook      Hook      `toml:"hook"`
+	Migration Migration `toml:"migration"`
+	Fence     Fence     `toml:"fence"`
+	Scan      Scan      `toml:"scan"`
+	Plugins   Plugins   `toml:"plugins"`
+	Metrics   Metrics   `toml:"metrics"`
 }
 
 // Libvirt says how libvirt is reached.
@@ -38,11 +42,34 @@ type Engine struct {
 	Launcher string `toml:"launcher" env:"VIRT_COW_LAUNCHER"` // auto, systemd, child
 	Group    string `toml:"group" env:"VIRT_COW_GROUP"`       // QEMU's, that gets the NBD sockets; auto, or "" for root's
 	HostUUID string `toml:"host_uuid" env:"VIRT_COW_HOST_UUID"`
+
+	Reservations string `toml:"reservations" env:"VIRT_COW_RESERVATIONS"` // on, off: SCSI persistent reservations
 }
 
 // Hook is the libvirt hook.
 type Hook struct {
 	Timeout Duration `toml:"timeout" env:"VIRT_COW_HOOK_TIMEOUT"` // that a starting guest waits for its volumes at most
+}
+
+// Migration is how the daemons of two hosts speak; see package peer. In the environment, hosts are separated by colons:
+// IPv6 addresses can only be in the file.
+type Migration struct {
+	Listen  string   `toml:"listen" env:"VIRT_COW_MIGRATION_LISTEN"`   // :PORT or ADDRESS:PORT; "" for nowhere
+	Address string   `toml:"address" env:"VIRT_COW_MIGRATION_ADDRESS"` // what others dial, HOST or HOST:PORT; "" for the host's name
+	Hosts   []string `toml:"hosts" env:"VIRT_COW_MIGRATION_HOSTS"`     // that may ask: names, *.DOMAIN, IP addresses
+	CA      string   `toml:"ca" env:"VIRT_COW_MIGRATION_CA"`
+	Cert    string   `toml:"cert" env:"VIRT_COW_MIGRATION_CERT"`
+	Key     string   `toml:"key" env:"VIRT_COW_MIGRATION_KEY"`
+	Timeout Duration `toml:"timeout" env:"VIRT_COW_MIGRATION_TIMEOUT"` // of one question
+}
+
+// Files are those with the certificates.
+func (m Migration) Files() peer.Files { return peer.Files{CA: m.CA, Cert: m.Cert, Key: m.Key} }
+
+// Fence is a site's way to make sure that a host is dead.
+type Fence struct {
+	Command string   `toml:"command" env:"VIRT_COW_FENCE_COMMAND"` // run with the host's name, UUID and address; "" for none
+	Timeout Duration `toml:"timeout" env:"VIRT_COW_FENCE_TIMEOUT"`
 }
 
 // Scan says where stores are looked for: folders, and globs of devices' stable names. In the environment they are

@@ -56,7 +56,7 @@ func TestParseRefuses(t *testing.T) {
 		{"\n[libvrit]\nsocket = \"/x\"", "libvrit is not known; did you mean libvirt?", 2},
 		{"[libvirt]\nzebra = 1", "libvirt.zebra is not known; in [libvirt] there are: socket, run_dir", 2},
 		{"zebra = 1", "zebra is not known; at the top there are: run_dir, state_dir", 1},
-		{"listen = \"x\"", "listen is not known here; did you mean metrics.listen?", 1},
+		{"listen = \"x\"", "listen is not known here; did you mean migration.listen?", 1},
 		{"\"libvirt.socket\" = \"/x\"", "\"libvirt.socket\" is not known", 1},
 		{"run_dir = 7", "run_dir is a number, but must be text in quotes", 1},
 		{"run_dir = true", "run_dir is true or false", 1},
@@ -88,6 +88,13 @@ func TestParseRefuses(t *testing.T) {
 		{"[scan]\nfolders = [\"stores\"]", "scan.folders is \"stores\"", 2},
 		{"[scan]\ndevices = [\"/dev/sd*\"]", "another disk after the next boot", 2},
 		{"[scan]\ndevices = [\"/dev/disk/by-id/[\"]", "no pattern", 2},
+		{"[migration]\nlisten = \"16589\"", "migration.listen \"16589\" is nothing to listen at: write :16589", 2},
+		{"[migration]\nlisten = \"hv1:16589\"", "no IP address of this host", 2},
+		{"[migration]\naddress = \"hv1:x\"", "migration.address \"hv1:x\" is no address", 2},
+		{"[migration]\nhosts = [\"a\", \"hv*.example.com\"]", "migration.hosts has \"hv*.example.com\" is no host: a * is only for the whole", 2},
+		{"[migration]\nhosts = [\"10.0.0.0/8\"]", "networks can't be given", 2},
+		{"[migration]\nkey = \"serverkey.pem\"", "migration.key is \"serverkey.pem\", but must be an absolute path", 2},
+		{"[migration]\ntimeout = 10", "a time in quotes", 2},
 		{"[metrics]\nlisten = \"9788\"", "must be ADDRESS:PORT", 2},
 		{"[metrics]\nlisten = \"127.0.0.1:0\"", "port \"0\"", 2},
 		{"[metrics]\nlisten = \"127.0.0.1:70000\"", "port \"70000\"", 2},
@@ -107,6 +114,7 @@ func TestWarnings(t *testing.T) {
 	for text, says := range map[string]string{
 		"[metrics]\nlisten = \"0.0.0.0:9788\"":           "everybody who reaches this host",
 		"[metrics]\nlisten = \":9788\"":                  "everybody who reaches this host",
+		"[migration]\nlisten = \":7\"":                   "migration.hosts is empty",
 		"run_dir = \"/" + strings.Repeat("x", 37) + "\"": "may have 63 instead of 64",
 	} {
 		e := Parse([]byte(text), "f")
@@ -114,7 +122,7 @@ func TestWarnings(t *testing.T) {
 			t.Errorf("%q: %v %v", text, p, e.Err())
 		}
 	}
-	for _, text := range []string{"[metrics]\nlisten = \"[::1]:80\"", "[metrics]\nlisten = \"localhost:80\"", "run_dir = \"/" + strings.Repeat("x", 36) + "\""} {
+	for _, text := range []string{"[migration]\nlisten = \"\"", "[migration]\nhosts = [\"*.a\", \"fd00::1\"]\nlisten = \"[::]:7\"\naddress = \"a:8\"", "[metrics]\nlisten = \"[::1]:80\"", "[metrics]\nlisten = \"localhost:80\"", "run_dir = \"/" + strings.Repeat("x", 36) + "\""} {
 		if p := Parse([]byte(text), "f").Problems(); len(p) > 0 {
 			t.Errorf("%q: %v", text, p)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/peer"
 )
 
 // maxSocketPath is how long the path of a unix socket may be, in bytes.
@@ -45,14 +46,44 @@ func (c Config) Validate() []Problem {
 			v.add("engine.host_uuid", "is %q, which is no UUID: print one with `uuidgen`, or leave it out", c.Engine.HostUUID)
 		}
 	}
+	if r := c.Engine.Reservations; r != "on" && r != "off" {
+		v.add("engine.reservations", "is %q, but must be on or off", r)
+	}
+	if c.Fence.Command != "" {
+		v.path("fence.command", c.Fence.Command)
+	}
 	for _, p := range c.Scan.Folders {
 		v.path("scan.folders", p)
 	}
 	for _, g := range c.Scan.Devices {
 		v.glob("scan.devices", g)
 	}
+	v.migration(c.Migration)
 	v.listen("metrics.listen", c.Metrics.Listen)
 	return v.problems
+}
+
+func (v *validation) migration(m Migration) {
+	v.path("migration.ca", m.CA)
+	v.path("migration.cert", m.Cert)
+	v.path("migration.key", m.Key)
+	if m.Listen != "" {
+		if _, _, err := peer.ParseListen(m.Listen); err != nil {
+			v.add("migration.listen", "%v", err)
+		} else if len(m.Hosts) == 0 && m.Listen != Default().Migration.Listen {
+			v.warn("migration.listen", "is %s, but migration.hosts is empty: nobody may ask, so no port is opened", m.Listen)
+		}
+	}
+	if m.Address != "" {
+		if _, _, err := peer.ParseAddress(m.Address, peer.DefaultPort); err != nil {
+			v.add("migration.address", "%v", err)
+		}
+	}
+	for _, h := range m.Hosts {
+		if _, err := peer.ParseHost(h); err != nil {
+			v.add("migration.hosts", "has %v", err)
+		}
+	}
 }
 
 type validation struct{ problems []Problem }

@@ -53,16 +53,16 @@ func Choose(copies [2][]byte) (Choice, error) {
 
 // compare sets Copy to the newer of two intact copies, and the Problem of the older.
 func (c *Choice) compare(a, b *intact) error {
-	if a.uuid != b.uuid {
+	if a.UUID != b.UUID {
 		return fmt.Errorf("%w: header copy 0 is of store %v and copy 1 of store %v: making a store here was cut off: make it again",
-			ErrCorrupt, a.uuid, b.uuid)
+			ErrCorrupt, a.UUID, b.UUID)
 	}
 	older := a
-	switch cmp.Or(cmp.Compare(a.epoch, b.epoch), cmp.Compare(a.sequence, b.sequence)) {
+	switch cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Sequence, b.Sequence)) {
 	case 0:
 		if !bytes.Equal(a.used, b.used) {
 			return fmt.Errorf("%w: both header copies are of epoch %d, sequence %d, but differ: two hosts wrote at the same time",
-				ErrCorrupt, a.epoch, a.sequence)
+				ErrCorrupt, a.Epoch, a.Sequence)
 		}
 		return nil
 	case 1:
@@ -70,6 +70,6 @@ func (c *Choice) compare(a, b *intact) error {
 	case -1:
 		c.Copy = 1
 	}
-	c.Problem[1-c.Copy] = fmt.Errorf("%w: epoch %d, sequence %d", ErrStale, older.epoch, older.sequence)
+	c.Problem[1-c.Copy] = fmt.Errorf("%w: epoch %d, sequence %d", ErrStale, older.Epoch, older.Sequence)
 	return nil
 }

@@ -70,9 +70,12 @@ type Owner struct {
 }
 
 // Grant is the owner's durable permission for one other host to have the volume open with the cache off.
+// Host and Boot say to which boot of the other host it was given; ID is also the instance of the owner that its engine
+// becomes at a hand-over.
 type Grant struct {
 	ID       uuid.UUID
 	Host     uuid.UUID
+	Boot     uuid.UUID
 	HostName string
 	Address  string
 	Slot     uint16 // the host's migration slot, below MigrationSlots

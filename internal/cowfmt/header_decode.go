@@ -17,13 +17,31 @@ func DecodeHeader(b []byte) (*Header, error) {
 	return p.decode()
 }
 
+// Brief is what the first bytes of a header copy say in every version.
+type Brief struct {
+	UUID     uuid.UUID
+	Epoch    uint32
+	Sequence uint64
+}
+
+// DecodeBrief reads the first bytes of a header copy, 48 at least; ok is false without the magic. The check sum covers
+// the whole copy: whether it is intact is not known.
+func DecodeBrief(b []byte) (h Brief, ok bool) {
+	if len(b) < frozenSize || string(b[:len(Magic)]) != Magic {
+		return h, false
+	}
+	return Brief{
+		UUID:     uuid.UUID(b[atUUID : atUUID+16]),
+		Epoch:    binary.LittleEndian.Uint32(b[atEpoch:]),
+		Sequence: binary.LittleEndian.Uint64(b[atSequence:]),
+	}, true
+}
+
 // intact is a header copy whose check sum is right, with what every version has.
 type intact struct {
-	used     []byte
-	version  uint32
-	epoch    uint32
-	sequence uint64
-	uuid     uuid.UUID
+	used    []byte
+	version uint32
+	Brief
 }
 
 // checkCopy returns ErrNotStore or ErrCorrupt unless b is an intact copy, of whatever version.
@@ -43,13 +61,8 @@ func checkCopy(b []byte) (*intact, error) {
 	if stored != sum {
 		return nil, fmt.Errorf("%w: CRC is %#08x, should be %#08x", ErrCorrupt, stored, sum)
 	}
-	return &intact{
-		used:     b,
-		version:  binary.LittleEndian.Uint32(b[atVersion:]),
-		epoch:    binary.LittleEndian.Uint32(b[atEpoch:]),
-		sequence: binary.LittleEndian.Uint64(b[atSequence:]),
-		uuid:     uuid.UUID(b[atUUID : atUUID+16]),
-	}, nil
+	brief, _ := DecodeBrief(b)
+	return &intact{used: b, version: binary.LittleEndian.Uint32(b[atVersion:]), Brief: brief}, nil
 }
 
 func (p *intact) decode() (*Header, error) {
@@ -59,7 +72,7 @@ func (p *intact) decode() (*Header, error) {
 	if len(p.used) < fixedSize {
 		return nil, fmt.Errorf("%w: length is %d, less than %d", ErrCorrupt, len(p.used), fixedSize)
 	}
-	h := &Header{UUID: p.uuid, Epoch: p.epoch, Sequence: p.sequence}
+	h := &Header{UUID: p.UUID, Epoch: p.Epoch, Sequence: p.Sequence}
 	if err := h.setFixed(&fields{b: p.used[frozenSize:fixedSize]}); err != nil {
 		return nil, err
 	}
@@ -136,7 +149,8 @@ func (h *Header) setRecord(r Record) error {
 	case recordOwner:
 		h.Owner = &Owner{Host: f.uuid(), Boot: f.uuid(), Instance: f.uuid(), Since: f.i64(), HostName: f.text(), Address: f.text()}
 	case recordGrant:
-		h.Grants = append(h.Grants, Grant{ID: f.uuid(), Host: f.uuid(), Since: f.i64(), Slot: f.u16(), HostName: f.text(), Address: f.text()})
+		h.Grants = append(h.Grants, Grant{ID: f.uuid(), Host: f.uuid(), Boot: f.uuid(), Since: f.i64(), Slot: f.u16(),
+			HostName: f.text(), Address: f.text()})
 	case recordStack:
 		h.Stack = append(h.Stack, f.stackEntry())
 	case recordProgress:

@@ -166,6 +166,7 @@ func appendOwner(b []byte, o *Owner) []byte {
 func appendGrant(b []byte, g *Grant) []byte {
 	b = append(b, g.ID[:]...)
 	b = append(b, g.Host[:]...)
+	b = append(b, g.Boot[:]...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(g.Since))
 	b = binary.LittleEndian.AppendUint16(b, g.Slot)
 	return appendText(appendText(b, g.HostName), g.Address)

@@ -70,14 +70,14 @@ func TestHeaderWorstCaseFits(t *testing.T) {
 	}
 	h.SetGroupReady(h.Groups() - 1)
 	for i := range MaxGrants {
-		h.Grants = append(h.Grants, Grant{id(byte(i + 1)), id(byte(i + 1)), fillTo(MaxHostName), fillTo(MaxHostAddress), uint16(i), 1})
+		h.Grants = append(h.Grants, Grant{id(byte(i + 1)), id(byte(i + 1)), id(1), fillTo(MaxHostName), fillTo(MaxHostAddress), uint16(i), 1})
 	}
 	for i := range MaxStack {
 		h.Stack = append(h.Stack, StackEntry{StackSnapshot, StackActive, id(byte(i + 1)), 1, MaxSize, id(1), Locator{LocatorStore, fillTo(MaxAddress)}})
 	}
 	b := mustEncode(t, h)
 	// A snapshot has an origin more, but no stack.
-	if room := HeaderSize - len(used(b)); room < 10<<10 {
+	if room := HeaderSize - len(used(b)); room < 10_000 {
 		t.Errorf("only %d bytes are left for records of newer programs", room)
 	}
 	if got, err := DecodeHeader(b); err != nil || !reflect.DeepEqual(got, h) {

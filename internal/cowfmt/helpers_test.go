@@ -54,7 +54,7 @@ func cloneHeader() *Header {
 		Master:         &Locator{Kind: LocatorNBD, Address: "nbd+unix:///debian-12?socket=/run/masters.sock"},
 		MasterIdentity: &Identity{Kind: IdentitySamples, Size: 2 << 30, Digest: [32]byte{1, 2, 3}},
 		Owner:          &Owner{Host: id(0x21), Boot: id(0x22), Instance: id(0x23), HostName: "hv1", Address: "hv1.example.org:7171", Since: 1700000001},
-		Grants:         []Grant{{ID: id(0x31), Host: id(0x32), HostName: "hv2", Address: "192.0.2.2:7171", Slot: 7, Since: 1700000002}},
+		Grants:         []Grant{{ID: id(0x31), Host: id(0x32), Boot: id(0x33), HostName: "hv2", Address: "192.0.2.2:7171", Slot: 7, Since: 1700000002}},
 		Stack: []StackEntry{
 			{Kind: StackSnapshot, State: StackActive, UUID: id(0x41), Generation: 4, Cursor: 1 << 30, CutID: id(0x42), Locator: Locator{LocatorStore, "/dev/disk/by-id/wwn-0x5000c50015ea71ac"}},
 			{Kind: StackTracker, State: StackBroken, UUID: id(0x43), CutID: id(0x44), Locator: Locator{LocatorStore, "/var/lib/trackers/web1"}},
@@ -177,7 +177,7 @@ func genHeader(t *rapid.T) *Header {
 			genText(t, "address", MaxHostAddress), rapid.Int64().Draw(t, "since")}
 	}
 	for i := range rapid.IntRange(0, 3).Draw(t, "grants") {
-		g := Grant{genUUID(t, "grant"), genUUID(t, "grant host"), genText(t, "grant name", MaxHostName), genText(t, "grant address", MaxHostAddress),
+		g := Grant{genUUID(t, "grant"), genUUID(t, "grant host"), genUUID(t, "grant boot"), genText(t, "grant name", MaxHostName), genText(t, "grant address", MaxHostAddress),
 			uint16(i), rapid.Int64().Draw(t, "grant since")}
 		g.ID[15], g.Host[15] = byte(i), byte(i)
 		h.Grants = append(h.Grants, g)

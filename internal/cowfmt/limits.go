@@ -9,7 +9,7 @@ import (
 )
 
 // What a header can hold, in bytes unless it says otherwise. With everything at its limit a header takes
-// 54 KiB of its 64; the rest is for records of newer programs.
+// 55328 bytes of its 64 KiB; the rest is for records of newer programs.
 const (
 	MaxName        = 64
 	MaxAddress     = 1024 // of a locator

@@ -39,6 +39,7 @@ const (
 	SlotReclaim SlotState = 4 // giver: wants to write again, must read the receiver's slot first
 	SlotYield   SlotState = 5 // giver: wanted to, but the receiver was active
 	SlotActive  SlotState = 6 // receiver: may write once it then reads SlotSealed or SlotYield
+	SlotKept    SlotState = 7 // giver: may write, and the receiver gets nothing by this grant any more: the guest has stayed
 )
 
 // A slot's payload is in its first 512 bytes, so that a write of it is atomic:
@@ -130,7 +131,7 @@ func DecodeMigrationSlot(b []byte, store uuid.UUID, slot int) (s MigrationSlot, 
 }
 
 func (s MigrationSlot) validate() error {
-	if s.State < SlotIdle || s.State > SlotActive {
+	if s.State < SlotIdle || s.State > SlotKept {
 		return fmt.Errorf("%w state %d", ErrInvalid, s.State)
 	}
 	return firstOf(checkUUID("host", s.Host), checkText("host name", s.HostName, MaxHostName))

@@ -58,7 +58,7 @@ func (o Owner) String() string {
 }
 
 func (g Grant) String() string {
-	return fmt.Sprintf("%v to host %s, slot %d", g.ID, hostString(g.HostName, g.Host.String(), g.Address), g.Slot)
+	return fmt.Sprintf("%v to host %s, boot %v, slot %d", g.ID, hostString(g.HostName, g.Host.String(), g.Address), g.Boot, g.Slot)
 }
 
 func (e StackEntry) String() string {

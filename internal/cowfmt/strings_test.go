@@ -21,7 +21,7 @@ func TestStrings(t *testing.T) {
 		{*stateHeader().OriginIdentity, "store 62626262-6262-6262-6262-626262626262, opened 12 times, 512 bytes"},
 		{*h.Owner, "host hv1 (21212121-2121-2121-2121-212121212121) at hv1.example.org:7171, boot 2222"},
 		{Owner{Host: id(1)}, "host 01010101-0101-0101-0101-010101010101, boot"},
-		{h.Grants[0], "to host hv2 (32323232-3232-3232-3232-323232323232) at 192.0.2.2:7171, slot 7"},
+		{h.Grants[0], "to host hv2 (32323232-3232-3232-3232-323232323232) at 192.0.2.2:7171, boot 33333333-3333-3333-3333-333333333333, slot 7"},
 		{h.Stack[0], "snapshot 41414141-4141-4141-4141-414141414141 active, generation 4, cursor 1073741824"},
 		{h.Stack[1], "tracker 43434343-4343-4343-4343-434343434343 broken"},
 		{h, "clone web1.root (11111111-1111-1111-1111-111111111111), 10737418240 bytes in chunks of 65536, epoch 3, sequence 9"},

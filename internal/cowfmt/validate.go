@@ -111,8 +111,8 @@ func (h *Header) checkGrants() error {
 		return fmt.Errorf("%w: %d grants, at most %d", ErrInvalid, len(h.Grants), MaxGrants)
 	}
 	for i, g := range h.Grants {
-		if err := firstOf(checkUUID("grant", g.ID), checkUUID("grant's host", g.Host), checkText("grant's host name", g.HostName, MaxHostName),
-			checkText("grant's address", g.Address, MaxHostAddress)); err != nil {
+		if err := firstOf(checkUUID("grant", g.ID), checkUUID("grant's host", g.Host), checkUUID("grant's boot id", g.Boot),
+			checkText("grant's host name", g.HostName, MaxHostName), checkText("grant's address", g.Address, MaxHostAddress)); err != nil {
 			return err
 		}
 		if g.Slot >= MigrationSlots {

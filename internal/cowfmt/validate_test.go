@@ -83,12 +83,17 @@ func TestValidate(t *testing.T) {
 		"owner address":           func(h *Header) { h.Owner.Address = long(MaxHostAddress) },
 		"grant id":                func(h *Header) { h.Grants[0].ID = uuid.Nil },
 		"grant host":              func(h *Header) { h.Grants[0].Host = uuid.Nil },
+		"grant boot":              func(h *Header) { h.Grants[0].Boot = uuid.Nil },
 		"grant name":              func(h *Header) { h.Grants[0].HostName = long(MaxHostName) },
 		"grant address":           func(h *Header) { h.Grants[0].Address = long(MaxHostAddress) },
 		"grant slot":              func(h *Header) { h.Grants[0].Slot = MigrationSlots },
-		"grants share id":         func(h *Header) { h.Grants = append(h.Grants, Grant{ID: h.Grants[0].ID, Host: id(1), Slot: 1}) },
-		"grants share host":       func(h *Header) { h.Grants = append(h.Grants, Grant{ID: id(1), Host: h.Grants[0].Host, Slot: 1}) },
-		"grants share slot":       func(h *Header) { h.Grants = append(h.Grants, Grant{ID: id(1), Host: id(1), Slot: 7}) },
+		"grants share id": func(h *Header) {
+			h.Grants = append(h.Grants, Grant{ID: h.Grants[0].ID, Host: id(1), Boot: id(1), Slot: 1})
+		},
+		"grants share host": func(h *Header) {
+			h.Grants = append(h.Grants, Grant{ID: id(1), Host: h.Grants[0].Host, Boot: id(1), Slot: 1})
+		},
+		"grants share slot":       func(h *Header) { h.Grants = append(h.Grants, Grant{ID: id(1), Host: id(1), Boot: id(1), Slot: 7}) },
 		"stack kind 0":            func(h *Header) { h.Stack[0].Kind = 0 },
 		"stack kind 3":            func(h *Header) { h.Stack[0].Kind = 3 },
 		"stack state":             func(h *Header) { h.Stack[0].State = 0 },

@@ -73,7 +73,9 @@ func TestUnknownStates(t *testing.T) {
 				Locator: cowfmt.Locator{Kind: cowfmt.LocatorRaw, Address: "/snap"},
 			}}
 		},
-		"grant":    func(h *cowfmt.Header) { h.Grants = []cowfmt.Grant{{ID: uuid.New(), Host: uuid.New()}} },
+		"grant": func(h *cowfmt.Header) {
+			h.Grants = []cowfmt.Grant{{ID: uuid.New(), Host: uuid.New(), Boot: uuid.New()}}
+		},
 		"takeover": func(h *cowfmt.Header) { h.Progress.Kind = cowfmt.ProgressTakeover },
 		"unheard":  func(h *cowfmt.Header) { h.Progress.Kind = 99 },
 	} {

@@ -29,7 +29,8 @@ import (
 // wait of the one that overwrote it. A host measures that itself: where it took longer than half of it, it waits and
 // reads everything again.
 //
-// While there is an owner, a host needs no claim: nobody but the owner's host writes the header then.
+// While there is an owner that lives, a host needs no claim: nobody but the owner writes the header then. Who opens a
+// store after an owner that died, this host's of an earlier boot or a forced takeover's, claims it: there may be two.
 
 // ErrClaimed says that another host is opening the store, or died while it did.
 var ErrClaimed = errors.New("store is being opened on another host")
@@ -70,6 +71,7 @@ type claim struct {
 	s        *Store
 	mine     cowfmt.ClaimSlot // as it is raised
 	slot     int
+	dead     uuid.UUID // a boot of another host whose claims don't count: it is proved dead; zero: none
 	held     bool      // the slot was found to be as this host raised it
 	verified time.Time // when no other was seen; zero: not yet
 }
@@ -81,8 +83,8 @@ func (rival) Error() string { return ErrClaimed.Error() }
 
 // raise claims the store for a host; without an error the claim must be lowered. ErrClaimed: another host has one, and kept it for
 // as long as was waited.
-func (s *Store) raise(ctx context.Context, me cowfmt.Owner, how Claiming) (*claim, error) {
-	c := &claim{Claiming: how.withDefaults(), s: s}
+func (s *Store) raise(ctx context.Context, me cowfmt.Owner, dead uuid.UUID, how Claiming) (*claim, error) {
+	c := &claim{Claiming: how.withDefaults(), s: s, dead: dead}
 	c.mine = cowfmt.ClaimSlot{Host: me.Host, Boot: me.Boot, Instance: me.Instance, HostName: me.HostName}
 	for deadline := time.Now().Add(c.Patience); ; {
 		err := c.try(ctx)
@@ -190,10 +192,21 @@ func (c *claim) lowerLeft(claims []SlotClaim) error {
 	return nil
 }
 
+// lowerDead frees what the dead host had raised when it died.
+func (c *claim) lowerDead() error {
+	_, err := c.s.ClearClaims(func(o SlotClaim) bool {
+		return c.Shared && o.Err == nil && o.Nonce != 0 && c.dead != uuid.Nil && o.Boot == c.dead
+	})
+	if errors.Is(err, ErrNoClaim) {
+		return nil
+	}
+	return err
+}
+
 // other finds a claim that is another host's and raised, or damaged: then nobody knows.
 func (c *claim) other(claims []SlotClaim) (SlotClaim, bool) {
 	for _, o := range claims {
-		if o.Err != nil || o.Host != c.mine.Host && o.Nonce != 0 {
+		if o.Err != nil || o.Host != c.mine.Host && o.Nonce != 0 && (c.dead == uuid.Nil || o.Boot != c.dead) {
 			return o, true
 		}
 	}

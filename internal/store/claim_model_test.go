@@ -45,6 +45,7 @@ type model struct {
 type modelHost struct {
 	m       *model
 	me      cowfmt.Owner
+	owner   bool // its looks at its own header are no steps: nobody takes it over here
 	started bool // stops at steps from its first claim on: what is before changes nothing
 	alone   bool // does not stop at all
 	state   hostState
@@ -78,6 +79,9 @@ type modelDisk struct {
 
 func (d modelDisk) ReadAt(p []byte, off int64) (int, error) {
 	d.h.started = d.h.started || off == cowfmt.ClaimOffset
+	if d.h.owner && off != cowfmt.ClaimOffset {
+		return d.Device.ReadAt(p, off)
+	}
 	if err := d.h.stop(stopped, nil); err != nil {
 		return 0, err
 	}
@@ -228,7 +232,7 @@ func acquire(closes bool) func(h *modelHost, dev blockdev.Device) error {
 		if h.m.holder != nil {
 			h.m.fail("%s owns the store while %s does", h.me.HostName, h.m.holder.me.HostName)
 		}
-		h.m.holder = h
+		h.m.holder, h.owner = h, true
 		if err := s.Update(func(hd *cowfmt.Header) { hd.Generation++ }); err != nil {
 			return err
 		}

@@ -125,7 +125,7 @@ func TestLateClaim(t *testing.T) {
 		how.sleep = func(context.Context, time.Duration) error {
 			if waits++; waits == 2 && stolen { // after the write of the header
 				thief := open(t, dev.Open(false))
-				check(t, thief.Update(func(h *cowfmt.Header) { h.Owner = &other }))
+				check(t, thief.change(func(h *cowfmt.Header) { h.Owner = &other }))
 			}
 			return nil
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
@@ -16,7 +18,7 @@ func (s *Store) Erase(ctx context.Context, me cowfmt.Owner, how Claiming) error 
 		return err
 	}
 	if s.Header().Owner == nil {
-		c, err := s.raise(ctx, me, how)
+		c, err := s.raise(ctx, me, uuid.Nil, how)
 		if err != nil {
 			return err
 		}

@@ -37,7 +37,7 @@ func TestEraseRefused(t *testing.T) {
 	me, other := host("a"), host("b")
 	for name, change := range map[string]func(h *cowfmt.Header){
 		"owned elsewhere": func(h *cowfmt.Header) { h.Owner = &other },
-		"granted":         func(h *cowfmt.Header) { h.Grants = []cowfmt.Grant{{ID: me.Host, Host: other.Host}} },
+		"granted":         func(h *cowfmt.Header) { h.Grants = []cowfmt.Grant{{ID: me.Host, Host: other.Host, Boot: other.Boot}} },
 		"snapshot": func(h *cowfmt.Header) {
 			h.Stack = []cowfmt.StackEntry{{
 				Kind: cowfmt.StackSnapshot, State: cowfmt.StackActive, UUID: me.Host, CutID: me.Host, Generation: 1,

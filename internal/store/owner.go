@@ -19,7 +19,30 @@ import (
 // The header is read again first: much may have happened on other hosts, or on this one by another path,
 // since the store was opened. The context ends the wait for another host's claim.
 func (s *Store) Acquire(ctx context.Context, me cowfmt.Owner, how Claiming) (resumed bool, err error) {
-	s.claiming = how
+	s.table.Lock()
+	defer s.table.Unlock()
+	s.mu.Lock()
+	s.claiming, err = how, s.moved
+	s.mu.Unlock()
+	if err != nil {
+		return false, err
+	}
+	if resumed, err = s.acquire(ctx, me, how); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	mend := s.good != [2]bool{true, true}
+	s.mu.Unlock()
+	if mend { // perhaps of a takeover that was cut off, which this owner outlived
+		if err := s.change(func(*cowfmt.Header) {}); err != nil {
+			return false, err
+		}
+	}
+	s.stand(holder)
+	return resumed, s.finish(true)
+}
+
+func (s *Store) acquire(ctx context.Context, me cowfmt.Owner, how Claiming) (resumed bool, err error) {
 	if resumed, err = s.mayAcquire(me); err != nil || resumed {
 		return resumed, err
 	}
@@ -27,18 +50,13 @@ func (s *Store) Acquire(ctx context.Context, me cowfmt.Owner, how Claiming) (res
 		h.Owner = &me
 		h.Opens++
 	}
-	if s.Header().Owner != nil { // this host's, of an earlier boot: no other host writes the header
-		err = s.Update(own)
-		s.own(err == nil)
-		return false, err
-	}
 	// What can't be written must not leave a claim behind.
 	trial := s.Header().Clone()
 	own(trial)
 	if _, err := trial.Encode(); err != nil {
 		return false, fmt.Errorf("%s: header: %w", s.Name(), err)
 	}
-	c, err := s.raise(ctx, me, how)
+	c, err := s.raise(ctx, me, uuid.Nil, how)
 	if err != nil {
 		return false, err
 	}
@@ -50,7 +68,7 @@ func (s *Store) Acquire(ctx context.Context, me cowfmt.Owner, how Claiming) (res
 	}
 	// A write that fails may land all the same, later: the claim stays up then, and keeps other hosts out. This
 	// one's next attempt takes it over.
-	if err := s.Update(own); err != nil {
+	if err := s.change(own); err != nil {
 		return false, err
 	}
 	if c.late() {
@@ -58,11 +76,7 @@ func (s *Store) Acquire(ctx context.Context, me cowfmt.Owner, how Claiming) (res
 			return false, errors.Join(err, s.named(c.verify()), c.lower())
 		}
 	}
-	if err := c.lower(); err != nil {
-		return false, err
-	}
-	s.own(true)
-	return false, nil
+	return false, c.lower()
 }
 
 // named is err, with a rival's claim told as people need it.
@@ -84,7 +98,6 @@ func (s *Store) mayAcquire(me cowfmt.Owner) (resumed bool, err error) {
 	}
 	if owner := s.Header().Owner; owner != nil {
 		if owner.Boot == me.Boot {
-			s.own(true)
 			return true, nil
 		}
 		if owner.HostName != me.HostName && owner.HostName != "" && me.HostName != "" {
@@ -108,28 +121,36 @@ func (s *Store) owned(by *cowfmt.Owner, advice string) error {
 		time.Unix(by.Since, 0).Format(time.RFC3339), advice)
 }
 
-func (s *Store) own(mine bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mine = mine
-}
-
 // Release clears the owner, durably: the clean close. It claims the store for it: from the first header copy without
 // an owner on another host could write itself in, and the second copy would land on what that host wrote. After an
-// error this host is still the owner, as far as anybody knows.
+// error this host is still the owner, as far as anybody knows. While another host has a grant it is ErrGranted.
 func (s *Store) Release() error {
-	owner := s.Header().Owner
+	s.table.Lock()
+	defer s.table.Unlock()
+	h := s.Header()
+	owner := h.Owner
 	if owner == nil {
 		return nil
 	}
-	c, err := s.raise(context.Background(), *owner, s.claiming)
+	s.mu.Lock()
+	how, err := s.claiming, s.mustHold()
+	s.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case len(h.Grants) > 0:
+		return s.granted(&h.Grants[0])
+	case h.Progress.Kind == cowfmt.ProgressTakeover:
+		return fmt.Errorf("%s: %w", s.Name(), errUnfinished)
+	}
+	c, err := s.raise(context.Background(), *owner, uuid.Nil, how)
 	if err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
 	if err := s.Update(func(h *cowfmt.Header) { h.Owner = nil }); err != nil {
 		return err
 	}
-	s.own(false)
+	s.stand(stranger)
 	return c.lower()
 }
 

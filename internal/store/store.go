@@ -7,10 +7,12 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
@@ -28,12 +30,21 @@ type Store struct {
 	dev    blockdev.Device
 	header atomic.Pointer[cowfmt.Header] // never changed once it is here: Update puts a new one
 
+	table sync.Mutex // held while the table is written; taken before mu
+
 	mu       sync.Mutex // held while the header is written
 	good     [2]bool    // copy is on the device, whole, as far as is known
 	sequence uint64     // the highest used, by failed writes too
+	epoch    uint32     // the highest used, by failed writes too
 	problem  [2]error   // what was wrong with a copy at Open
-	mine     bool       // nobody else writes the header
-	claiming Claiming   // as of Acquire
+	standing standing
+	grant    cowfmt.Grant // of a receiver
+	moved    error        // ErrEpoch, for good
+	half     time.Time    // when a hand-over was first seen in one copy only
+	claiming Claiming     // as of Acquire
+
+	slots    sync.Mutex // held while a migration slot is written
+	numbered map[int]uint64
 }
 
 // Peek reads the header of the store on dev, and what is wrong with its copies. It does not check that the device has
@@ -80,12 +91,19 @@ func Open(dev blockdev.Device) (*Store, error) {
 	if err := Fits(dev.Info(), h); err != nil {
 		return nil, err
 	}
-	s := &Store{dev: dev, sequence: h.Sequence, problem: choice.Problem}
+	s := &Store{dev: dev, problem: choice.Problem}
+	s.adopt(choice)
+	return s, nil
+}
+
+// adopt makes a header that was read the one to go by.
+func (s *Store) adopt(c cowfmt.Choice) {
+	h := c.Header
+	s.sequence, s.epoch = max(s.sequence, h.Sequence), max(s.epoch, h.Epoch)
 	for i := range s.good {
-		s.good[i] = choice.Problem[i] == nil
+		s.good[i] = c.Problem[i] == nil
 	}
 	s.header.Store(h)
-	return s, nil
 }
 
 // Header is the header as it was last read or written. It is shared: don't change it.
@@ -112,41 +130,99 @@ func (s *Store) Data() (*blockdev.Section, error) {
 func (s *Store) Reread() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mine {
+	if s.standing == holder {
 		return nil
 	}
-	now, err := Open(s.dev)
+	_, err := s.reread()
+	return err
+}
+
+// reread reads the header, and adopts it if it is newer. Called with mu held.
+func (s *Store) reread() (cowfmt.Choice, error) {
+	now, err := s.peek()
+	if err == nil {
+		err = Fits(s.dev.Info(), now.Header)
+	}
 	if err != nil {
-		return err
+		return now, err
 	}
-	if now.Header().UUID != s.Header().UUID {
-		return fmt.Errorf("%s: is another store now, %v, not %v", s.Name(), now.Header().UUID, s.Header().UUID)
+	switch h := s.Header(); {
+	case newer(now.Header.Epoch, now.Header.Sequence, h):
+		s.adopt(now)
+	case now.Header.Epoch == h.Epoch && now.Header.Sequence == h.Sequence:
+		for i := range s.good {
+			s.good[i] = now.Problem[i] == nil
+		}
 	}
-	if now.sequence > s.sequence {
-		s.sequence, s.good = now.sequence, now.good
-		s.header.Store(now.Header())
+	return now, nil
+}
+
+// peek reads the header of this very store. While its owner writes it, both copies may be found half written, one
+// after the other: that passes.
+func (s *Store) peek() (now cowfmt.Choice, err error) {
+	for range peeks {
+		if now, err = Peek(s.dev); !errors.Is(err, cowfmt.ErrCorrupt) {
+			break
+		}
 	}
-	return nil
+	if err != nil {
+		return now, err
+	}
+	if now.Header.UUID != s.Header().UUID {
+		return now, fmt.Errorf("%s: is another store now, %v, not %v", s.Name(), now.Header.UUID, s.Header().UUID)
+	}
+	return now, nil
+}
+
+const peeks = 3
+
+// newer says whether epoch and sequence are of a later header than h.
+func newer(epoch uint32, sequence uint64, h *cowfmt.Header) bool {
+	return cmp.Or(cmp.Compare(epoch, h.Epoch), cmp.Compare(sequence, h.Sequence)) > 0
 }
 
 // Update changes the header durably: change gets a copy, and what it makes of it is on the device when
-// Update returns nil. After an error the device holds the old or the new header, whole.
+// Update returns nil. After an error the device holds the old or the new header, whole. Only the owner may, or, while
+// nobody owns the store, whoever has it to himself: else ErrNotOwner, or ErrEpoch where another host took it.
 func (s *Store) Update(change func(h *cowfmt.Header)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.mayUpdate(); err != nil {
+		return err
+	}
+	return s.update(change)
+}
+
+// change is Update without asking who this is. Called without mu.
+func (s *Store) change(change func(h *cowfmt.Header)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.update(change)
+}
+
+// update writes the header. Called with mu held. An epoch that a failed write may have brought to the device is not
+// gone back behind: the next header must be the one that is chosen.
+func (s *Store) update(change func(h *cowfmt.Header)) error {
 	next := s.Header().Clone()
 	change(next)
+	next.Epoch = max(next.Epoch, s.epoch)
 	s.sequence++
 	next.Sequence = s.sequence
 	encoded, err := next.Encode()
 	if err != nil {
 		return fmt.Errorf("%s: header: %w", s.Name(), err)
 	}
+	s.epoch = next.Epoch
 	first := 0
 	if s.good[0] && !s.good[1] {
 		first = 1
 	}
-	for _, i := range [2]int{first, 1 - first} {
+	for n, i := range [2]int{first, 1 - first} {
+		if n == 1 {
+			if err := s.overtaken(i, next); err != nil {
+				return err
+			}
+		}
 		s.good[i] = false
 		if err := writeHeader(s.dev, i, encoded); err != nil {
 			return err

@@ -176,7 +176,7 @@ func TestUpdatePowerCut(t *testing.T) {
 		dev.OnOp = hook
 		for range 40 {
 			high++
-			check(t, s.Update(func(h *cowfmt.Header) {
+			check(t, s.change(func(h *cowfmt.Header) {
 				h.Opens = high
 				h.Owner = &cowfmt.Owner{Host: uuid.New(), Boot: uuid.New(), Instance: uuid.New()}
 				letter := string(rune('a' + high%26)) // several sectors change, so that a header can tear
@@ -296,7 +296,13 @@ func TestOwner(t *testing.T) {
 	if resumed, err := acquire(successor); resumed || err != nil {
 		t.Errorf("of an earlier boot: %v %v", resumed, err)
 	}
-	check(t, open(t, dev).Release())
+	last := open(t, dev)
+	if err := last.Release(); !errors.Is(err, ErrNotOwner) {
+		t.Errorf("released without having been acquired: %v", err)
+	}
+	_, err := last.Acquire(context.Background(), successor, Claiming{})
+	check(t, err)
+	check(t, last.Release())
 	if got := open(t, dev).Header(); got.Owner != nil || got.Opens != 2 {
 		t.Errorf("released: %+v, %d opens", got.Owner, got.Opens)
 	}

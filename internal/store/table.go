@@ -47,6 +47,11 @@ func (s *Store) ReadLeaf(index int64, flags []byte) error {
 	if _, err := s.dev.ReadAt(buf, h.Layout.Table[h.ActiveTable]+index*LeafBytes); err != nil {
 		return fmt.Errorf("read exception table: %w", err)
 	}
+	return s.decodeLeaf(h, index, buf, flags)
+}
+
+// decodeLeaf reads a leaf's flags out of its bytes on the device.
+func (s *Store) decodeLeaf(h *cowfmt.Header, index int64, buf, flags []byte) error {
 	for i := range int64(LeafSectors) {
 		part := flags[i*sectorFlags : (i+1)*sectorFlags]
 		if index*LeafSectors+i >= h.TableSectors() {
@@ -63,10 +68,16 @@ func (s *Store) ReadLeaf(index int64, flags []byte) error {
 }
 
 // WriteLeaves makes the leaves, sorted by index, durable. A group that is written for the first time is
-// written whole, and counts from the header update after it.
+// written whole, and counts from the header update after it. That only the owner can do: for a receiver it is
+// ErrUnready, and nothing is written. ErrEpoch: another host has taken the store.
 func (s *Store) WriteLeaves(leaves []Leaf) error {
 	if len(leaves) == 0 {
 		return nil
+	}
+	s.table.Lock()
+	defer s.table.Unlock()
+	if err := s.mayCommit(leaves); err != nil {
+		return err
 	}
 	h := s.Header()
 	var fresh []int
@@ -94,11 +105,50 @@ func (s *Store) WriteLeaves(leaves []Leaf) error {
 	if fresh == nil {
 		return nil
 	}
+	return s.setReady(fresh)
+}
+
+func (s *Store) setReady(groups []int) error {
 	return s.Update(func(h *cowfmt.Header) {
-		for _, g := range fresh {
+		for _, g := range groups {
 			h.SetGroupReady(g)
 		}
 	})
+}
+
+// ReadyGroups initialises table groups that are not yet, at most max of them, and says whether all are then. It costs
+// 1 MiB of writes a group, and holds up WriteLeaves. With all of them ready a receiver never needs the owner to write
+// its flags. The owner only.
+func (s *Store) ReadyGroups(max int) (all bool, err error) {
+	s.table.Lock()
+	defer s.table.Unlock()
+	if !s.Owns() {
+		return false, s.notOwner()
+	}
+	if err := s.mayCommit(nil); err != nil {
+		return false, err
+	}
+	h, all := s.Header(), true
+	var fresh []int
+	for g := 0; g < h.Groups() && all; g++ {
+		switch {
+		case h.CutLoose || h.GroupReady(g):
+		case len(fresh) == max:
+			all = false
+		default:
+			if err := s.writeGroup(h, g, nil); err != nil {
+				return false, err
+			}
+			fresh = append(fresh, g)
+		}
+	}
+	if fresh == nil {
+		return all, nil
+	}
+	if err := s.dev.Flush(); err != nil {
+		return false, fmt.Errorf("initialise table groups: %w", err)
+	}
+	return all, s.setReady(fresh)
 }
 
 // writesAtOnce bounds how many runs of leaves are written at a time.

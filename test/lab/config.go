@@ -34,8 +34,9 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 }
 
 // writeConfig fills a host's folder: what is bound over /etc/libvirt, /var/lib, /var/log and /var/cache.
-func writeConfig(dir, hostUUID, qemuUser string) error {
-	for _, d := range []string{"bin", "etc/hooks", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu"} {
+func (h *Host) writeConfig() error {
+	dir, qemuUser := h.Dir, h.qemuUser
+	for _, d := range []string{"bin", "etc/hooks", "pki", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
@@ -48,13 +49,17 @@ func writeConfig(dir, hostUUID, qemuUser string) error {
 	if err != nil {
 		return err
 	}
-	for name, text := range map[string]string{
+	files := map[string]string{
 		"passwd":            users,
 		"group":             groups,
 		"etc/qemu.conf":     qemuConf(qemuUser),
-		"etc/libvirtd.conf": libvirtdConf(hostUUID),
+		"etc/libvirtd.conf": libvirtdConf(h.uuid.String()),
 		"etc/libvirt.conf":  "",
-	} {
+	}
+	if h.site != nil {
+		h.siteConfig(files)
+	}
+	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
 		}

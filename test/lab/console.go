@@ -25,7 +25,6 @@ type console struct {
 	conn net.Conn
 
 	mu      sync.Mutex
-	nextID  uint64
 	waiting map[uint64]chan wire.Reply
 	closed  bool
 }
@@ -69,17 +68,16 @@ func (c *console) read() {
 	c.waiting = nil
 }
 
-func (c *console) call(ctx context.Context, command string) (wire.Reply, error) {
+// call sends a request and waits for its reply. The same request may be sent again on another line.
+func (c *console) call(ctx context.Context, r wire.Request) (wire.Reply, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return wire.Reply{}, errHungUp
 	}
-	c.nextID++
-	id := c.nextID
 	ch := make(chan wire.Reply, 1)
-	c.waiting[id] = ch
-	b, err := json.Marshal(wire.Request{ID: id, Command: command})
+	c.waiting[r.ID] = ch
+	b, err := json.Marshal(r)
 	if err == nil && len(b) > wire.MaxRequest {
 		err = fmt.Errorf("command of %d bytes: at most %d", len(b), wire.MaxRequest)
 	}
@@ -99,7 +97,7 @@ func (c *console) call(ctx context.Context, command string) (wire.Reply, error) 
 		}
 	}
 	c.mu.Lock()
-	delete(c.waiting, id)
+	delete(c.waiting, r.ID)
 	c.mu.Unlock()
 	return wire.Reply{}, err
 }
@@ -130,17 +128,24 @@ func (g *Guest) ping(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	_, err = c.call(ctx, "true")
+	_, err = c.call(ctx, g.request("true"))
 	if errors.Is(err, errHungUp) {
 		g.hangUp()
 	}
 	return err
 }
 
+func (g *Guest) request(command string) wire.Request {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.nextID++
+	return wire.Request{ID: g.nextID, Command: command}
+}
+
 // line is the connection to the agent, made if there is none.
 func (g *Guest) line() (*console, error) {
-	g.host.mu.Lock()
-	defer g.host.mu.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.console == nil {
 		c, err := dialConsole(g.host.Path(g.serialPath()))
 		if err != nil {
@@ -152,8 +157,8 @@ func (g *Guest) line() (*console, error) {
 }
 
 func (g *Guest) hangUp() {
-	g.host.mu.Lock()
-	defer g.host.mu.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.console != nil {
 		g.console.conn.Close()
 		g.console = nil
@@ -170,7 +175,8 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("in the guest: %s: exit code %d: %s", e.Command, e.Code, strings.TrimSpace(e.Output))
 }
 
-// Run runs a shell command in the guest and returns what it printed. Several may run side by side. The error
+// Run runs a shell command in the guest and returns what it printed. Several may run side by side, and while the guest
+// moves. The error
 // is an *ExitError if the command ended with a code other than 0.
 func (g *Guest) Run(ctx context.Context, command string) (string, error) {
 	if _, ok := ctx.Deadline(); !ok {
@@ -178,11 +184,7 @@ func (g *Guest) Run(ctx context.Context, command string) (string, error) {
 		ctx, cancel = context.WithTimeout(ctx, runTimeout)
 		defer cancel()
 	}
-	c, err := g.line()
-	if err != nil {
-		return "", fmt.Errorf("guest %s: %w", g.Name, err)
-	}
-	reply, err := c.call(ctx, command)
+	reply, err := g.ask(ctx, g.request(command))
 	if err != nil {
 		return "", fmt.Errorf("guest %s: %s: %w", g.Name, command, err)
 	}
@@ -190,4 +192,32 @@ func (g *Guest) Run(ctx context.Context, command string) (string, error) {
 		return reply.Output, &ExitError{Command: command, Output: reply.Output, Code: reply.Code}
 	}
 	return reply.Output, nil
+}
+
+// ask sends a request and waits for its reply: on another line if the guest moves meanwhile. The agent carries a
+// request out once, however often it comes.
+func (g *Guest) ask(ctx context.Context, r wire.Request) (wire.Reply, error) {
+	for {
+		host := g.Host()
+		c, err := g.line()
+		var reply wire.Reply
+		if err == nil {
+			if reply, err = c.call(ctx, r); err == nil {
+				return reply, nil
+			}
+		}
+		g.mu.Lock()
+		moving, moved := g.moving, g.host != host
+		g.mu.Unlock()
+		if moving != nil {
+			select {
+			case <-moving:
+				continue
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil || !moved {
+			return reply, err
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"text/template"
 	"time"
 )
@@ -20,12 +21,23 @@ type GuestConfig struct {
 	Ports    int    // free PCI ports for hot-plug, 0 for six, -1 for none
 }
 
-// Guest is a domain defined on a host.
+// Guest is a domain defined on a host. On a site it may move: its methods are about the host it is on, by what the
+// Guest knows (MovedTo).
 type Guest struct {
 	Name string
 
+	mu      sync.Mutex
 	host    *Host
-	console *console // nil while nobody is connected
+	console *console      // nil while nobody is connected
+	moving  chan struct{} // closed once it is known where a guest that may be moving is; nil if it is not
+	nextID  uint64        // of a request to its agent
+}
+
+// Host is where the guest is.
+func (g *Guest) Host() *Host {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.host
 }
 
 // guestUp bounds a boot under TCG on a busy machine.
@@ -51,7 +63,7 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='qemu'>
     <controller type='pci' model='pcie-root'/>
     {{range .PortList}}<controller type='pci' model='pcie-root-port'/>
     {{end}}<controller type='usb' model='none'/>
-    <serial type='file'><source path='{{.Log}}'/><target type='isa-serial' port='0'/></serial>
+    <serial type='file'><source path='{{.Log}}'{{if .Append}} append='on'{{end}}/><target type='isa-serial' port='0'/></serial>
     <serial type='unix'><source mode='bind' path='{{.Serial}}'/><target type='isa-serial' port='1'/></serial>
     <memballoon model='none'/>
     {{.Devices}}
@@ -65,24 +77,18 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	initrd := filepath.Join(h.Dir, "initramfs")
-	if _, err := os.Stat(initrd); errors.Is(err, os.ErrNotExist) {
-		b, err := initramfs(k)
-		if err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(initrd, b, 0o644); err != nil {
-			return nil, err
-		}
+	dir := h.Dir
+	if h.site != nil { // the same on all its hosts
+		dir = h.site.Dir
+	}
+	initrd := filepath.Join(dir, "initramfs")
+	if err := makeOnce(initrd, func() ([]byte, error) { return initramfs(k) }); err != nil {
+		return nil, err
 	}
 	image := k.image
 	if h.qemuUser != "" { // the cache is in somebody's home, and libvirt gives a guest's files to QEMU's user
-		image = filepath.Join(h.Dir, "vmlinuz")
-		b, err := os.ReadFile(k.image)
-		if err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(image, b, 0o644); err != nil {
+		image = filepath.Join(dir, "vmlinuz")
+		if err := makeOnce(image, func() ([]byte, error) { return os.ReadFile(k.image) }); err != nil {
 			return nil, err
 		}
 	}
@@ -96,7 +102,7 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 	var b bytes.Buffer
 	if err := domainXML.Execute(&b, map[string]any{
 		"Name": c.Name, "Metadata": c.Metadata, "Devices": c.Devices, "PortList": make([]int, c.Ports),
-		"Kernel": image, "Initrd": initrd, "Log": g.logPath(), "Serial": g.serialPath(),
+		"Kernel": image, "Initrd": initrd, "Log": g.logPath(), "Append": h.site != nil, "Serial": g.serialPath(),
 	}); err != nil {
 		return nil, err
 	}
@@ -107,6 +113,27 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 	h.guests = append(h.guests, g)
 	h.mu.Unlock()
 	return g, nil
+}
+
+// makeOnce makes a file that is not there yet.
+func makeOnce(path string, content func() ([]byte, error)) error {
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	b, err := content()
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 // DefineXML defines any domain.
@@ -136,7 +163,24 @@ func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-func (g *Guest) logPath() string    { return "/var/log/libvirt/qemu/" + g.Name + "-console.log" }
+// logPath is the console's log, inside.
+func (g *Guest) logPath() string {
+	if s := g.Host().site; s != nil {
+		return filepath.Join(s.consoles(), g.Name+".log")
+	}
+	return "/var/log/libvirt/qemu/" + g.Name + "-console.log"
+}
+
+// ConsolePath is the file, outside, that has what the guest's kernel, init and checkers said: since the domain was
+// started last, or on a site since it was defined, wherever it ran.
+func (g *Guest) ConsolePath() string {
+	h := g.Host()
+	if h.site != nil {
+		return g.logPath()
+	}
+	return filepath.Join(h.Dir, "log", "libvirt", "qemu", g.Name+"-console.log")
+}
+
 func (g *Guest) serialPath() string { return "/run/lab/" + g.Name + ".serial" }
 
 // Boot starts the domain and waits until its agent answers.
@@ -149,19 +193,26 @@ func (g *Guest) Boot(ctx context.Context) error {
 
 // Start starts the domain with virsh, and does not wait for it to be up.
 func (g *Guest) Start(ctx context.Context) error {
-	_, err := g.host.Virsh(ctx, "start", g.Name)
+	_, err := g.Host().Virsh(ctx, "start", g.Name)
 	return err
 }
 
-// State is the domain's state in virsh's words: running, paused, shut off.
+// Absent is the state of a guest that moved away, or that ended where it was not defined.
+const Absent = "absent"
+
+// State is the domain's state in virsh's words: running, paused, shut off. Or it is Absent from the host it was on.
 func (g *Guest) State(ctx context.Context) (string, error) {
-	return g.host.Virsh(ctx, "domstate", g.Name)
+	s, err := g.Host().Virsh(ctx, "domstate", g.Name)
+	if err != nil && (strings.Contains(err.Error(), "Domain not found") || strings.Contains(err.Error(), "failed to get domain")) {
+		return Absent, nil
+	}
+	return s, err
 }
 
 // Destroy ends the domain as if its power was cut.
 func (g *Guest) Destroy(ctx context.Context) error {
 	g.hangUp()
-	_, err := g.host.Virsh(ctx, "destroy", g.Name)
+	_, err := g.Host().Virsh(ctx, "destroy", g.Name)
 	return err
 }
 
@@ -177,7 +228,7 @@ func (g *Guest) PowerOff(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if s == "shut off" {
+		if s == "shut off" || s == Absent {
 			g.hangUp()
 			return nil
 		}
@@ -191,7 +242,7 @@ func (g *Guest) PowerOff(ctx context.Context) error {
 
 // ConsoleLog is the end of what the guest's kernel and init said.
 func (g *Guest) ConsoleLog() string {
-	b, err := os.ReadFile(g.host.Path(g.logPath()))
+	b, err := os.ReadFile(g.ConsolePath())
 	if err != nil {
 		return err.Error()
 	}

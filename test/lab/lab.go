@@ -41,16 +41,29 @@ type Host struct {
 	Name string
 	Dir  string // outside the namespaces: temporary files, removed by Close; the same path is good inside
 
-	env        []string
-	qemuUser   string
-	log        io.Writer
-	supervisor *exec.Cmd
+	site     *Site // nil for a host alone
+	index    int   // among the hosts of its site
+	uuid     uuid.UUID
+	env      []string
+	qemuUser string
+	log      io.Writer
+
+	mu         sync.Mutex
+	supervisor *exec.Cmd // nil while the host is off
 	stdin      io.Closer // ends the supervisor
 	libvirtd   *Process
+	guests     []*Guest
+	started    []*Process
+}
 
-	mu      sync.Mutex
-	guests  []*Guest
-	started []*Process
+// pid is the supervisor's, 0 while the host is off.
+func (h *Host) pid() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.supervisor == nil {
+		return 0
+	}
+	return h.supervisor.Process.Pid
 }
 
 // libvirtUp bounds how long libvirtd may take to answer for the first time.
@@ -72,20 +85,15 @@ func New(ctx context.Context, c Config) (h *Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	h = &Host{Name: c.Name, Dir: dir, qemuUser: c.QEMUUser, log: c.Log, env: c.Env}
+	h = &Host{Name: c.Name, Dir: dir, uuid: uuid.New(), qemuUser: c.QEMUUser, log: c.Log, env: c.Env}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
 			h = nil
 		}
 	}()
-	if err := writeConfig(dir, uuid.NewString(), c.QEMUUser); err != nil {
+	if err := h.prepare(c.Hook); err != nil {
 		return h, err
-	}
-	if c.Hook != "" {
-		if err := h.InstallHook(c.Hook); err != nil {
-			return h, err
-		}
 	}
 	if err := h.startSupervisor(); err != nil {
 		return h, err
@@ -96,13 +104,30 @@ func New(ctx context.Context, c Config) (h *Host, err error) {
 	return h, nil
 }
 
+// prepare fills the host's folder.
+func (h *Host) prepare(hook string) error {
+	if err := h.writeConfig(); err != nil {
+		return err
+	}
+	if hook == "" {
+		return nil
+	}
+	return h.InstallHook(hook)
+}
+
 // StartLibvirtd starts libvirtd and waits until it answers. New did it once.
 func (h *Host) StartLibvirtd(ctx context.Context) error {
-	p, err := h.Start("libvirtd", "-p", "/run/libvirtd.pid")
+	args := []string{"-p", "/run/libvirtd.pid"}
+	if h.site != nil {
+		args = append(args, "--listen")
+	}
+	p, err := h.Start("libvirtd", args...)
 	if err != nil {
 		return err
 	}
+	h.mu.Lock()
 	h.libvirtd = p
+	h.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, libvirtUp)
 	defer cancel()
 	for {
@@ -121,7 +146,11 @@ func (h *Host) StartLibvirtd(ctx context.Context) error {
 }
 
 // Libvirtd is the process running now.
-func (h *Host) Libvirtd() *Process { return h.libvirtd }
+func (h *Host) Libvirtd() *Process {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.libvirtd
+}
 
 func (h *Host) libvirtdLog() string {
 	b, _ := os.ReadFile(filepath.Join(h.Dir, "log", "libvirt", "libvirtd.log"))
@@ -133,7 +162,7 @@ func (h *Host) libvirtdLog() string {
 
 // Path is where a path inside the host is reached from outside, sockets included.
 func (h *Host) Path(inside string) string {
-	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.supervisor.Process.Pid), inside)
+	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.pid()), inside)
 }
 
 // LibvirtSocket is libvirtd's socket, reached from outside.
@@ -141,32 +170,41 @@ func (h *Host) LibvirtSocket() string { return h.Path("/run/libvirt/libvirt-sock
 
 // Close ends everything on the host and removes its files. It may be called more than once.
 func (h *Host) Close() error {
+	h.end(func(_ *exec.Cmd, stdin io.Closer) { stdin.Close() })
+	return os.RemoveAll(h.Dir)
+}
+
+// end has the supervisor end, and waits until all on the host is gone.
+func (h *Host) end(how func(supervisor *exec.Cmd, stdin io.Closer)) {
 	h.mu.Lock()
 	guests, started := h.guests, h.started
-	h.guests, h.started = nil, nil
+	supervisor, stdin := h.supervisor, h.stdin
+	h.guests, h.started, h.supervisor = nil, nil, nil
 	h.mu.Unlock()
 	for _, g := range guests {
-		g.hangUp()
-	}
-	if h.supervisor != nil {
-		h.stdin.Close()
-		// The namespace ends once all in it are reaped: by the supervisor, or, as long as it lives, by the
-		// nsenter that started them, which may be stopped.
-		for _, p := range started {
-			p.cmd.Process.Kill()
+		if g.Host() == h {
+			g.hangUp()
 		}
-		done := make(chan struct{})
-		go func() {
-			h.supervisor.Wait() // its exit status is of no interest: nothing inside outlives it
-			close(done)
-		}()
-		select {
-		case <-done:
-		case <-time.After(30 * time.Second):
-			h.supervisor.Process.Kill()
-			<-done
-		}
-		h.supervisor = nil
 	}
-	return os.RemoveAll(h.Dir)
+	if supervisor == nil {
+		return
+	}
+	how(supervisor, stdin)
+	// The namespace ends once all in it are reaped: by the supervisor, or, as long as it lives, by the
+	// nsenter that started them, which may be stopped.
+	for _, p := range started {
+		p.cmd.Process.Kill()
+	}
+	done := make(chan struct{})
+	go func() {
+		supervisor.Wait() // its exit status is of no interest: nothing inside outlives it
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		supervisor.Process.Kill()
+		<-done
+	}
+	stdin.Close()
 }

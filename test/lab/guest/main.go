@@ -1,9 +1,10 @@
 // Command guest runs inside the lab's tiny guest. "guest agent TTY" carries out commands that come over a
-// serial port; "guest write" and "guest verify" keep records on a disk.
+// serial port; "guest write" and "guest verify" keep records on a disk, "guest check" reads them back all the time.
 //
 // The agent's protocol is one line a message, each with a marker and a JSON body: a wire.Request
 // comes, a wire.Reply with its id goes back when the command has ended. Lines without it are passed
-// over. Commands run side by side.
+// over. Commands run side by side. A request that comes again, as its reply may be lost when the guest moves, is
+// carried out once and answered each time.
 package main
 
 import (
@@ -30,18 +31,23 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME [SEED] | verify DISK NAME")
+		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME [SEED] | check DISK SLOTS NAME SEED [base] | verify DISK NAME")
 	}
 	switch {
 	case args[0] == "agent" && len(args) == 2:
 		return agent(args[1])
 	case args[0] == "write" && (len(args) == 4 || len(args) == 5):
 		return write(args[1], args[2], args[3], args[4:]...)
+	case args[0] == "check" && (len(args) == 5 || len(args) == 6 && args[5] == "base"):
+		return check(args[1], args[2], args[3], args[4], len(args) == 6)
 	case args[0] == "verify" && len(args) == 3:
 		return verify(args[1], args[2])
 	}
 	return fmt.Errorf("can't %s", strings.Join(args, " "))
 }
+
+// replies is how many are kept for requests that come again.
+const replies = 256
 
 func agent(tty string) error {
 	f, err := os.OpenFile(tty, os.O_RDWR|unix.O_NOCTTY, 0)
@@ -53,6 +59,9 @@ func agent(tty string) error {
 		return fmt.Errorf("%s: %w", tty, err)
 	}
 	var mu sync.Mutex // one whole line at a time
+	done := map[uint64][]byte{}
+	var order []uint64 // of what is done
+	send := func(b []byte) { f.WriteString("\n" + wire.ReplyMarker + string(b) + "\n") }
 	r := bufio.NewReader(f)
 	for {
 		line, err := r.ReadString('\n')
@@ -64,12 +73,26 @@ func agent(tty string) error {
 		if !ok || json.Unmarshal([]byte(body), &req) != nil {
 			continue
 		}
-		go func() {
-			b, _ := json.Marshal(execute(req))
-			mu.Lock()
-			defer mu.Unlock()
-			f.WriteString("\n" + wire.ReplyMarker + string(b) + "\n")
-		}()
+		mu.Lock()
+		reply, again := done[req.ID]
+		if again && reply != nil {
+			send(reply)
+		}
+		if !again {
+			done[req.ID] = nil
+			go func() {
+				b, _ := json.Marshal(execute(req))
+				mu.Lock()
+				defer mu.Unlock()
+				send(b)
+				done[req.ID] = b
+				if order = append(order, req.ID); len(order) > replies {
+					delete(done, order[0])
+					order = order[1:]
+				}
+			}()
+		}
+		mu.Unlock()
 	}
 }
 

@@ -1,0 +1,111 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	stdlog "log"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// What others may keep busy. Strangers, who have not shown yet who they are, have a few places of their own: they can't
+// take those of hosts, and who has been one for longest goes when there is no place left.
+const (
+	maxStrangers = 64
+	maxHosts     = 256              // connections
+	maxHeader    = 16 << 10         // bytes
+	maxBody      = 64 << 10         // bytes of a question
+	patience     = 10 * time.Second // for a handshake, a header, and to take an answer; three times that for a whole question
+)
+
+// Server answers other hosts.
+type Server struct {
+	Identity *Identity
+	Hosts    []Host // that may ask
+	Handler  http.Handler
+	Log      zerolog.Logger
+
+	patience time.Duration // for tests; 0: patience
+}
+
+// ListenAndServe serves at an address, as ParseListen has it, until ctx ends. With no address, or no hosts that may ask, it
+// says so in the log, opens no port and returns nil at once.
+func (s *Server) ListenAndServe(ctx context.Context, listen string) error {
+	switch {
+	case listen == "":
+		s.Log.Info().Msg("other hosts can't ask: listen is empty in [migration] of the configuration")
+		return nil
+	case len(s.Hosts) == 0:
+		s.Log.Info().Msg("other hosts can't ask: for live migration add them in [migration] of the configuration, " +
+			`such as hosts = ["*.hv.example.com"]`)
+		return nil
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
+	if err != nil {
+		return fmt.Errorf("listen for other hosts: %w: change listen in [migration] of the configuration", err)
+	}
+	return s.Serve(ctx, l)
+}
+
+// Serve serves a listener, and closes it, until ctx ends; then questions that are being answered have a few seconds.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	if s.patience == 0 {
+		s.patience = patience
+	}
+	refused := &refusals{log: s.Log}
+	h := &http.Server{
+		Handler: s.handler(), MaxHeaderBytes: maxHeader,
+		ReadHeaderTimeout: s.patience, ReadTimeout: 3 * s.patience, IdleTimeout: 3 * s.patience,
+		ErrorLog: stdlog.New(s.Log.With().Str("part", "other hosts").Logger(), "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return With(ctx, c.(*known).names)
+		},
+	}
+	d := newDoor(l, s, refused)
+	s.Log.Info().Stringer("address", l.Addr()).Msg("listening for other hosts")
+	ended := make(chan error, 1)
+	go func() { ended <- h.Serve(d) }()
+	defer d.wait()
+	select {
+	case err := <-ended:
+		d.Close()
+		return err
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if h.Shutdown(grace) != nil {
+		h.Close()
+	}
+	return nil
+}
+
+// handler bounds a question, and has the log say who asks.
+func (s *Server) handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		log := s.Log.With().Stringer("host", From(r.Context())).Str("remote", r.RemoteAddr).Str("path", r.URL.Path).Logger()
+		log.Info().Msg("asked by another host")
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		s.Handler.ServeHTTP(w, r.WithContext(log.WithContext(r.Context())))
+	})
+}
+
+// believed says whether a host with these names may ask.
+func (s *Server) believed(n Names) error {
+	for _, h := range s.Hosts {
+		if h.Has(n) {
+			return nil
+		}
+	}
+	if len(s.Hosts) == 0 {
+		return distrustf("is for %s, but no host may ask: add it to hosts in [migration] of the configuration", n)
+	}
+	return distrustf("is for %s, which is not among hosts in [migration] of the configuration: add it if it may ask", n)
+}
+
+// errFull is why a host is sent away that has, with others, too many connections.
+var errFull = errors.New("there are too many connections of other hosts")
