@@ -23,6 +23,7 @@ type host struct {
 	name   string
 	number int // of its network
 	uuid   uuid.UUID
+	boot   uuid.UUID
 	key    uint64 // of its reservations
 	disk   string // its device of the LUN
 	runDir string
@@ -58,7 +59,8 @@ func newHost(t *testing.T, name string, number int) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.key = reserve.Key(h.uuid, uuid.MustParse(string(bytes.TrimSpace(boot))))
+	h.boot = uuid.MustParse(string(bytes.TrimSpace(boot)))
+	h.key = reserve.Key(h.uuid, h.boot)
 	return h
 }
 
@@ -132,10 +134,15 @@ func (h *host) socket() string { return filepath.Join(h.runDir, "v.sock") }
 // serve starts an engine of the host and waits until it answers.
 func (h *host) serve(t *testing.T, more ...string) *engine {
 	t.Helper()
+	return h.launch(t, h.serveArgs(more...)...)
+}
+
+func (h *host) launch(t *testing.T, args ...string) *engine {
+	t.Helper()
 	if err := os.MkdirAll(h.runDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	e := &engine{cmd: h.command(context.Background(), h.serveArgs(more...)...), socket: h.socket(), done: make(chan struct{})}
+	e := &engine{cmd: h.command(context.Background(), args...), socket: h.socket(), done: make(chan struct{})}
 	e.cmd.Stdout, e.cmd.Stderr = &e.log, &e.log
 	if err := e.cmd.Start(); err != nil {
 		t.Fatal(err)

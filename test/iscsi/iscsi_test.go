@@ -35,6 +35,9 @@ var parts = []struct {
 	{"FencedEngine", testFencedEngine},
 	{"KilledEngineUnfenced", testKilledEngineUnfenced},
 	{"KilledEngineFenced", testKilledEngineFenced},
+	{"Migration", testMigration},
+	{"Takeover", testTakeover},
+	{"GiverDies", testGiverDies},
 }
 
 func TestISCSI(t *testing.T) {
