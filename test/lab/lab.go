@@ -33,6 +33,8 @@ type Config struct {
 
 	Env []string // NAME=VALUE, of all programs run on the host besides this one's own environment
 
+	Root string // folder with the root file system of the host, "" for the one RootEnv names, else this machine's
+
 	QEMUUser string // user and group QEMU runs as, "" for root; libvirt-qemu is there
 }
 
@@ -46,6 +48,7 @@ type Host struct {
 	uuid     uuid.UUID
 	env      []string
 	qemuUser string
+	root     string // folder of its root file system, "" for this machine's
 	log      io.Writer
 
 	mu         sync.Mutex
@@ -72,7 +75,7 @@ const libvirtUp = 60 * time.Second
 // New makes a host and starts its libvirtd. Close it. An error that wraps ErrMissing says that this machine
 // lacks something.
 func New(ctx context.Context, c Config) (h *Host, err error) {
-	if err := Check(); err != nil {
+	if err := check(rootOf(c)); err != nil {
 		return nil, err
 	}
 	if c.Name == "" {
@@ -85,7 +88,7 @@ func New(ctx context.Context, c Config) (h *Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	h = &Host{Name: c.Name, Dir: dir, uuid: uuid.New(), qemuUser: c.QEMUUser, log: c.Log, env: c.Env}
+	h = &Host{Name: c.Name, Dir: dir, uuid: uuid.New(), qemuUser: c.QEMUUser, root: rootOf(c), log: c.Log, env: c.Env}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
