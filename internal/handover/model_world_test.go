@@ -24,13 +24,18 @@ func (s *steps) daemon(h int) {
 			s.do("what the daemon told is too old", h, usual, func(w *world) { w.h[h].guest = GuestUnknown })
 		}
 	}
-	if w.ask != 0 && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
+	if w.ask != 0 && w.to != int8(h) && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
 		to := w.to
 		s.do("daemon has the engine asked for a grant", h, usual, func(w *world) {
 			w.h[h].wanted, w.h[h].wantedBy = w.ask, to
 			w.ask = 0
 		})
-		s.do("request for a grant comes, and will come again", h, fault, func(w *world) { w.h[h].wanted, w.h[h].wantedBy = w.ask, to; w.faults-- })
+		if w.faults > 0 {
+			s.do("request for a grant comes, and will come again", h, fault, func(w *world) {
+				w.h[h].wanted, w.h[h].wantedBy = w.ask, to
+				w.faults--
+			})
+		}
 	}
 	if w.closed != 0 && e.proc == procRuns && gives(e.state) && e.peer >= 0 && !e.peerClosed && (e.grant == w.closed || s.m.no.sameGrant) {
 		s.do("daemon hears that the receiver has closed", h, usual, func(w *world) { w.h[h].peerClosed = true })
@@ -283,5 +288,6 @@ func (e *host) kill() {
 	if e.proc == procRuns {
 		e.proc, e.cache = procKilled, false
 	}
-	e.known = false
+	e.known, e.mine, e.peerClosed, e.fact, e.guest, e.asked = false, false, false, Unread, GuestUnknown, GuestUnknown
+	e.wanted, e.wantedBy = 0, -1
 }
