@@ -164,7 +164,7 @@ func TestExplore(t *testing.T) {
 		migrations, writes, faults, fences int
 		dirty, mirror, onlyDeep            bool
 	}{
-		{"one migration, one fault", 1, 1, 1, 1, false, false, false},
+		{"one migration, one fault", 1, 2, 1, 1, false, false, false},
 		{"written before, no fault", 1, 2, 0, 0, true, false, false},
 		{"copy-storage-all", 1, 1, 1, 0, false, true, false},
 		{"two migrations, no fault", 2, 1, 0, 0, false, false, false},

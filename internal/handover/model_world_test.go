@@ -232,10 +232,9 @@ func (s *steps) faults(h int) {
 			w.writes--
 			w.last++
 			e.req, e.ver = reqWaits, w.last
-			if !e.state.MayWrite() || e.at == sealDrain || e.at == sealSlot {
-				if !s.m.no.fresh {
-					e.guest, e.asked = GuestUnknown, GuestUnknown
-				}
+			held := !e.state.MayWrite() || e.at == sealDrain || e.at == sealSlot
+			if !s.m.no.fresh && (held || e.guest == GuestStopped || e.asked == GuestStopped) {
+				e.guest, e.asked = GuestUnknown, GuestUnknown
 			}
 		})
 	}
@@ -249,7 +248,8 @@ func (s *steps) faults(h int) {
 		s.do("operator: the host boots", h, operator, func(w *world) { w.h[h].up, w.h[h].daemon = true, true; w.h[h].flag = false; w.fences-- })
 	}
 	// A source that was started again while the destination runs, and wrote: nobody has seen yet that it runs.
-	unseen := w.forked && w.claim == int8(h) && w.forkA == int8(h) && w.owner == int8(h) && w.grant != 0 && e.slot != SlotKept && !s.m.unseenEnds
+	unseen := w.forked && w.claim == int8(h) && w.forkA == int8(h) && w.owner == int8(h) && w.grant != 0 && e.slot != SlotKept &&
+		!s.m.unseenEnds && !(s.m.no.keep && e.guest == GuestRuns)
 	if s.m.operator && w.fences > 0 && e.dom != domNone && e.dom != domArriving && !unseen {
 		s.do("operator destroys the guest", h, operator, func(w *world) { w.fences--; w.ends(h) })
 	}
