@@ -67,9 +67,10 @@ const (
 	SlotKept                // the giver's
 )
 
-// Guest is what is known of the domain on this host, by a question to libvirt that was asked after the engine reached its state
-// and after the last request began to wait: whatever was known before is forgotten then. A host decides on it between two
-// guests that are both able to run, so an old answer is as bad as an old read of a slot.
+// Guest is what is known of the domain on this host, by a question to libvirt that was asked after the engine reached its state,
+// and after the last write came that is held; and that it is stopped, after the last write came at all, held or not (whoever
+// seals looks at that after it holds writes). What was known before is forgotten then: a host decides on it between two guests
+// that may both be able to run, so an old answer is as bad as an old read of a slot.
 type Guest uint8
 
 // What is known of the domain.

@@ -154,7 +154,7 @@ type model struct {
 
 // mutant says which step of an action is left out.
 type mutant struct {
-	commit, drain, reread, forget, fresh, sameGrant, keepBack, volatileActive, early, closeRead, endCheck, flush, wait, fence bool
+	commit, drain, reread, forget, fresh, sameGrant, keepBack, volatileActive, early, endCheck, flush, wait, fence, keep bool
 }
 
 type kind uint8

@@ -24,13 +24,18 @@ func (s *steps) daemon(h int) {
 			s.do("what the daemon told is too old", h, usual, func(w *world) { w.h[h].guest = GuestUnknown })
 		}
 	}
-	if w.ask != 0 && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
+	if w.ask != 0 && w.to != int8(h) && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
 		to := w.to
 		s.do("daemon has the engine asked for a grant", h, usual, func(w *world) {
 			w.h[h].wanted, w.h[h].wantedBy = w.ask, to
 			w.ask = 0
 		})
-		s.do("request for a grant comes, and will come again", h, fault, func(w *world) { w.h[h].wanted, w.h[h].wantedBy = w.ask, to; w.faults-- })
+		if w.faults > 0 {
+			s.do("request for a grant comes, and will come again", h, fault, func(w *world) {
+				w.h[h].wanted, w.h[h].wantedBy = w.ask, to
+				w.faults--
+			})
+		}
 	}
 	if w.closed != 0 && e.proc == procRuns && gives(e.state) && e.peer >= 0 && !e.peerClosed && (e.grant == w.closed || s.m.no.sameGrant) {
 		s.do("daemon hears that the receiver has closed", h, usual, func(w *world) { w.h[h].peerClosed = true })
@@ -227,10 +232,9 @@ func (s *steps) faults(h int) {
 			w.writes--
 			w.last++
 			e.req, e.ver = reqWaits, w.last
-			if !e.state.MayWrite() || e.at == sealDrain || e.at == sealSlot {
-				if !s.m.no.fresh {
-					e.guest, e.asked = GuestUnknown, GuestUnknown
-				}
+			held := !e.state.MayWrite() || e.at == sealDrain || e.at == sealSlot
+			if !s.m.no.fresh && (held || e.guest == GuestStopped || e.asked == GuestStopped) {
+				e.guest, e.asked = GuestUnknown, GuestUnknown
 			}
 		})
 	}
@@ -244,7 +248,8 @@ func (s *steps) faults(h int) {
 		s.do("operator: the host boots", h, operator, func(w *world) { w.h[h].up, w.h[h].daemon = true, true; w.h[h].flag = false; w.fences-- })
 	}
 	// A source that was started again while the destination runs, and wrote: nobody has seen yet that it runs.
-	unseen := w.forked && w.claim == int8(h) && w.forkA == int8(h) && w.owner == int8(h) && w.grant != 0 && e.slot != SlotKept && !s.m.unseenEnds
+	unseen := w.forked && w.claim == int8(h) && w.forkA == int8(h) && w.owner == int8(h) && w.grant != 0 && e.slot != SlotKept &&
+		!s.m.unseenEnds && !(s.m.no.keep && e.guest == GuestRuns)
 	if s.m.operator && w.fences > 0 && e.dom != domNone && e.dom != domArriving && !unseen {
 		s.do("operator destroys the guest", h, operator, func(w *world) { w.fences--; w.ends(h) })
 	}
@@ -283,5 +288,6 @@ func (e *host) kill() {
 	if e.proc == procRuns {
 		e.proc, e.cache = procKilled, false
 	}
-	e.known = false
+	e.known, e.mine, e.peerClosed, e.fact, e.guest, e.asked = false, false, false, Unread, GuestUnknown, GuestUnknown
+	e.wanted, e.wantedBy = 0, -1
 }
