@@ -63,6 +63,7 @@ crash:
 
 soak: deps build crash
 	$(TEST) -count=$(ROUNDS) -timeout 0 -v ./test/e2e/... -e2e.soak
+	$(GO) test -count=1 -timeout 0 -v ./internal/handover -handover.deep -handover.walks=2000000
 
 deps:
 	scripts/deps.sh
