@@ -1,4 +1,5 @@
-# virt-cow. `make test` is everything that .ci/run calls; `make demo` shows the whole on a real guest.
+# virt-cow. `make test` is everything that .ci/run calls; `make demo` shows the whole on a real guest,
+# `make lab` gives a shell with two hosts.
 
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 PREFIX  ?= /usr
@@ -16,12 +17,12 @@ FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit pack e2e demo bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit pack iscsi e2e demo lab bench lint fuzz crash soak deps deb install install-files clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/virt-cow ./cmd/virt-cow
 
-test: deps build lint unit pack e2e
+test: deps build lint unit pack iscsi e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
@@ -39,8 +40,16 @@ e2e: deps build
 pack: deps build
 	$(SUDO) env CGO_ENABLED=0 VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1 -timeout 20m ./test/pack/...
 
+# Real iSCSI and reservations, in an emulated machine.
+iscsi: deps
+	$(TEST) -timeout 15m -v ./test/iscsi/...
+
 demo: deps build
 	$(SUDO) $(GO) run ./test/demo
+
+# A shell with two hosts, shared disks and a guest to migrate.
+lab: deps build
+	$(SUDO) $(GO) run ./test/lab/shell
 
 bench: deps build
 	$(SUDO) $(GO) run ./test/bench $(BENCHFLAGS)

@@ -1,13 +1,16 @@
 #!/bin/sh
 # Installs what the demo, the tests and the benchmark need, through apt-get, and only what is missing; unpacks
-# a Debian kernel for the tiny guest, promtool, and a whole Debian for the tests of package and units, into a cache
-# folder (never installed on this host).
+# a Debian kernel for the tiny guest, its iSCSI initiator, promtool, and a whole Debian for the tests of package and
+# units, into a cache folder (never installed on this host).
 #
 #   scripts/deps.sh           all of it
 #   scripts/deps.sh packages  packages only
 #   scripts/deps.sh kernel    kernel only
+#   scripts/deps.sh iscsi     iSCSI initiator only
 #   scripts/deps.sh promtool what checks Prometheus' rules, only
 #   scripts/deps.sh debian    the Debian only; about a minute and 600 MB the first time
+#   scripts/deps.sh trixie    a Debian 13 with its libvirt and QEMU, for `make e2e-trixie`, and prints its folder; a few
+#                             minutes and 1 GB the first time. Not part of all of it.
 #
 # The cache is ${XDG_CACHE_HOME:-~/.cache}/virt-cow. No service is started: libvirt-daemon, not
 # libvirt-daemon-system. Run it as root, or as one who may sudo.
@@ -15,11 +18,14 @@ set -eu
 
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
 gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux debootstrap systemd curl jq
-bash-completion zsh fish mandoc"
+bash-completion zsh fish mandoc dmsetup"
 # What the Debian has beyond a minimal one, and what it has only files of: libvirt's AppArmor profiles.
 suite=bookworm
 inside="systemd systemd-sysv dbus udev lvm2 apparmor checkpolicy selinux-policy-dev"
 profiles="libvirt-daemon-system"
+# What the Debian 13 has: a host's programs, and those that tests run on one.
+hypervisor="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils iproute2 e2fsprogs
+busybox-static curl jq nbdkit"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/virt-cow
 
 say() { echo "deps: $*" >&2; }
@@ -99,24 +105,45 @@ unpack_promtool() {
 	mv "$tmp/tree/usr/bin/promtool" "$cache/promtool"
 }
 
-# The machine's own mirror of the suite, as apt knows it.
-mirror() {
-	apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-		sed -n "s/^$suite main //p" | head -n 1
+fetch_iscsi() { # into the folder $1; the package would start a service
+	say "unpacking an iSCSI initiator into $cache/iscsi"
+	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download open-iscsi libopeniscsiusr >&2) || return 1
+	for d in "$1"/*.deb; do dpkg-deb -x "$d" "$1/tree"; done
+}
+
+unpack_iscsi() {
+	[ ! -e "$cache/iscsi" ] || return 0
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/iscsi.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	fetch_iscsi "$tmp" || {
+		as_root apt-get update -q >&2
+		fetch_iscsi "$tmp" || die "open-iscsi can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+	mkdir "$tmp/files"
+	find "$tmp/tree" \( -name iscsistart -o -name 'libopeniscsiusr.so.*' \) -exec mv -t "$tmp/files" {} +
+	mv "$tmp/files" "$cache/iscsi"
+}
+
+# The machine's own mirror of a suite, as apt knows it; else the one of whatever Debian it is, which has all suites.
+mirror() { # of the suite $1
+	apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+		sed -n "s/^Debian \([^ ]*\) main /\1 /p" | grep -v -e '^[^ ]*-' |
+		awk -v suite="$1" 'NR == 1 { uri = $2 } $1 == suite { uri = $2; exit } END { print uri }'
 }
 
 # The folder is complete once it has the name: what was interrupted is made anew.
-make_debian() {
-	[ ! -e "$cache/debian-$suite-1" ] || return 0
-	from=$(mirror)
-	[ -n "$from" ] || { as_root apt-get update -q >&2; from=$(mirror); }
-	[ -n "$from" ] || die "apt knows no mirror of Debian $suite: add one to /etc/apt/sources.list*"
-	say "making a Debian $suite in $cache"
+make_debian() { # the folder $1 in the cache, the suite $2, packages $3, packages to unpack $4
+	from=$(mirror "$2")
+	[ -n "$from" ] || { as_root apt-get update -q >&2; from=$(mirror "$2"); }
+	[ -n "$from" ] || die "apt knows no mirror of Debian $2: add one to /etc/apt/sources.list*"
+	say "making a Debian $2 in $cache"
 	mkdir -p "$cache"
 	tmp=$(mktemp -d "$cache/debian.XXXXXX")
 	trap 'as_root rm -rf "$tmp"' EXIT
 	trap 'exit 1' INT TERM
-	as_root debootstrap --variant=minbase "$suite" "$tmp/tree" "$from" >"$tmp/log" 2>&1 || { tail -n 20 "$tmp/log" >&2; die "debootstrap failed"; }
+	as_root debootstrap --variant=minbase "$2" "$tmp/tree" "$from" >"$tmp/log" 2>&1 || { tail -n 20 "$tmp/log" >&2; die "debootstrap failed"; }
 	# No service starts in there.
 	printf '#!/bin/sh\nexit 101\n' | as_root tee "$tmp/tree/usr/sbin/policy-rc.d" >/dev/null
 	as_root chmod 755 "$tmp/tree/usr/sbin/policy-rc.d"
@@ -124,25 +151,46 @@ make_debian() {
 	as_root chroot "$tmp/tree" sh -euc '
 		apt-get install -y -q --no-install-recommends $1
 		cd /tmp
-		apt-get -q -o APT::Sandbox::User=root download $2
-		for d in *.deb; do dpkg-deb -x "$d" /usr/share/virt-cow-test; rm "$d"; done
+		[ -z "$2" ] || apt-get -q -o APT::Sandbox::User=root download $2
+		for d in *.deb; do [ ! -e "$d" ] || { dpkg-deb -x "$d" /usr/share/virt-cow-test; rm "$d"; }; done
 		apt-get clean
-		rm -f /usr/sbin/policy-rc.d /etc/machine-id' sh "$inside" "$profiles" >"$tmp/log" 2>&1 || { tail -n 20 "$tmp/log" >&2; die "packages for it failed"; }
-	as_root mv "$tmp/tree" "$cache/debian-$suite-1"
+		rm -f /usr/sbin/policy-rc.d /etc/machine-id' sh "$3" "$4" >"$tmp/log" 2>&1 || { tail -n 20 "$tmp/log" >&2; die "packages for it failed"; }
+	as_root mv "$tmp/tree" "$cache/$1"
 	as_root rm -rf "$tmp"
 	trap - EXIT
+}
+
+make_bookworm() {
+	[ -e "$cache/debian-$suite-1" ] || make_debian "debian-$suite-1" "$suite" "$inside" "$profiles"
+}
+
+# Made anew if a program in it does not run: something was removed from it, or it was cut short.
+make_trixie() {
+	tree=hypervisor-trixie-1
+	for p in "libvirtd --version" "virsh --version" "qemu-system-x86_64 --version" "qemu-img --version" "ip -V" "busybox true" "curl --version" "nbdkit --version"; do
+		# shellcheck disable=SC2086 # a list of words
+		[ ! -e "$cache/$tree" ] || as_root chroot "$cache/$tree" $p >/dev/null 2>&1 </dev/null || {
+			say "$cache/$tree: $p fails: making it anew"
+			as_root rm -rf "$cache/$tree"
+		}
+	done
+	[ -e "$cache/$tree" ] || make_debian "$tree" trixie "$hypervisor" ""
+	echo "$cache/$tree"
 }
 
 case ${1:-all} in
 all)
 	install_packages
 	(unpack_kernel)
+	(unpack_iscsi)
 	(unpack_promtool)
-	(make_debian)
+	(make_bookworm)
 	;;
 packages) install_packages ;;
 kernel) unpack_kernel ;;
+iscsi) unpack_iscsi ;;
 promtool) unpack_promtool ;;
-debian) make_debian ;;
-*) die "usage: $0 [packages|kernel|promtool|debian]" ;;
+debian) make_bookworm ;;
+trixie) make_trixie ;;
+*) die "usage: $0 [packages|kernel|iscsi|promtool|debian|trixie]" ;;
 esac

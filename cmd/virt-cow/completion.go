@@ -35,7 +35,7 @@ func answerCompletion(app *kong.Application, args []string, out io.Writer) {
 // nameTime is what a key may wait for names.
 const nameTime = time.Second
 
-// names asks for volumes the daemon, for domains libvirt.
+// names asks for volumes and hosts the daemon, for domains libvirt.
 func names(kind string, flags map[string]string) []completion.Candidate {
 	ctx, cancel := context.WithTimeout(context.Background(), nameTime)
 	defer cancel()
@@ -46,6 +46,8 @@ func names(kind string, flags map[string]string) []completion.Candidate {
 	switch kind {
 	case "volume":
 		return volumeNames(ctx, api.NewDaemon(s.Config.RunDir))
+	case "host":
+		return hostNames(ctx, api.NewDaemon(s.Config.RunDir))
 	case "domain":
 		return domainNames(ctx, s.Config.Libvirt.Socket)
 	}
@@ -64,6 +66,19 @@ func volumeNames(ctx context.Context, d *api.Daemon) []completion.Candidate {
 		for _, v := range s.Volumes {
 			found = append(found, completion.Candidate{Word: v.Volume, Help: v.State})
 		}
+	}
+	return found
+}
+
+func hostNames(ctx context.Context, d *api.Daemon) []completion.Candidate {
+	l, err := d.Hosts(ctx)
+	if err != nil {
+		return nil
+	}
+	var found []completion.Candidate
+	for i := range l.Hosts {
+		h := &l.Hosts[i]
+		found = append(found, completion.Candidate{Word: hostOf(h), Help: h.Address})
 	}
 	return found
 }

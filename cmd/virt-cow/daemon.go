@@ -60,6 +60,10 @@ func (c *DaemonCmd) Run(env *Env) error {
 	if err != nil {
 		return exitError{fmt.Errorf("[control] group: %w", err), exitUsage}
 	}
+	others, err := newPeers(conf, env.Log)
+	if err != nil {
+		return exitError{fmt.Errorf("[migration]: %w", err), exitUsage}
+	}
 	plugins := plugin.New(plugin.Config{
 		Dir: conf.Plugins.Dir, Timeout: time.Duration(conf.Plugins.Timeout), Version: version, Log: env.Log,
 	})
@@ -73,6 +77,7 @@ func (c *DaemonCmd) Run(env *Env) error {
 		ControlGroup: control, MetricsAddr: conf.Metrics.Listen,
 		Dial:     func(ctx context.Context) (libvirtx.Conn, error) { return dialLibvirt(ctx, conf.Libvirt.Socket) },
 		Launcher: launcher, Plugins: plugins, Inventory: inventoryConfig(conf, c.Program, env),
+		Peers: others, FenceCommand: conf.Fence.Command, FenceTimeout: time.Duration(conf.Fence.Timeout), Reservations: conf.Engine.Reservations == "on", PeerTimeout: time.Duration(conf.Migration.Timeout),
 		Ready: func() { _, _ = sddaemon.SdNotify(false, sddaemon.SdNotifyReady) }, // false without systemd
 	}, env.Log)
 }

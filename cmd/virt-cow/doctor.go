@@ -68,6 +68,6 @@ func printFinding(env *Env, f doctor.Finding) {
 		fmt.Fprintf(env.Stdout, "         why:  %s\n", f.Why)
 	}
 	if f.Mend != "" {
-		fmt.Fprintf(env.Stdout, "         mend: %s\n", f.Mend)
+		fmt.Fprintf(env.Stdout, "         mend: %s\n", strings.ReplaceAll(f.Mend, "\n", "\n               "))
 	}
 }

@@ -50,10 +50,12 @@ type cli struct {
 	Attach  AttachCmd  `cmd:"" group:"Volumes and guests:" help:"Give a guest a volume, now and whenever it starts."`
 	Detach  DetachCmd  `cmd:"" group:"Volumes and guests:" help:"Take a volume from a guest."`
 	Hydrate HydrateCmd `cmd:"" group:"Volumes and guests:" help:"Steer the background copy of clones."`
+	Cache   CacheCmd   `cmd:"" group:"Volumes and guests:" help:"Switch the exception caches of volumes, so that other hosts can have them open too."`
 	Status  StatusCmd  `cmd:"" group:"Volumes and guests:" help:"Show volumes in use, and what is wrong with them."`
 
 	Daemon        DaemonCmd `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
 	Doctor        DoctorCmd `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
+	Host          HostCmd   `cmd:"" group:"This host:" help:"Show the hosts that own volumes, and say that one is dead."`
 	Configuration ConfigCmd `cmd:"" name:"config" group:"This host:" lenient:"silent" help:"Check and show the configuration."`
 	Plugin        PluginCmd `cmd:"" group:"This host:" lenient:"silent" help:"Show plugins, and try one out."`
 

@@ -27,6 +27,8 @@ type ServeCmd struct {
 	Rate       Size          `help:"Limit of the background copy, bytes a second." placeholder:"SIZE"`
 	ReadOnly   bool          `help:"Serve for reading only."`
 	CacheOff   bool          `help:"Keep the exception cache off: every new flag is on the store before its write is acknowledged."`
+	Incoming   string        `help:"Open a volume that another host owns, by this grant (UUID) of its owner; see docs/MIGRATION.md." placeholder:"GRANT"`
+	Address    string        `help:"Where this host's daemon answers other hosts: goes into the store's header." placeholder:"ADDRESS"`
 	AcceptLoss bool          `help:"Go on although acknowledged data may have been lost."`
 	HostUUID   string        `help:"This host's UUID instead of its machine id." key:"engine.host_uuid" placeholder:"UUID"`
 	LockWait   time.Duration `help:"How long to wait for an engine that was killed to let go of the store." default:"10s" placeholder:"TIME"`
@@ -35,18 +37,22 @@ type ServeCmd struct {
 // config is what was asked for.
 func (s *ServeCmd) config() (serve.Config, error) {
 	if s.Spec != "" {
-		if s.Store != "" || s.Socket != "" || s.Control != "" || s.Group != "" || s.Name != "" || s.Hydrate || s.Rate != 0 || s.ReadOnly || s.CacheOff {
-			return serve.Config{}, exitError{errors.New("--spec says all of what to serve and how: give no store, and none of " +
-				"--socket, --control, --group, --name, --hydrate, --rate, --read-only and --cache-off"), exitUsage}
+		if s.Store != "" || s.Socket != "" || s.Control != "" || s.Group != "" || s.Name != "" || s.Hydrate || s.Rate != 0 || s.ReadOnly || s.CacheOff ||
+			s.Incoming != "" || s.Address != "" {
+			return serve.Config{}, exitError{errors.New("--spec says all of what to serve and how: give no store, and none of --socket, " +
+				"--control, --group, --name, --hydrate, --rate, --read-only, --cache-off, --incoming and --address"), exitUsage}
 		}
 		return serve.LoadSpec(s.Spec)
+	}
+	if _, err := uuid.Parse(s.Incoming); s.Incoming != "" && err != nil {
+		return serve.Config{}, exitError{fmt.Errorf("--incoming %q: %w", s.Incoming, err), exitUsage}
 	}
 	if s.Store == "" || s.Socket == "" {
 		return serve.Config{}, exitError{errors.New("say what to serve: a store and --socket, or --spec"), exitUsage}
 	}
 	return serve.Config{
 		Store: s.Store, Name: s.Name, Socket: s.Socket, Control: s.Control, Group: s.Group, Hydrate: s.Hydrate,
-		Rate: int64(s.Rate), ReadOnly: s.ReadOnly, CacheOff: s.CacheOff,
+		Rate: int64(s.Rate), ReadOnly: s.ReadOnly, CacheOff: s.CacheOff, Incoming: s.Incoming, Address: s.Address,
 	}, nil
 }
 

@@ -42,8 +42,11 @@ func (c *StatusCmd) Run(env *Env) error {
 // degraded is nil if all is well.
 func degraded(s *api.DaemonStatus) error {
 	var wrong []string
-	failed, broken := 0, 0
+	failed, broken, waiting := 0, 0, 0
 	for _, v := range s.Volumes {
+		if waits(&v) != "" {
+			waiting++
+		}
 		if v.State == api.VolumeFailed {
 			failed++
 		} else if troubled(&v) != "" {
@@ -55,6 +58,9 @@ func degraded(s *api.DaemonStatus) error {
 	}
 	if broken > 0 {
 		wrong = append(wrong, count(broken, "volume")+" in trouble")
+	}
+	if waiting > 0 {
+		wrong = append(wrong, "the hand-over of "+count(waiting, "volume")+" waits")
 	}
 	if n := len(s.Domains); n > 0 {
 		wrong = append(wrong, count(n, "domain")+" with an error")
@@ -103,9 +109,14 @@ func headline(s *api.DaemonStatus, now time.Time) string {
 	return text
 }
 
-// trouble is what is wrong, a line each.
+// trouble is what is wrong, a line each; what waits for somebody comes first.
 func trouble(s *api.DaemonStatus) []string {
 	var lines []string
+	for i := range s.Volumes {
+		if why := waits(&s.Volumes[i]); why != "" {
+			lines = append(lines, s.Volumes[i].Volume+": WAITS: "+why)
+		}
+	}
 	if !s.Libvirt.Connected {
 		lines = append(lines, "libvirt: "+s.Libvirt.Error)
 	}
@@ -144,7 +155,7 @@ func printStatus(out io.Writer, s *api.DaemonStatus) error {
 	} else {
 		fmt.Fprintln(out, "no volumes")
 	}
-	for _, line := range trouble(s) {
+	for _, line := range append(underWay(s, time.Now()), trouble(s)...) {
 		fmt.Fprintf(out, "\n%s\n", line)
 	}
 	return nil

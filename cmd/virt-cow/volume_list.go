@@ -124,6 +124,9 @@ func (c *VolumeShowCmd) Run(env *Env) error {
 		if e := s.Engine; e != nil && e.Hydration != nil {
 			line("hydration", hydrationOf(s))
 		}
+		for _, f := range sharing(s, time.Now()) {
+			line(f.name, f.value)
+		}
 	} else {
 		line("use", "none")
 	}

@@ -90,7 +90,7 @@ func page(g *glance, width int) []string {
 	}
 	lines := []string{g.Time.Format(time.TimeOnly) + "  " + headline(g.Status, g.Time), total(g)}
 	lines = append(lines, top.Table(g.Status.Volumes, g.Rates, width)...)
-	return append(lines, trouble(g.Status)...)
+	return append(append(lines, trouble(g.Status)...), underWay(g.Status, g.Time)...)
 }
 
 // total is what all volumes do together.
@@ -188,7 +188,10 @@ func (v *viewer) draw() error {
 		return v.screen.Draw([]string{v.seen.Time.Format(time.TimeOnly) + "  " + v.seen.Error, "", "q quits"}, -1)
 	}
 	s := v.seen.Status
-	wrong := trouble(s)
+	var wrong []string
+	for _, line := range append(trouble(s), underWay(s, v.seen.Time)...) {
+		wrong = append(wrong, top.Wrap(line, width)...)
+	}
 	wrong = wrong[:min(len(wrong), max(height/3, 1))]
 	const around = 4 // headline, total, titles, foot
 	v.room = max(height-around-len(wrong), 1)

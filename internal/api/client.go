@@ -20,6 +20,7 @@ var ErrNotRunning = errors.New("not running")
 type RemoteError struct {
 	Code    int // HTTP status
 	Message string
+	Older   bool // it does not know the path at all: it is of an older version than this program
 }
 
 func (e *RemoteError) Error() string { return e.Message }
@@ -69,10 +70,12 @@ func (c *client) call(ctx context.Context, path string, in, out any) error {
 	}
 	if resp.StatusCode/100 != 2 {
 		var e Error
+		older := false
 		if json.Unmarshal(b, &e) != nil || e.Message == "" {
 			e.Message = fmt.Sprintf("%s: %s: %s", c.socket, resp.Status, bytes.TrimSpace(b))
+			older = resp.StatusCode == http.StatusNotFound // of a path that is known, it would say what is not found
 		}
-		return &RemoteError{Code: resp.StatusCode, Message: e.Message}
+		return &RemoteError{Code: resp.StatusCode, Message: e.Message, Older: older}
 	}
 	if out == nil || len(b) == 0 {
 		return nil
@@ -192,6 +195,11 @@ func (d *Daemon) volume(ctx context.Context, path string, in any) (*VolumeStatus
 
 func (d *Daemon) call(ctx context.Context, path string, in, out any) error {
 	err := d.c.call(ctx, path, in, out)
+	var remote *RemoteError
+	if errors.As(err, &remote) && remote.Older {
+		remote.Message = fmt.Sprintf("the virt-cow daemon is older than this program and does not know %s: restart it with "+
+			"`systemctl restart virt-cow`, which no guest notices", path)
+	}
 	if errors.Is(err, ErrNotRunning) {
 		return fmt.Errorf("the virt-cow daemon is %w: start it with `systemctl start virt-cow`, or `virt-cow daemon` in a shell", err)
 	}

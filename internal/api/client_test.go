@@ -55,6 +55,17 @@ func TestClientReadsAnswers(t *testing.T) {
 	}
 }
 
+// A daemon that does not know a path answers with no JSON, as Go's server does by itself.
+func TestOlderDaemon(t *testing.T) {
+	for body, older := range map[string]bool{"404 page not found\n": true, `{"error":"no volume a"}`: false} {
+		_, err := NewDaemon(answering(t, 404, body)).Cache(t.Context(), "a", CacheRequest{Mode: CacheOff})
+		var remote *RemoteError
+		if !errors.As(err, &remote) || remote.Older != older || strings.Contains(err.Error(), "is older than this program") != older {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+}
+
 func TestNothingAnswers(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := NewDaemon(dir).Status(t.Context()); !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "systemctl start virt-cow") {

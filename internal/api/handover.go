@@ -51,15 +51,17 @@ type GrantEndRequest struct {
 
 // What a domain is doing on an engine's host.
 const (
-	GuestRuns    = "runs"    // it is here for good
+	GuestRuns    = "runs"    // it is here for good: neither arriving nor leaving
+	GuestLeaves  = "leaves"  // it runs here, and is being migrated to another host
 	GuestStopped = "stopped" // suspended by a migration, still arriving, or not there
 	GuestUnknown = "unknown"
 )
 
-// GuestRequest tells an engine what libvirt says of its domain, by a question that was asked after the engine said so. It holds
-// for GuestFor, then the engine takes it as unknown.
+// GuestRequest tells an engine what libvirt says of its domain. It counts only if libvirt was asked after the engine came to its
+// Turn, and for GuestFor; then the engine takes it as unknown.
 type GuestRequest struct {
 	State string `json:"state"`
+	Turn  uint64 `json:"turn"` // of the engine's Handover, as it was before libvirt was asked
 }
 
 // GuestFor is how long, in seconds, what an engine was told of its guest holds.
@@ -90,6 +92,7 @@ type Handover struct {
 	PeerHost  string `json:"peerHost"`            // its UUID
 	PeerState string `json:"peerState,omitempty"` // what its slot said last
 	Guest     string `json:"guest"`               // what this engine knows of its domain
+	Turn      uint64 `json:"turn"`                // moves on whenever what was known of the domain is too old to decide by
 	Held      int    `json:"held,omitempty"`      // requests that wait
 	Wrote     bool   `json:"wrote,omitempty"`     // the receiver has written to the volume
 	Waits     string `json:"waits,omitempty"`     // for what, in words, if anybody has to do something

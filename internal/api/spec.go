@@ -27,6 +27,7 @@ type EngineSpec struct {
 	Address      string     `json:"address,omitempty"`      // where this host's daemon answers others: goes into the header
 	Incoming     *Incoming  `json:"incoming,omitempty"`     // opened by a grant of its owner, unless this host is the owner by now
 	Dead         *DeadOwner `json:"dead,omitempty"`         // proof that the owner which the header may name is dead
+	Epoch        uint32     `json:"epoch,omitempty"`        // a guest has the volume since this one: another means that it went on elsewhere
 	Reservations bool       `json:"reservations,omitempty"` // SCSI persistent reservations keep other hosts from the store's LUN
 
 	Devices []string `json:"devices,omitempty"` // block devices it opens: all others are kept from its unit

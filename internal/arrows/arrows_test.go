@@ -17,6 +17,7 @@ var may = map[string][]string{
 	"internal/arrows":                {},
 	"internal/blockdev":              {},
 	"internal/blockdev/blockdevtest": {"internal/blockdev"},
+	"internal/blockdev/reserve":      {"internal/blockdev"},
 	"internal/cowfmt":                {},
 	"internal/uring":                 {"internal/blockdev"},
 	"internal/nbd":                   {"internal/blockdev", "internal/uring"},
@@ -46,7 +47,7 @@ var may = map[string][]string{
 	"internal/doctor":                {"hooks", "internal/api", "internal/config", "internal/libvirtx", "internal/peer"},
 	"internal/daemon": {
 		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",
-		"internal/metrics", "internal/plugin",
+		"internal/metrics", "internal/peer", "internal/plugin",
 	},
 }
 

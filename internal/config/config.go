@@ -20,6 +20,7 @@ type Config struct {
 	Engine    Engine    `toml:"engine"`
 	Hook      Hook      `toml:"hook"`
 	Migration Migration `toml:"migration"`
+	Fence     Fence     `toml:"fence"`
 	Scan      Scan      `toml:"scan"`
 	Plugins   Plugins   `toml:"plugins"`
 	Metrics   Metrics   `toml:"metrics"`
@@ -41,6 +42,8 @@ type Engine struct {
 	Launcher string `toml:"launcher" env:"VIRT_COW_LAUNCHER"` // auto, systemd, child
 	Group    string `toml:"group" env:"VIRT_COW_GROUP"`       // QEMU's, that gets the NBD sockets; auto, or "" for root's
 	HostUUID string `toml:"host_uuid" env:"VIRT_COW_HOST_UUID"`
+
+	Reservations string `toml:"reservations" env:"VIRT_COW_RESERVATIONS"` // on, off: SCSI persistent reservations
 }
 
 // Hook is the libvirt hook.
@@ -62,6 +65,12 @@ type Migration struct {
 
 // Files are those with the certificates.
 func (m Migration) Files() peer.Files { return peer.Files{CA: m.CA, Cert: m.Cert, Key: m.Key} }
+
+// Fence is a site's way to make sure that a host is dead.
+type Fence struct {
+	Command string   `toml:"command" env:"VIRT_COW_FENCE_COMMAND"` // run with the host's name, UUID and address; "" for none
+	Timeout Duration `toml:"timeout" env:"VIRT_COW_FENCE_TIMEOUT"`
+}
 
 // Scan says where stores are looked for: folders, and globs of devices' stable names. In the environment they are
 // separated by colons.

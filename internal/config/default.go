@@ -11,12 +11,13 @@ func Default() Config {
 	return Config{
 		RunDir: "/run/virt-cow", StateDir: "/var/lib/virt-cow", LogDir: "/var/log/virt-cow", StoreDir: "/var/lib/virt-cow/stores",
 		Libvirt: Libvirt{Socket: "/run/libvirt/libvirt-sock", RunDir: "/run/libvirt/qemu"},
-		Engine:  Engine{Launcher: "auto", Group: "auto"},
+		Engine:  Engine{Launcher: "auto", Group: "auto", Reservations: "off"},
 		Hook:    Hook{Timeout: Duration(45 * time.Second)},
 		Migration: Migration{
 			Listen: ":" + peer.DefaultPort, Hosts: []string{}, CA: peer.DefaultCA, Cert: peer.DefaultCert, Key: peer.DefaultKey,
 			Timeout: Duration(10 * time.Second),
 		},
+		Fence:   Fence{Timeout: Duration(time.Minute)},
 		Scan:    Scan{Folders: []string{"/var/lib/virt-cow/stores"}, Devices: []string{"/dev/disk/by-id/*", "/dev/mapper/*"}},
 		Plugins: Plugins{Dir: "/etc/virt-cow/plugins.d", Timeout: Duration(30 * time.Second)},
 	}

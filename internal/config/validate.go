@@ -46,6 +46,12 @@ func (c Config) Validate() []Problem {
 			v.add("engine.host_uuid", "is %q, which is no UUID: print one with `uuidgen`, or leave it out", c.Engine.HostUUID)
 		}
 	}
+	if r := c.Engine.Reservations; r != "on" && r != "off" {
+		v.add("engine.reservations", "is %q, but must be on or off", r)
+	}
+	if c.Fence.Command != "" {
+		v.path("fence.command", c.Fence.Command)
+	}
 	for _, p := range c.Scan.Folders {
 		v.path("scan.folders", p)
 	}

@@ -39,7 +39,7 @@ const (
 	SlotReclaim SlotState = 4 // giver: wants to write again, must read the receiver's slot first
 	SlotYield   SlotState = 5 // giver: wanted to, but the receiver was active
 	SlotActive  SlotState = 6 // receiver: may write once it then reads SlotSealed or SlotYield
-	SlotKept    SlotState = 7 // giver: the guest has stayed here, the receiver gets nothing by this grant
+	SlotKept    SlotState = 7 // giver: may write, and the receiver gets nothing by this grant any more: the guest has stayed
 )
 
 // A slot's payload is in its first 512 bytes, so that a write of it is atomic:

@@ -61,6 +61,12 @@ type Config struct {
 	Plugins   *plugin.Runner
 	Inventory inventory.Config // without its functions
 	Ready     func()           // called once the control socket answers; may be nil
+
+	Peers        Peers         // nil: no other host is spoken to, and nothing migrates
+	PeerTimeout  time.Duration // of a question that is answered at once
+	FenceCommand string        // that makes sure that a host is dead, "" for none
+	FenceTimeout time.Duration // of it
+	Reservations bool          // stores' LUNs are kept from other hosts by SCSI persistent reservations
 }
 
 // Daemon is the control daemon of one host.
@@ -73,6 +79,7 @@ type Daemon struct {
 	started   time.Time
 	counters  counters
 	inventory *inventory.Inventory
+	fencing   sync.Mutex // held while a host is fenced
 
 	mu           sync.Mutex
 	conn         libvirtx.Conn // nil while there is none
@@ -132,6 +139,13 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 		d.tasks.Go(func() {
 			if err := metrics.Serve(ctx, c.MetricsAddr, metrics.Handler(d.Status), log); err != nil && ctx.Err() == nil {
 				log.Error().Err(err).Str("address", c.MetricsAddr).Msg("no metrics over TCP")
+			}
+		})
+	}
+	if c.Peers != nil {
+		d.tasks.Go(func() {
+			if err := c.Peers.Serve(ctx, d.peerHandler()); err != nil && ctx.Err() == nil {
+				log.Error().Err(err).Msg("other hosts are not answered: no live migration")
 			}
 		})
 	}
@@ -208,6 +222,7 @@ func (d *Daemon) Event(e libvirtx.Event) {
 			return
 		}
 	}
+	d.followDomain(e.Subject())
 	d.poke(e.Subject())
 }
 

@@ -140,7 +140,7 @@ func TestAdoptWithDamagedSpecs(t *testing.T) {
 		}
 	}
 	write("torn", `{"version":1,"wa`)
-	write("newer", `{"version":3,"volume":"newer"}`)
+	write("newer", `{"version":4,"volume":"newer"}`)
 	write("evil", `{"version":1,"want":{"volume":"../evil","store":"/s"}}`)
 	write("renamed", `{"version":2,"volume":"other","store":"/s/other"}`)
 	write("first", `{"version":1,"want":{"volume":"first","store":"/s/first","target":"vdb","hydrate":"no","rate":7}}`)

@@ -100,8 +100,13 @@ func (d *Daemon) isPrepared(v *volume) bool {
 // arrived notes that a guest has its disk.
 func (d *Daemon) arrived(v *volume) {
 	d.mu.Lock()
+	v.prepared = time.Time{}
+	if v.incoming != nil || v.gone { // it is still, or again, another host's
+		d.mu.Unlock()
+		return
+	}
 	news := !v.arrived
-	v.arrived, v.prepared = true, time.Time{}
+	v.arrived = true
 	d.mu.Unlock()
 	d.setState(v, api.VolumeAttached, nil)
 	if news {

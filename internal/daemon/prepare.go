@@ -24,6 +24,9 @@ func (d *Daemon) Prepare(ctx context.Context, r api.PrepareRequest) (*api.Prepar
 		return nil, bad("prepare: a domain has a name and a UUID, not %q, %q", r.Domain, r.UUID)
 	}
 	dom := libvirtx.Domain{Name: r.Domain, UUID: id}
+	if r.Operation == "migrate" {
+		return &api.PrepareAnswer{}, d.receiveAll(ctx, dom, r)
+	}
 	errs := make([]error, len(r.Volumes))
 	var wg sync.WaitGroup
 	for i, name := range r.Volumes {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -29,9 +30,34 @@ func (d *Daemon) specOf(v *volume) *api.EngineSpec {
 	return &api.EngineSpec{
 		Version: api.SpecVersion, Volume: v.name, UUID: v.uuid, Store: w.Store,
 		Socket: d.socketPath(v.name), Control: d.controlPath(v.name), Group: d.config.Group,
-		Client: d.peerOf(v.domain), Hydrate: w.Hydrate != "no", Rate: w.Rate, Devices: devices,
+		Client: d.peerOf(v.domain), Address: d.address(), Incoming: v.incoming.spec(), Dead: v.dead, Epoch: v.epochOfGuest(), Reservations: d.config.Reservations,
+		Hydrate: w.Hydrate != "no", Rate: w.Rate, Devices: devices,
 		Use: &api.Use{Target: w.Target, Bus: w.Bus, Plugged: v.plugged, Held: v.held, Arrived: v.arrived, Hydrated: v.hydrated},
 	}
+}
+
+// epochOfGuest is the epoch in which the guest has the volume, 0 if it does not. The caller holds d.mu.
+func (v *volume) epochOfGuest() uint32 {
+	if !v.arrived {
+		return 0
+	}
+	return v.epoch
+}
+
+// address is where other hosts reach this daemon, "" for nowhere.
+func (d *Daemon) address() string {
+	if d.config.Peers == nil {
+		return ""
+	}
+	return d.config.Peers.Address()
+}
+
+// spec is what an engine is told of it.
+func (in *incoming) spec() *api.Incoming {
+	if in == nil {
+		return nil
+	}
+	return &api.Incoming{Grant: in.grant}
 }
 
 // peerOf is whose QEMU may connect: that of the domain. The caller holds d.mu.
@@ -114,6 +140,11 @@ func (d *Daemon) adoptOne(path string) error {
 		v.want.Target, v.want.Bus = u.Target, u.Bus
 		v.plugged, v.held, v.arrived, v.hydrated = u.Plugged, u.Held, u.Arrived, u.Hydrated
 	}
+	v.epoch = spec.Epoch
+	if in := spec.Incoming; in != nil {
+		v.incoming = &incoming{grant: in.Grant, migration: in.Grant, since: time.Now()}
+		v.prepared = time.Now().Add(incomingFor)
+	}
 	v.engine = d.newEngine(v.name)
 	d.mu.Lock()
 	if c := spec.Client; c != nil {
@@ -150,7 +181,7 @@ func readSpec(path string) (*api.EngineSpec, error) {
 		return nil, err
 	}
 	switch s.Version {
-	case api.SpecVersion:
+	case api.SpecVersion, api.SpecVersion - 1:
 	case 1:
 		var r recordVersion1
 		if err := json.Unmarshal(b, &r); err != nil {

@@ -95,6 +95,12 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("POST "+api.PathVolumeDelete, callNamed(d.Delete))
 	mux.HandleFunc("POST "+api.PathVolumeStart, callNamed(bare(d.Start)))
 	mux.HandleFunc("POST "+api.PathVolumeStop, callNamed(bare(d.Stop)))
+	mux.HandleFunc("POST "+api.PathVolumeCache, callNamed(d.Cache))
+	mux.HandleFunc("GET "+api.PathHosts, func(w http.ResponseWriter, r *http.Request) {
+		list, err := d.Hosts(r.Context())
+		answer(w, list, err)
+	})
+	mux.HandleFunc("POST "+api.PathHostFenced, call(d.Fenced))
 	mux.HandleFunc("POST "+api.PathVolumeRestart, callNamed(bare(d.Restart)))
 	return mux
 }
@@ -142,15 +148,16 @@ func httpStatus(err error) int {
 	var inUse *inUseError
 	var taken *takenError
 	var veto *plugin.VetoError
+	var runs *runsError
 	switch {
 	case errors.As(err, &b), errors.Is(err, inventory.ErrInvalid):
 		return http.StatusBadRequest
 	case errors.As(err, &n), errors.Is(err, libvirtx.ErrNoDomain), errors.Is(err, inventory.ErrNotFound):
 		return http.StatusNotFound
-	case errors.As(err, &inUse), errors.As(err, &taken), errors.Is(err, inventory.ErrExists),
+	case errors.As(err, &runs), errors.As(err, &inUse), errors.As(err, &taken), errors.Is(err, inventory.ErrExists),
 		errors.Is(err, inventory.ErrInUse), errors.Is(err, inventory.ErrNotReady):
 		return http.StatusConflict
-	case errors.As(err, &veto), errors.Is(err, inventory.ErrVetoed), errors.Is(err, errForbidden):
+	case errors.As(err, &veto), errors.Is(err, inventory.ErrVetoed), errors.Is(err, errForbidden), errors.Is(err, errNotYours):
 		return http.StatusForbidden
 	case errors.Is(err, ErrNoLibvirt), errors.Is(err, libvirtx.ErrGone):
 		return http.StatusServiceUnavailable

@@ -55,6 +55,9 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		if err := d.mayServe(ctx, w); err != nil {
 			return err
 		}
+		if err := d.comeBy(ctx, v, w); err != nil {
+			return err
+		}
 		e = d.beginEngine(v)
 	}
 	if err := e.wait(ctx); err != nil {
@@ -75,6 +78,10 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		d.mu.Unlock()
 		d.cutLoose(v)
 	}
+	if fresh {
+		d.takenOver(v)
+	}
+	d.followShared(v, s)
 	return d.introduce(ctx, v, e, s)
 }
 
@@ -113,6 +120,9 @@ func (d *Daemon) mayServe(ctx context.Context, w libvirtx.Want) error {
 func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.EngineStatus) error {
 	d.mu.Lock()
 	v.uuid = s.UUID
+	if v.incoming == nil && !v.gone {
+		v.epoch = s.Epoch
+	}
 	peer := d.peerOf(v.domain)
 	if s.ControlVersion >= 2 {
 		v.client = s.Client // it may have been started again by systemd, with a spec of before
@@ -205,8 +215,8 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 		d.mu.Unlock()
 		return nil
 	}
-	e, needed := v.engine, v.needed()
-	if needed {
+	e, needed, in := v.engine, v.needed(), v.incoming
+	if needed && in == nil {
 		v.state, v.err = state, nil
 		if v.held != "" {
 			v.state = api.VolumeServed
@@ -217,6 +227,9 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 		return nil
 	}
 	if e != nil {
+		if err := d.mayStop(ctx, v); err != nil {
+			return err
+		}
 		if err := d.closeVolume(ctx, v, e); err != nil {
 			d.setState(v, api.VolumeFailed, err)
 			return err
@@ -228,8 +241,29 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if in != nil && v.incoming == in {
+		v.incoming = nil
+		d.counters.migrationsFailed.Add(1)
+		d.log.Info().Str("migration", in.migration).Str("volume", v.name).Msg("the domain did not come: the volume is closed here")
+		d.closedElsewhere(v, v.uuid, in)
+	}
+	if v.gone && state == api.VolumeOff {
+		state = api.VolumeElsewhere
+	}
 	v.engine, v.client, v.arrived, v.state, v.err = nil, nil, false, state, nil
+	v.gone, v.epoch, v.outgoing = false, 0, nil
 	return nil
+}
+
+// mayStop says whether an engine may be asked to end now. One that has granted its volume ends only once it is handed over, or
+// the grant is: until then the domain is looked at again.
+func (d *Daemon) mayStop(ctx context.Context, v *volume) error {
+	s, err := d.engineStatus(ctx, v)
+	if err != nil || len(s.Grants) == 0 {
+		return nil
+	}
+	d.followShared(v, s)
+	return fmt.Errorf("volume %s: %s has it open: %w", v.name, s.Grants[0].HostName, errUnfinished)
 }
 
 // stopOrphans ends, once a connection, the engines that no domain has: their domain was stopped, or undefined,

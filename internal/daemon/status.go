@@ -55,6 +55,7 @@ func (d *Daemon) volumeStatus(ctx context.Context, v *volume) *api.VolumeStatus 
 	if v.err != nil {
 		s.Error = v.err.Error()
 	}
+	s.Migration = v.migration()
 	e := v.engine
 	d.mu.Unlock()
 	if e == nil {
@@ -75,7 +76,21 @@ func (d *Daemon) volumeStatus(ctx context.Context, v *volume) *api.VolumeStatus 
 		return s
 	}
 	s.Old = s.Engine.Version != d.config.Version
+	if s.Migration != nil && s.Engine.Handover != nil {
+		s.Migration.Waits = s.Engine.Handover.Waits
+	}
 	return s
+}
+
+// migration tells of the migration that a volume is part of, nil for none. The caller holds d.mu.
+func (v *volume) migration() *api.MigrationStatus {
+	switch {
+	case v.incoming != nil:
+		return &api.MigrationStatus{ID: v.incoming.migration, Direction: "in", Peer: v.incoming.owner.HostName, Since: v.incoming.since.Unix()}
+	case v.outgoing != nil:
+		return &api.MigrationStatus{ID: v.outgoing.migration, Direction: "out", Peer: v.outgoing.grant.HostName, Since: v.outgoing.since.Unix()}
+	}
+	return nil
 }
 
 // problems lists what is wrong with domains as a whole, in the order of their names. The caller holds d.mu.

@@ -28,6 +28,14 @@ type volume struct {
 	state    string    // api.Volume…
 	err      error     // why it failed
 	engine   *engine   // nil while it has no process
+
+	epoch    uint32         // in which the guest has it; 0: it does not
+	gone     bool           // it was handed over, and its engine has no more to do
+	incoming *incoming      // it is another host's, and to come with its domain
+	outgoing *outgoing      // another host was granted it
+	dead     *api.DeadOwner // proof for its next engine
+	fencedAt time.Time      // when its owner's host was to be fenced last
+	look     chan struct{}  // wakes whoever follows its hand-over, nil if nobody does
 }
 
 // preparedFor is how long a volume stays served for a domain whose start the hook announced, if nothing more is

@@ -81,6 +81,8 @@ var checks = []check{
 	{"exception caches", caches},
 	{"stores", stores},
 	{"PCI ports", pciPorts},
+	{"certificates", certificates},
+	{"other hosts", otherHosts},
 }
 
 // Names of all checks, in their order.

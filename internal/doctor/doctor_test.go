@@ -2,12 +2,20 @@ package doctor
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +29,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/config"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/peer"
 )
 
 // host is a folder that looks like a host, and what runs on it. It is well unless a test makes it otherwise.
@@ -58,6 +67,8 @@ func newHost(t *testing.T) *host {
 	h.file("/proc/77/limits", "Max open files            1048576              1048576              files     \n")
 	h.file("/proc/78/limits", "Max open files            1048576              1048576              files     \n"+
 		"Max locked memory         unlimited            unlimited            bytes     \n")
+	h.file("/proc/sys/kernel/hostname", "hv1.example.com\n")
+	h.certificates(nil)
 	h.file("/run/virt-cow/x", "")
 	h.file("/var/lib/virt-cow/stores/a.cow", "")
 	h.volumes = []api.VolumeInfo{{Name: "a", UUID: "ua", State: api.StateReady, Store: "/var/lib/virt-cow/stores/a.cow"}}
@@ -275,6 +286,40 @@ func TestFindings(t *testing.T) {
 		{"stores", "unknown", func(h *host) { h.file("/var/lib/virt-cow/stores/b.cow", "") }, Warning, "b.cow"},
 		{"stores", "error", func(h *host) { h.volumes[0].Error = "torn" }, Problem, "a: torn"},
 		{"stores", "no daemon", func(h *host) { h.status = nil }, Skipped, "not running"},
+		{"certificates", "well", func(*host) {}, OK, "is for hv1.example.com, until 20"},
+		{"certificates", "none, and nobody may ask", func(h *host) { h.remove("/etc/pki") }, Skipped, "openssl req -x509 -newkey"},
+		{"certificates", "none", func(h *host) { h.remove("/etc/pki"); h.config = mayAsk }, Problem, `subjectAltName=DNS:hv1.example.com\n`},
+		{"certificates", "no key", func(h *host) { h.remove("/etc/pki/libvirt/private"); h.config = mayAsk }, Problem, "not there: /etc/pki/libvirt/private/serverkey.pem"},
+		{"certificates", "elsewhere", func(h *host) { h.config = mayAsk + "cert = \"/etc/x/cert.pem\"" }, Problem, "install -D -m 644 servercert.pem /etc/x/cert.pem"},
+		{"certificates", "garbage", func(h *host) { h.file("/etc/pki/libvirt/servercert.pem", "moo"); h.config = mayAsk }, Problem, "failed to find any PEM data"},
+		{"certificates", "key for all", func(h *host) { h.mode("/etc/pki/libvirt/private/serverkey.pem", 0o644) }, Problem, "chmod o= /etc/pki/libvirt/private/serverkey.pem"},
+		{"certificates", "other name", func(h *host) { h.file("/proc/sys/kernel/hostname", "hv1\n"); h.config = mayAsk }, Problem, `set address = "hv1.example.com"`},
+		{"certificates", "configured name", func(h *host) {
+			h.file("/proc/sys/kernel/hostname", "hv1\n")
+			h.config = mayAsk + "address = \"HV1.example.com:7\""
+		}, OK, "is for hv1.example.com"},
+		{"certificates", "no host name", func(h *host) { h.remove("/proc/sys/kernel"); h.config = mayAsk }, Problem, "set address"},
+		{"certificates", "an administrator's", func(h *host) {
+			h.certificates(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+			h.config = mayAsk
+		}, Problem, "is for a client"},
+		{"certificates", "expired", func(h *host) {
+			h.certificates(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Hour) })
+			h.config = mayAsk
+		}, Problem, "has expired on"},
+		{"certificates", "soon expired", func(h *host) {
+			h.certificates(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(soon - time.Hour) })
+			h.config = mayAsk
+		}, Warning, "expires on 20"},
+		{"certificates", "soon expired, for libvirt only", func(h *host) {
+			h.certificates(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(soon - time.Hour) })
+		}, OK, "until 20"},
+		{"other hosts", "none", func(*host) {}, Skipped, `hosts = ["*.hv.example.com"]`},
+		{"other hosts", "off", func(h *host) { h.config = mayAsk + "listen = \"\"" }, Warning, "migration.listen is empty"},
+		{"other hosts", "not heard", func(h *host) { h.config = mayAsk; h.tcp("40CE", "0A") }, Problem, "nobody listens at :16589"},
+		{"other hosts", "only connections", func(h *host) { h.config = mayAsk; h.tcp("40CD", "01") }, Problem, "nobody listens at :16589"},
+		{"other hosts", "heard", func(h *host) { h.config = mayAsk; h.tcp("40CD", "0A") }, OK, "*.example.com may ask"},
+		{"other hosts", "daemon is down", func(h *host) { h.config = mayAsk; h.status = nil }, Skipped, "does not answer"},
 		{"PCI ports", "no libvirt", func(*host) {}, Skipped, "libvirt does not answer"},
 	} {
 		t.Run(c.check+"/"+c.name, func(t *testing.T) {
@@ -299,6 +344,95 @@ func TestFindings(t *testing.T) {
 			}
 		})
 	}
+}
+
+// mayAsk has live migration set up; more keys of [migration] may follow.
+const mayAsk = "[migration]\nhosts = [\"*.example.com\"]\n"
+
+// tcp has a socket at a port, in a state.
+func (h *host) tcp(port, state string) {
+	h.file("/proc/net/tcp6", "  sl  local_address                         remote_address                        st tx_queue rx_queue\n"+
+		"   0: 00000000000000000000000000000000:"+port+" 00000000000000000000000000000000:0000 "+state+" 00000000:00000000\n")
+}
+
+// certificates makes them, as libvirt has them, for hv1.example.com unless a test makes them otherwise.
+func (h *host) certificates(change func(*x509.Certificate)) {
+	h.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(10 * soon),
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{"hv1.example.com"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+	}
+	if change != nil {
+		change(leaf)
+	}
+	for path, c := range map[string]*x509.Certificate{"/etc/pki/CA/cacert.pem": ca, "/etc/pki/libvirt/servercert.pem": leaf} {
+		der, err := x509.CreateCertificate(rand.Reader, c, ca, key.Public(), key) // one key for both will do
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		h.file(path, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.file("/etc/pki/libvirt/private/serverkey.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	h.mode("/etc/pki/libvirt/private/serverkey.pem", 0o600)
+}
+
+// TestMakeCertificates runs the commands that are printed, and looks at what they have made.
+func TestMakeCertificates(t *testing.T) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("there is no openssl")
+	}
+	for _, name := range []string{"hv1.example.com", "10.0.0.7"} {
+		h := newHost(t)
+		h.remove("/etc/pki")
+		h.config = mayAsk + "address = \"" + name + "\"\n"
+		for _, path := range []string{"ca", "cert", "key"} { // where the commands may write
+			h.config += fmt.Sprintf("%s = %q\n", path, filepath.Join(h.dir, path+".pem"))
+		}
+		f := otherwise(h.examine(), "certificates")
+		work := t.TempDir()
+		sh := exec.Command("sh", "-euc", f.Mend)
+		sh.Dir = work
+		if out, err := sh.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s\n%s", err, f.Mend, out)
+		}
+		files := peer.Files{CA: filepath.Join(h.dir, "ca.pem"), Cert: filepath.Join(h.dir, "cert.pem"), Key: filepath.Join(h.dir, "key.pem")}
+		c, err := peer.Read(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if names, err := c.Check(time.Now()); err != nil || names.String() != name || time.Until(c.End()) < 20*soon {
+			t.Error(names, err, c.End())
+		}
+		if info, err := os.Stat(files.Key); err != nil || info.Mode().Perm() != 0o600 {
+			t.Error(info, err)
+		}
+		// libvirt wants both of these.
+		if both := x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment; c.Leaf.KeyUsage != both || c.CAs[0].KeyUsage&x509.KeyUsageCertSign == 0 {
+			t.Error(c.Leaf.KeyUsage, c.CAs[0].KeyUsage)
+		}
+	}
+}
+
+// otherwise is the first finding of a check that is not well.
+func otherwise(all []Finding, check string) Finding {
+	for _, f := range all {
+		if f.Check == check && f.Result != OK {
+			return f
+		}
+	}
+	return Finding{}
 }
 
 func appArmored(h *host) {

@@ -83,8 +83,8 @@ func createCache(path string, h *cowfmt.Header, instance uuid.UUID, leaves int64
 	return mapCache(f, path, leaves)
 }
 
-// openCache maps what a dead engine of this boot left. errNoCache: it left none for this owner.
-func openCache(path string, h *cowfmt.Header, leaves int64) (*cacheFile, error) {
+// openCache maps what a dead engine of this boot, of this instance, left. errNoCache: it left none.
+func openCache(path string, h *cowfmt.Header, instance uuid.UUID, leaves int64) (*cacheFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errNoCache
@@ -92,7 +92,7 @@ func openCache(path string, h *cowfmt.Header, leaves int64) (*cacheFile, error) 
 	if err != nil {
 		return nil, fmt.Errorf("exception cache: %w", err)
 	}
-	want := cacheIdentity(h, h.Owner.Instance)
+	want := cacheIdentity(h, instance)
 	got := make([]byte, len(want))
 	_, err = f.ReadAt(got, 0)
 	st, serr := f.Stat()

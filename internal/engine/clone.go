@@ -57,12 +57,13 @@ func (c *clone) eachRun(off, length int64, f func(set bool, off, length int64) e
 }
 
 func (c *clone) read(p []byte, off int64) error {
+	unsure := c.table.off() // before the lookups: while the cache is off their zeros may be stale, also once it is on
 	return c.eachRun(off, int64(len(p)), func(set bool, at, n int64) error {
 		part := p[at-off : at-off+n]
 		switch {
 		case set:
 			return c.data.read(part, at)
-		case c.table.off():
+		case unsure:
 			return c.readUnsure(part, at)
 		}
 		return c.readMaster(part, at)
@@ -106,6 +107,7 @@ func (c *clone) refresh(first, count int64) error {
 // shared, unless alone. Otherwise they are the caller's alone, and with the cache off as the device has
 // them.
 func (c *clone) settled(first, count int64, alone bool) (*span, bool, error) {
+	unsure := c.table.off() // before the lookup
 	set, n, err := c.table.run(first, count)
 	if err != nil {
 		return nil, false, err
@@ -115,7 +117,7 @@ func (c *clone) settled(first, count int64, alone bool) (*span, bool, error) {
 	if all {
 		return held, true, nil // a one stays a one
 	}
-	if c.table.off() {
+	if unsure {
 		err = c.refresh(first, count)
 	}
 	if err == nil {

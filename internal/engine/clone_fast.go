@@ -17,12 +17,13 @@ func (c *clone) fast(v *Volume, r *blockdev.Request) bool {
 func (c *clone) fastRead(v *Volume, r *blockdev.Request) bool {
 	end := r.Off + r.Length
 	ringed := r.Ring != nil && c.data.file != nil
+	unsure := c.table.off() // before the lookups
 	// A look first: nothing may have begun when it turns out that the blocking way is needed.
 	for off := r.Off; off < end; {
 		first, count := c.chunks(off, end-off)
 		set, n, known := c.table.lookup(first, count)
 		switch {
-		case !known, !set && c.table.off():
+		case !known, !set && unsure:
 			return false
 		case set && !ringed:
 			return false
@@ -79,9 +80,10 @@ func (c *clone) fastWrite(v *Volume, r *blockdev.Request) bool {
 	end := r.Off + r.Length
 	first, count := c.chunks(r.Off, r.Length)
 	last := first + count - 1
+	unsure := c.table.off() // before the lookup
 	set, n, known := c.table.lookup(first, count)
 	all := set && n == count
-	if !known || !all && !c.table.ready(first, count) || c.table.off() && (!all || c.table.pending(first, count)) {
+	if !known || !all && !c.table.ready(first, count) || unsure && (!all || c.table.pending(first, count)) {
 		return false
 	}
 	held := c.inflight.tryLock(first, last, all)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 type committer struct {
 	st     *store.Store
 	data   blockdev.Device // what guests' data is on: the store's device, or a raw origin
+	taken  func(error)     // called when the store turns out to be another host's
 	rounds atomic.Uint64
 
 	running sync.Mutex // one round at a time
@@ -64,6 +66,9 @@ func (c *committer) round(t *table) error {
 	}
 	if t != nil {
 		t.committed(err)
+	}
+	if errors.Is(err, store.ErrEpoch) && c.taken != nil {
+		c.taken(err)
 	}
 	return err
 }

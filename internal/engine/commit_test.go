@@ -154,7 +154,7 @@ func TestGroupCommit(t *testing.T) {
 	eventually(t, "inside", func() bool {
 		v.gate.mu.Lock()
 		defer v.gate.mu.Unlock()
-		return v.gate.inside == 21
+		return v.gate.inside[writing]+v.gate.inside[flushing] == 21
 	})
 	time.Sleep(20 * time.Millisecond) // for most to join; who comes later shares with others
 	g.let <- nil

@@ -21,175 +21,217 @@ var (
 	ErrClosed = fmt.Errorf("volume is closed: %w", unix.ESHUTDOWN)
 )
 
-// gate counts the requests inside the target and holds new ones while the volume is suspended, as
-// device-mapper does between suspend and resume.
-type gate struct {
-	mu        sync.Mutex
-	inside    int
-	suspended *Suspension
-	closed    bool
-	held      []*blockdev.Request
-	empty     chan struct{} // closed when inside falls to 0 under a suspension
-	open      chan struct{} // closed when the gate opens; for those who wait in enter
+// class is what a hand-over must tell apart: who may read may not always write, and a FLUSH changes nothing.
+type class uint8
+
+const (
+	reading class = iota // reads and extents
+	writing              // writes, zeroes, trims, and hydration
+	flushing
+	classes
+)
+
+func classOf(op blockdev.Op) class {
+	switch op {
+	case blockdev.OpRead:
+		return reading
+	case blockdev.OpFlush:
+		return flushing
+	}
+	return writing
 }
 
-// pass lets a request in (true), or keeps it to be given to the resumer (false). Closed: an error.
+// rule is what is done with the requests of a class.
+type rule uint8
+
+const (
+	pass   rule = iota
+	hold        // until the rule changes
+	refuse      // with the gate's refusal
+)
+
+// rules are one a class.
+type rules [classes]rule
+
+// gate counts the requests inside the target and holds new ones while the volume is suspended, as
+// device-mapper does between suspend and resume, or while a hand-over's rules say so.
+type gate struct {
+	mu        sync.Mutex
+	inside    [classes]int
+	suspended *Suspension
+	rules     rules
+	refusal   error // of the classes whose rule is refuse
+	closed    bool
+	held      []heldRequest
+	turn      chan struct{} // closed when somebody in enter may go on; nil: nobody waits there
+	drains    []*drain
+	onHold    func() // called, without mu, when a rule has held a request; must not block
+}
+
+// heldRequest is a request that waits outside.
+type heldRequest struct {
+	r  *blockdev.Request
+	at time.Time // when it came
+}
+
+// drain is somebody who waits until all requests of some classes have left, while new ones are held.
+type drain struct {
+	of   [classes]bool
+	done chan struct{}
+}
+
+func (g *gate) empty(of [classes]bool) bool {
+	for c, n := range g.inside {
+		if of[c] && n > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+var all = [classes]bool{true, true, true}
+
+// await returns a channel that is closed once no request of these classes is inside. Called with mu held.
+func (g *gate) await(of [classes]bool) *drain {
+	d := &drain{of: of, done: make(chan struct{})}
+	if g.empty(of) {
+		close(d.done)
+	} else {
+		g.drains = append(g.drains, d)
+	}
+	return d
+}
+
+// pass lets a request in (true), or keeps it to be given to whoever opens the gate (false). Closed, or refused: an error.
 func (g *gate) pass(r *blockdev.Request) (bool, error) {
+	c := classOf(r.Op)
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	held, err := g.stops(c)
+	if err == nil && !held {
+		g.inside[c]++
+	}
+	if held {
+		g.held = append(g.held, heldRequest{r, time.Now()})
+	}
+	tell := held && g.rules[c] == hold
+	g.mu.Unlock()
+	if tell && g.onHold != nil {
+		g.onHold()
+	}
+	return err == nil && !held, err
+}
+
+// stops says whether a request of a class is to be held, or why it is refused. Called with mu held.
+func (g *gate) stops(c class) (held bool, err error) {
 	switch {
 	case g.closed:
 		return false, ErrClosed
-	case g.suspended != nil:
-		g.held = append(g.held, r)
-		return false, nil
+	case g.rules[c] == refuse:
+		return false, g.refusal
 	}
-	g.inside++
-	return true, nil
+	return g.suspended != nil || g.rules[c] == hold, nil
 }
 
 // enter is pass for a caller that can wait.
-func (g *gate) enter(ctx context.Context) error {
+func (g *gate) enter(ctx context.Context, c class) error {
 	for {
 		g.mu.Lock()
-		if g.closed {
+		held, err := g.stops(c)
+		if !held || err != nil {
+			if err == nil {
+				g.inside[c]++
+			}
 			g.mu.Unlock()
-			return ErrClosed
+			return err
 		}
-		if g.suspended == nil {
-			g.inside++
-			g.mu.Unlock()
-			return nil
+		if g.turn == nil {
+			g.turn = make(chan struct{})
 		}
-		open := g.open
+		turn := g.turn
 		g.mu.Unlock()
 		select {
-		case <-open:
+		case <-turn:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-func (g *gate) leave() {
+func (g *gate) leave(c class) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.inside--
-	if g.inside == 0 && g.empty != nil {
-		close(g.empty)
-		g.empty = nil
+	g.inside[c]--
+	if g.inside[c] > 0 || len(g.drains) == 0 {
+		return
+	}
+	still := g.drains[:0]
+	for _, d := range g.drains {
+		if g.empty(d.of) {
+			close(d.done)
+		} else {
+			still = append(still, d)
+		}
+	}
+	clear(g.drains[len(still):])
+	g.drains = still
+}
+
+// sorted is what becomes of held requests.
+type sorted struct {
+	in      []*blockdev.Request // inside from now on
+	refused []*blockdev.Request
+	refusal error
+}
+
+// sort goes through what is held after something changed. Called with mu held; serve what it returns without.
+func (g *gate) sort() (s sorted) {
+	var still []heldRequest
+	for _, h := range g.held {
+		c := classOf(h.r.Op)
+		held, err := g.stops(c)
+		switch {
+		case err != nil:
+			s.refused, s.refusal = append(s.refused, h.r), err
+		case held:
+			still = append(still, h)
+		default:
+			g.inside[c]++
+			s.in = append(s.in, h.r)
+		}
+	}
+	g.held = still
+	if g.turn != nil {
+		close(g.turn)
+		g.turn = nil
+	}
+	return s
+}
+
+func (v *Volume) letGo(s sorted) {
+	for _, r := range s.in {
+		r.Detached = true
+		go v.serve(r)
+	}
+	for _, r := range s.refused {
+		r.Detached = true
+		v.refuse(r, s.refusal)
 	}
 }
 
-// close lets nobody in any more and waits until all are out. Held requests are let through first.
-func (g *gate) close() {
-	g.mu.Lock()
-	g.closed = true
-	s := g.suspended
-	var held []*blockdev.Request
-	if s != nil {
-		held = s.lift(nil)
-	}
-	var empty chan struct{}
-	if g.inside > 0 {
-		empty = make(chan struct{})
-		g.empty = empty
-	}
-	g.mu.Unlock()
-	if held != nil {
-		s.serve(held)
-	}
-	if empty != nil {
-		<-empty
-	}
-}
-
-// Suspension is a volume at rest: nothing is inside its target, new requests are held. It ends with
-// Resume, or by itself at its deadline.
-type Suspension struct {
-	v     *Volume
-	timer *time.Timer
-}
-
-// Suspend drains the volume and holds its I/O until Resume or, whatever happens to the caller, until the
-// deadline. It fails, with the I/O going on, where the requests inside don't end before the context or
-// the deadline does.
-func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspension, error) {
-	ctx, cancel := context.WithTimeout(ctx, deadline)
-	defer cancel()
-	s := &Suspension{v: v}
+// close lets nobody in any more and waits until all are out. What a suspension held is let through first, what a
+// hand-over held is refused.
+func (v *Volume) closeGate() {
 	g := &v.gate
 	g.mu.Lock()
-	if g.closed {
-		g.mu.Unlock()
-		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrClosed)
-	}
 	if g.suspended != nil {
-		g.mu.Unlock()
-		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrSuspended)
+		g.suspended.lift(nil)
 	}
-	g.suspended = s
-	open := make(chan struct{})
-	g.open = open
-	var empty chan struct{}
-	if g.inside > 0 {
-		empty = make(chan struct{})
-		g.empty = empty
-	}
-	s.timer = time.AfterFunc(deadline, func() { _ = s.resume(nil) })
+	s := g.sort()
+	g.closed = true
+	rest := g.sort()
+	d := g.await(all)
 	g.mu.Unlock()
-	if empty == nil {
-		return s, nil
-	}
-	select {
-	case <-empty:
-		return s, nil
-	case <-open: // its deadline, or the volume is being closed
-		return nil, fmt.Errorf("suspend %s: its requests took too long: %w", v.info.Name, ErrResumed)
-	case <-ctx.Done():
-		_ = s.resume(nil)
-		return nil, fmt.Errorf("suspend %s: its requests took too long: %w", v.info.Name, context.Cause(ctx))
-	}
-}
-
-// Resume lets the held I/O go on. ErrResumed: the deadline was first.
-func (s *Suspension) Resume() error { return s.resume(nil) }
-
-// resumeWith swaps the target and resumes; with ErrResumed the target is as it was.
-func (s *Suspension) resumeWith(t target) error { return s.resume(t) }
-
-func (s *Suspension) resume(t target) error {
-	g := &s.v.gate
-	g.mu.Lock()
-	if g.suspended != s {
-		g.mu.Unlock()
-		return ErrResumed
-	}
-	held := s.lift(t)
-	g.mu.Unlock()
-	s.serve(held)
-	return nil
-}
-
-// lift ends the suspension and returns what was held, which is inside from now on. Called with the
-// gate's mu held.
-func (s *Suspension) lift(t target) []*blockdev.Request {
-	g := &s.v.gate
-	s.timer.Stop()
-	if t != nil {
-		s.v.setTarget(t)
-	}
-	g.suspended, g.empty = nil, nil
-	close(g.open)
-	held := g.held
-	g.held = nil
-	g.inside += len(held)
-	return held
-}
-
-func (s *Suspension) serve(held []*blockdev.Request) {
-	for _, r := range held {
-		r.Detached = true
-		go s.v.serve(r)
-	}
+	v.letGo(s)
+	v.letGo(rest)
+	<-d.done
 }

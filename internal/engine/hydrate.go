@@ -56,6 +56,7 @@ type hydrator struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // of the running loop
 	closed bool          // never starts again
+	wanted bool          // to run, also while the cache is off
 
 	lastOps  uint64 // of the guest, when looked at last; used by the loop only
 	lastBusy time.Time
@@ -65,7 +66,8 @@ func newHydrator(v *Volume, c *clone) *hydrator {
 	return &hydrator{v: v, c: c, state: HydrationPaused, pace: newPace()}
 }
 
-// StartHydration starts or goes on with the background copy. It needs the exception cache.
+// StartHydration starts or goes on with the background copy. It needs the exception cache: while another host has the
+// volume open it is noted, and begins when the cache is on again.
 func (v *Volume) StartHydration() error {
 	h := v.hydrator
 	if h == nil {
@@ -74,14 +76,20 @@ func (v *Volume) StartHydration() error {
 	if v.info.ReadOnly {
 		return fmt.Errorf("hydrate %s: %w", v.info.Name, blockdev.ErrReadOnly)
 	}
-	if v.table.off() {
-		return fmt.Errorf("hydrate %s: its exception cache is off", v.info.Name)
-	}
+	divided := v.moving.undivided("hydrate") != nil
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case h.closed:
+	if h.closed {
 		return fmt.Errorf("hydrate %s: %w", v.info.Name, ErrClosed)
+	}
+	off := v.table.off()
+	if off && !divided {
+		return fmt.Errorf("hydrate %s: its exception cache is off", v.info.Name)
+	}
+	h.wanted = true
+	switch {
+	case off: // until it is on again
+		return nil
 	case h.state == HydrationRunning || h.state == HydrationDone:
 		return nil
 	}
@@ -93,8 +101,34 @@ func (v *Volume) StartHydration() error {
 
 // PauseHydration stops the background copy; what it copied stays.
 func (v *Volume) PauseHydration() {
+	if h := v.hydrator; h != nil {
+		h.mu.Lock()
+		h.wanted = false
+		h.mu.Unlock()
+		h.stop()
+	}
+}
+
+// haltHydration stops it for a while; resumeHydration goes on with it if it is still wanted.
+func (v *Volume) haltHydration() {
 	if v.hydrator != nil {
 		v.hydrator.stop()
+	}
+}
+
+func (v *Volume) resumeHydration() {
+	h := v.hydrator
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	wanted := h.wanted && !h.closed
+	h.mu.Unlock()
+	if !wanted {
+		return
+	}
+	if err := v.StartHydration(); err != nil {
+		v.log.Warn().Err(err).Msg("hydration does not go on")
 	}
 }
 

@@ -30,10 +30,10 @@ func (h *hydrator) do(ctx context.Context, j job) error {
 			return err
 		}
 	}
-	if err := h.v.gate.enter(ctx); err != nil {
+	if err := h.v.gate.enter(ctx, writing); err != nil {
 		return err
 	}
-	defer h.v.gate.leave()
+	defer h.v.gate.leave(writing)
 	c := h.c
 	if err := c.table.prepare(c.chunks(j.off, j.length)); err != nil {
 		return err

@@ -129,6 +129,7 @@ func mustOpen(tb testing.TB, dev, master blockdev.Device, boot uuid.UUID, cache 
 
 // abandon is what is left to do for a volume whose process is dead: its memory is unmapped, nothing else.
 func abandon(v *Volume) {
+	v.moving.kill()
 	if v.stopTicks != nil {
 		v.stopTicks()
 		v.ticks.Wait()

@@ -17,11 +17,11 @@ func (v *Volume) Submit(r *blockdev.Request) {
 	}
 	inside, err := v.gate.pass(r)
 	if err != nil {
-		r.Done(r, fmt.Errorf("%s: %w", v.info.Name, err))
+		v.refuse(r, err)
 		return
 	}
 	if !inside {
-		return // held: the resumer serves it
+		return // held: whoever opens the gate serves it
 	}
 	if r.Length == 0 && r.Op != blockdev.OpFlush {
 		v.finish(r, nil)
@@ -32,6 +32,12 @@ func (v *Volume) Submit(r *blockdev.Request) {
 	}
 	r.Detached = true
 	go v.serve(r)
+}
+
+// refuse ends a request that did not get inside the gate.
+func (v *Volume) refuse(r *blockdev.Request, err error) {
+	v.stats.errors.Add(1)
+	r.Done(r, fmt.Errorf("%s: %w", v.info.Name, err))
 }
 
 func (v *Volume) check(r *blockdev.Request) error {
@@ -67,6 +73,9 @@ func (v *Volume) do(r *blockdev.Request) error {
 		if v.info.ReadOnly {
 			return nil
 		}
+		if v.quiet.Load() { // its writes are on the disk or will never be
+			return v.data.Flush()
+		}
 		return t.flush()
 	}
 	return blockdev.ErrNotSupported
@@ -78,7 +87,7 @@ func (v *Volume) finish(r *blockdev.Request, err error) {
 	if err != nil {
 		v.stats.errors.Add(1)
 	}
-	v.gate.leave()
+	v.gate.leave(classOf(r.Op))
 	r.Done(r, err)
 }
 
@@ -87,12 +96,15 @@ func (v *Volume) blocking(r *blockdev.Request) error {
 	if err := v.check(r); err != nil {
 		return err
 	}
-	if err := v.gate.enter(context.Background()); err != nil {
-		return fmt.Errorf("%s: %w", v.info.Name, err)
-	}
 	done := make(chan error, 1)
 	r.Done = func(_ *blockdev.Request, err error) { done <- err }
-	v.serve(r)
+	inside, err := v.gate.pass(r)
+	switch {
+	case err != nil:
+		v.refuse(r, err)
+	case inside:
+		v.serve(r)
+	}
 	return <-done
 }
 
@@ -134,10 +146,10 @@ func (v *Volume) Extents(off, length int64) ([]blockdev.Extent, error) {
 	if err := blockdev.CheckRange(v.info, off, length); err != nil {
 		return nil, err
 	}
-	if err := v.gate.enter(context.Background()); err != nil {
+	if err := v.gate.enter(context.Background(), reading); err != nil {
 		return nil, err
 	}
-	defer v.gate.leave()
+	defer v.gate.leave(reading)
 	return v.target().extents(off, length)
 }
 

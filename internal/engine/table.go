@@ -28,6 +28,8 @@ type table struct {
 	dirty map[int64]struct{}
 	going map[int64]struct{} // leaves of the commit that is running
 	ones  atomic.Int64       // set flags of the leaves that are read
+
+	unsaved atomic.Int64 // 0: no flag that a lookup has seen is missing on the device
 }
 
 // newTable puts a table over the cache. After the death of a process of this boot the cache holds flags
@@ -53,8 +55,11 @@ func newTable(st *store.Store, cache *cacheFile, recovered bool) *table {
 			continue
 		}
 		t.ones.Add(int64(t.count[leaf]))
-		t.dirty[leaf] = struct{}{}
+		if h.Cache == cowfmt.CacheOn {
+			t.dirty[leaf] = struct{}{}
+		}
 	}
+	t.countUnsaved()
 	return t
 }
 
@@ -166,6 +171,8 @@ func (t *table) prepare(c, n int64) error {
 func (t *table) set(c, n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.unsaved.Add(1) // before a lookup may see a one
+	defer t.countUnsaved()
 	for leaf := c / store.LeafChunks; leaf <= (c+n-1)/store.LeafChunks; leaf++ {
 		state := t.cache.state(leaf)
 		if atomic.LoadUint32(state) == leafFull {
@@ -195,3 +202,6 @@ func (t *table) set(c, n int64) {
 		}
 	}
 }
+
+// countUnsaved brings unsaved up to date. Called with mu held.
+func (t *table) countUnsaved() { t.unsaved.Store(int64(len(t.dirty) + len(t.going))) }

@@ -38,10 +38,14 @@ func (t *table) committed(err error) {
 		maps.Copy(t.dirty, t.going)
 	}
 	t.going = nil
+	t.countUnsaved()
 }
 
-// pending says whether flags of these chunks may not be on the device yet.
+// pending says whether flags of these chunks, which a lookup found set, may not be on the device yet.
 func (t *table) pending(c, n int64) bool {
+	if t.unsaved.Load() == 0 {
+		return false
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for leaf := c / store.LeafChunks; leaf <= (c+n-1)/store.LeafChunks; leaf++ {

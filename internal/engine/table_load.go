@@ -1,9 +1,14 @@
 package engine
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"math/bits"
 	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/virt-cow/virt-cow/internal/store"
 )
@@ -28,6 +33,42 @@ func (t *table) refresh(leaf int64) error {
 	}
 	return t.read(leaf)
 }
+
+// reconcile makes this host's knowledge of all leaves that it read while the cache was off good again: it takes over the ones
+// that another host has set meanwhile, and finds those that are in this host's memory only, to be committed. Nobody else may
+// be writing the table.
+func (t *table) reconcile(ctx context.Context) error {
+	var reads errgroup.Group
+	reads.SetLimit(reconcileAtOnce)
+	for leaf := range t.cache.leaves {
+		if atomic.LoadUint32(t.cache.state(leaf)) == leafUnread {
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		reads.Go(func() error {
+			var flags [store.LeafFlags]byte
+			if err := t.st.ReadLeaf(leaf, flags[:]); err != nil {
+				return err
+			}
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if err := t.merge(leaf, flags[:]); err != nil {
+				return err
+			}
+			if _, going := t.going[leaf]; !going && !bytes.Equal(t.flags(leaf), flags[:]) {
+				t.dirty[leaf] = struct{}{}
+				t.countUnsaved()
+			}
+			return nil
+		})
+	}
+	return errors.Join(reads.Wait(), ctx.Err())
+}
+
+// reconcileAtOnce bounds how many leaves are read at a time.
+const reconcileAtOnce = 16
 
 // read takes over what the device has of a leaf.
 func (t *table) read(leaf int64) error {

@@ -51,44 +51,41 @@ func Run(ctx context.Context, c Config, call Call, xml io.Reader) error {
 	defer cancel()
 	switch call.Operation + " " + call.Phase {
 	case "prepare begin", "restore begin":
-		dom, volumes, err := c.named(ctx, call, xml)
-		if err != nil || len(volumes) == 0 {
+		dom, disks, _, err := c.named(ctx, call, xml)
+		if err != nil || len(disks) == 0 {
 			return err
 		}
-		return c.prepare(ctx, call, dom, volumes)
+		return c.prepare(ctx, call, dom, names(disks))
 	case "migrate begin":
-		_, volumes, err := c.named(ctx, call, xml)
-		if err != nil || len(volumes) == 0 {
+		dom, disks, text, err := c.named(ctx, call, xml)
+		if err != nil || len(disks) == 0 {
 			return err
 		}
-		return veto("domain %s has volumes of virt-cow (%s), and live migration of those is not supported yet: it stays where it is",
-			call.Domain, strings.Join(volumes, ", "))
+		return c.migrate(ctx, dom, disks, text)
 	case "started begin", "stopped end", "release end", "reconnect begin":
-		if dom, volumes, err := c.named(ctx, call, xml); err == nil && len(volumes) > 0 {
+		if dom, disks, _, err := c.named(ctx, call, xml); err == nil && len(disks) > 0 {
 			c.notice(ctx, call, dom)
 		}
 	}
 	return nil
 }
 
-// named reads the XML and finds the volumes it names. XML that can't be read names none unless the run folder is in it:
+// named reads the XML and finds the disks in it that are volumes. XML that can't be read names none unless the run folder is in it:
 // then it is refused.
-func (c Config) named(ctx context.Context, call Call, r io.Reader) (libvirtx.Domain, []string, error) {
-	xml, err := read(ctx, r)
+func (c Config) named(ctx context.Context, call Call, r io.Reader) (dom libvirtx.Domain, disks []libvirtx.NamedDisk, xml []byte, err error) {
+	xml, err = read(ctx, r)
 	if errors.Is(err, context.Canceled) {
-		return libvirtx.Domain{}, nil, veto("domain %s: interrupted", call.Domain)
+		return dom, nil, nil, veto("domain %s: interrupted", call.Domain)
 	}
 	if err == nil {
-		var dom libvirtx.Domain
-		var volumes []string
-		if dom, volumes, err = libvirtx.Named(xml, c.RunDir); err == nil {
-			return dom, volumes, nil
+		if dom, disks, err = libvirtx.Named(xml, c.RunDir); err == nil {
+			return dom, disks, xml, nil
 		}
 	}
 	if !bytes.Contains(xml, []byte(filepath.Clean(c.RunDir)+"/")) {
-		return libvirtx.Domain{}, nil, nil
+		return dom, nil, nil, nil
 	}
-	return libvirtx.Domain{}, nil, veto("domain %s: which volumes of %s it names can't be read: %w", call.Domain, c.RunDir, err)
+	return dom, nil, nil, veto("domain %s: which volumes of %s it names can't be read: %w", call.Domain, c.RunDir, err)
 }
 
 // read reads at most maxXML bytes, and no longer than ctx. What was read is returned with an error too.

@@ -52,6 +52,7 @@ type State struct {
 	Active  bool // running or paused: it has a QEMU
 	Paused  bool
 	IOError bool // paused by QEMU because a disk failed a request
+	Moving  bool // paused by a migration or by its start: it is still arriving, or about to be gone
 }
 
 // Conn is one connection to a libvirtd. All methods may be called at the same time. Errors wrap the sentinels
@@ -70,8 +71,9 @@ type Conn interface {
 	XML(ctx context.Context, d Domain) (string, error)
 	// InactiveXML is what the domain will be at its next start; of a transient one, what it was started from.
 	InactiveXML(ctx context.Context, d Domain) (string, error)
-	// HasManagedSave says that the next start restores the domain from an image, with the disks it had then.
-	HasManagedSave(ctx context.Context, d Domain) (bool, error)
+	// Leaving says that an active domain is being migrated to another host: from before that one's hook is called until
+	// the migration has succeeded or failed.
+	Leaving(ctx context.Context, d Domain) (bool, error)
 	// Metadata is the virt-cow element, "" if there is none: the live one of an active domain.
 	Metadata(ctx context.Context, d Domain) (string, error)
 	// SetMetadata replaces the whole element, live and stored, as far as the domain has each; "" removes it. Of
@@ -104,12 +106,21 @@ type Conn interface {
 // StateOf makes a State of what libvirt says: virDomainState, and virDomainPausedReason of a paused one. It is for
 // the drivers.
 func StateOf(state, reason int) State {
-	const running, blocked, paused, shutdown, suspended, ioError = 1, 2, 3, 4, 7, 5
+	const running, blocked, paused, shutdown, suspended = 1, 2, 3, 4, 7
+	const migration, ioError, startingUp, postCopy, postCopyFailed = 2, 5, 11, 12, 13
 	switch state {
 	case running, blocked, shutdown, suspended:
 		return State{Active: true}
 	case paused:
-		return State{Active: true, Paused: true, IOError: reason == ioError}
+		moving := reason == migration || reason == startingUp || reason == postCopy || reason == postCopyFailed
+		return State{Active: true, Paused: true, IOError: reason == ioError, Moving: moving}
 	}
 	return State{}
+}
+
+// LeavingBy judges a domain's job, as libvirt tells of it: virDomainJobType, and virDomainJobOperation if it is known. It is
+// for the drivers.
+func LeavingBy(kind int, operation int, known bool) bool {
+	const bounded, unbounded, migrationOut = 1, 2, 5
+	return (kind == bounded || kind == unbounded) && (!known || operation == migrationOut)
 }

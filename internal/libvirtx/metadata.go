@@ -40,20 +40,24 @@ func ParseWants(element string) ([]Want, error) {
 	if err := xml.Unmarshal([]byte(element), &w); err != nil {
 		return nil, fmt.Errorf("metadata element %s disks: %w", Prefix, err)
 	}
+	return w.Disks, checkWants(w.Disks)
+}
+
+func checkWants(disks []Want) error {
 	seen := map[string]bool{}
-	for _, d := range w.Disks {
+	for _, d := range disks {
 		switch {
 		case d.Volume == "" || d.Store == "" || d.Target == "":
-			return nil, fmt.Errorf("metadata element %s disks: a disk needs volume, store and target, this one has %q, %q, %q",
+			return fmt.Errorf("metadata element %s disks: a disk needs volume, store and target, this one has %q, %q, %q",
 				Prefix, d.Volume, d.Store, d.Target)
 		case seen["v "+d.Volume]:
-			return nil, fmt.Errorf("metadata element %s disks: volume %s is there twice", Prefix, d.Volume)
+			return fmt.Errorf("metadata element %s disks: volume %s is there twice", Prefix, d.Volume)
 		case seen["t "+d.Target]:
-			return nil, fmt.Errorf("metadata element %s disks: target %s is there twice", Prefix, d.Target)
+			return fmt.Errorf("metadata element %s disks: target %s is there twice", Prefix, d.Target)
 		}
 		seen["v "+d.Volume], seen["t "+d.Target] = true, true
 	}
-	return w.Disks, nil
+	return nil
 }
 
 // FormatWants makes the element for SetMetadata; no disks make "".

@@ -19,18 +19,25 @@ import (
 // ErrBadXML says that a text is no domain XML.
 var ErrBadXML = errors.New("not a domain's XML")
 
-// Named reads a domain's name and UUID from its XML, and the volumes it names: those whose sockets in runDir are
-// sources of its disks, each once, in the order of the disks. A disk of ours in the metadata element alone is not
+// NamedDisk is a disk of ours in a domain's XML.
+type NamedDisk struct {
+	Volume string
+	Serial string // "" if it has none
+}
+
+// Named reads a domain's name and UUID from its XML, and its disks with volumes: those whose sources are sockets in runDir,
+// each volume once, in the order of the disks. A disk of ours in the metadata element alone is not
 // among them. Of XML that speaks of no NBD disk only the beginning is read, so a foreign domain costs microseconds.
 // The UUID is zero if the XML has none. Errors wrap ErrBadXML.
-func Named(domainXML []byte, runDir string) (Domain, []string, error) {
-	var volumes []string
+func Named(domainXML []byte, runDir string) (Domain, []NamedDisk, error) {
+	var disks []NamedDisk
 	var disk func(libvirtxml.DomainDisk)
 	// A reference such as &#110; could spell nbd; libvirt writes none.
 	if bytes.Contains(domainXML, []byte("nbd")) || bytes.Contains(domainXML, []byte("&#")) {
 		disk = func(x libvirtxml.DomainDisk) {
-			if v := VolumeOf(nbdSocket(x), runDir); v != "" && !slices.Contains(volumes, v) {
-				volumes = append(volumes, v)
+			v := VolumeOf(nbdSocket(x), runDir)
+			if v != "" && !slices.ContainsFunc(disks, func(n NamedDisk) bool { return n.Volume == v }) {
+				disks = append(disks, NamedDisk{Volume: v, Serial: strings.TrimSpace(x.Serial)})
 			}
 		}
 	}
@@ -38,7 +45,7 @@ func Named(domainXML []byte, runDir string) (Domain, []string, error) {
 	if err != nil {
 		return Domain{}, nil, err
 	}
-	return d, volumes, nil
+	return d, disks, nil
 }
 
 // VolumeOf is the volume whose engine serves this socket in runDir, "" if it is none of ours.
@@ -131,4 +138,30 @@ func element(dec *xml.Decoder, t xml.StartElement, path string, d *Domain, disk 
 		return false, fmt.Errorf("it begins with <%s>", t.Name.Local)
 	}
 	return true, dec.Skip()
+}
+
+// WantsIn reads the virt-cow element out of a domain's whole XML; none is no disks.
+func WantsIn(domainXML []byte) ([]Want, error) {
+	if !bytes.Contains(domainXML, []byte(Namespace)) {
+		return nil, nil
+	}
+	dec := xml.NewDecoder(bytes.NewReader(domainXML))
+	for {
+		token, err := dec.Token()
+		if err == io.EOF {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrBadXML, err)
+		}
+		start, is := token.(xml.StartElement)
+		if !is || start.Name.Local != "disks" || start.Name.Space != Namespace {
+			continue
+		}
+		var w wants
+		if err := dec.DecodeElement(&w, &start); err != nil {
+			return nil, fmt.Errorf("%w: metadata element %s disks: %w", ErrBadXML, Prefix, err)
+		}
+		return w.Disks, checkWants(w.Disks)
+	}
 }

@@ -29,6 +29,38 @@ func nbdXML(socket string) string {
 		socket + `'/></source><target dev='vdb' bus='virtio'/></disk>`
 }
 
+func volumesOf(disks []NamedDisk) []string {
+	var names []string
+	for _, d := range disks {
+		names = append(names, d.Volume)
+	}
+	return names
+}
+
+func TestNamedSerial(t *testing.T) {
+	disk := strings.Replace(nbdXML("/run/virt-cow/a.sock"), "</disk>", "<serial> 0123 </serial></disk>", 1)
+	_, got, err := Named([]byte(namedXML(disk, nbdXML("/run/virt-cow/b.sock"))), "/run/virt-cow")
+	if err != nil || !slices.Equal(got, []NamedDisk{{"a", "0123"}, {"b", ""}}) {
+		t.Errorf("%v %v", got, err)
+	}
+}
+
+func TestWantsIn(t *testing.T) {
+	got, err := WantsIn([]byte(namedXML()))
+	if err != nil || !slices.Equal(got, []Want{{Volume: "m", Store: "/s", Target: "vdb"}}) {
+		t.Errorf("%v %v", got, err)
+	}
+	if got, err := WantsIn([]byte("<domain><metadata><disks><disk volume='m'/></disks></metadata></domain>")); got != nil || err != nil {
+		t.Errorf("another namespace's: %v %v", got, err)
+	}
+	if _, err := WantsIn([]byte("<domain><d:disks xmlns:d='" + Namespace + "'><d:disk volume='m'/></d:disks></domain>")); err == nil {
+		t.Error("a disk without store and target was taken")
+	}
+	if _, err := WantsIn([]byte("<domain xmlns:d='" + Namespace + "'><d:disks>")); !errors.Is(err, ErrBadXML) {
+		t.Error(err)
+	}
+}
+
 func TestNamed(t *testing.T) {
 	for name, c := range map[string]struct {
 		disks  []string
@@ -50,7 +82,7 @@ func TestNamed(t *testing.T) {
 		"no source":        {[]string{`<disk type='network' device='cdrom'><target dev='sda'/></disk>`, nbdXML("/run/virt-cow/a.sock")}, "/run/virt-cow", []string{"a"}},
 	} {
 		d, got, err := Named([]byte(namedXML(c.disks...)), c.runDir)
-		if err != nil || d != (Domain{Name: "g & 1", UUID: uuid.MustParse(namedUUID)}) || !slices.Equal(got, c.want) {
+		if err != nil || d != (Domain{Name: "g & 1", UUID: uuid.MustParse(namedUUID)}) || !slices.Equal(volumesOf(got), c.want) {
 			t.Errorf("%s: %v %q %v, want %q", name, d, got, err, c.want)
 		}
 	}
@@ -84,7 +116,7 @@ func FuzzNamed(f *testing.F) {
 			t.Fatal("no name")
 		}
 		for _, v := range volumes {
-			if err := cowfmt.ValidName(v); err != nil {
+			if err := cowfmt.ValidName(v.Volume); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"runtime"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -50,15 +51,28 @@ var (
 	reconnects      = counter("libvirt_reconnects_total", "Connections to libvirt after the first.")
 	pluginFailures  = counter("plugin_failures_total", "Calls of plugins that failed, and events no plugin was told of.")
 	pluginVetoes    = counter("plugin_vetoes_total", "Operations that a plugin did not allow.")
+
+	migrating        = gauge("volumes_migrating", "Volumes whose domain is migrating, by where to.", "direction")
+	migrationsIn     = counter("migrations_in_total", "Domains with volumes that migrated here.")
+	migrationsOut    = counter("migrations_out_total", "Domains with volumes that migrated to another host.")
+	migrationsFailed = counter("migrations_failed_total", "Migrations of domains with volumes, in and out, that failed or were cancelled.")
+	takeovers        = counter("takeovers_total", "Volumes that were taken over from a dead host by force.")
 )
 
 // volumeStates are all values of the label state of virt_cow_volumes.
 var volumeStates = []string{
-	api.VolumeOff, api.VolumeStarting, api.VolumeAttached, api.VolumeDetaching, api.VolumeDetached, api.VolumeFailed,
+	api.VolumeOff, api.VolumeStarting, api.VolumeServed, api.VolumeAttached, api.VolumeDetaching, api.VolumeDetached,
+	api.VolumeIncoming, api.VolumeElsewhere, api.VolumeFailed,
 }
 
-// collector shows one status.
-type collector struct{ s *api.DaemonStatus }
+// directions are all values of the label direction.
+var directions = []string{"in", "out"}
+
+// collector shows one status, as it was now.
+type collector struct {
+	s   *api.DaemonStatus
+	now time.Time
+}
 
 // Describe lists all there can be.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
@@ -84,7 +98,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	pluginFailures.send(ch, float64(s.Counters.PluginFailures))
 	pluginVetoes.send(ch, float64(s.Counters.Vetoes))
 
-	states, old, silent := map[string]int{}, 0, 0
+	migrationsIn.send(ch, float64(s.Counters.MigrationsIn))
+	migrationsOut.send(ch, float64(s.Counters.MigrationsOut))
+	migrationsFailed.send(ch, float64(s.Counters.MigrationsFailed))
+	takeovers.send(ch, float64(s.Counters.Takeovers))
+
+	states, moving, old, silent := map[string]int{}, map[string]int{}, 0, 0
 	for i := range s.Volumes {
 		v := &s.Volumes[i]
 		states[v.State]++
@@ -94,7 +113,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		if v.PID != 0 && v.Engine == nil {
 			silent++
 		}
+		if v.Migration != nil {
+			moving[v.Migration.Direction]++
+		}
 		sendVolume(ch, v)
+		sendHandover(ch, v, c.now)
+	}
+	for _, direction := range directions {
+		migrating.send(ch, float64(moving[direction]), direction)
 	}
 	for _, state := range volumeStates {
 		volumes.send(ch, float64(states[state]), state)

@@ -1,9 +1,10 @@
 // Package metrics shows to Prometheus what the daemon knows.
 //
-// Series are few and their number is known: each volume in use has about sixty, with its name as the label volume; the
-// domain is a label of virt_cow_volume_info only, to be joined where it is wanted, so that a volume that moves to another
-// domain goes on with the same series. All other labels have a handful of fixed values. Counters of a volume count since
-// its engine process started, those of the daemon since the daemon did: rate() and increase() see through both.
+// Series are few and their number is known: each volume in use has about eighty, with its name as the label volume, and
+// fifteen more while it is handed over; the domain is a label of virt_cow_volume_info only, to be joined where it is
+// wanted, so that a volume that moves to another domain goes on with the same series. All other labels have a handful of
+// fixed values. Counters of a volume count since its engine process started, those of the daemon since the daemon did:
+// rate() and increase() see through both.
 package metrics
 
 import (
@@ -51,7 +52,7 @@ func Handler(status func(context.Context) *api.DaemonStatus) http.Handler {
 		}
 		// One collector a scrape: what it shows is one status, and nothing is shared between scrapes.
 		own := prometheus.NewRegistry()
-		own.MustRegister(collector{s})
+		own.MustRegister(collector{s, time.Now()})
 		promhttp.HandlerFor(prometheus.Gatherers{own, process}, promhttp.HandlerOpts{
 			ErrorHandling: promhttp.ContinueOnError, // what is right is shown, whatever one volume says
 		}).ServeHTTP(w, r)

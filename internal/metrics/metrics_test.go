@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/handover"
 )
 
 // engine is what a busy one says.
@@ -41,15 +43,26 @@ func engine(i int) *api.EngineStatus {
 func fleet(n int) *api.DaemonStatus {
 	s := &api.DaemonStatus{
 		Version: "v1.2", Started: 1_700_000_000, Catalogue: 2 * n, Libvirt: api.LibvirtStatus{Connected: true},
-		Domains:  []api.DomainStatus{{Domain: "g1", Error: "no free PCI port"}},
-		Counters: api.Counters{Reconciles: 1, ReconcileErrors: 2, EngineRestarts: 3, Resumes: 4, Reconnects: 5, PluginFailures: 6, Vetoes: 7},
+		Domains: []api.DomainStatus{{Domain: "g1", Error: "no free PCI port"}},
+		Counters: api.Counters{Reconciles: 1, ReconcileErrors: 2, EngineRestarts: 3, Resumes: 4, Reconnects: 5, PluginFailures: 6, Vetoes: 7,
+			MigrationsIn: 8, MigrationsOut: 9, MigrationsFailed: 10, Takeovers: 11},
 	}
 	for i := range n {
 		s.Volumes = append(s.Volumes, api.VolumeStatus{
 			Volume: fmt.Sprintf("vol%d", i), Domain: fmt.Sprintf("g%d", i), State: api.VolumeAttached, PID: 1000 + i, Engine: engine(i),
 		})
 	}
+	handOver(&s.Volumes[0])
 	return s
+}
+
+// handOver has a volume on its way to another host, stuck.
+func handOver(v *api.VolumeStatus) {
+	ago := time.Now().Add(-time.Hour)
+	v.Engine.Epoch = 5
+	v.Engine.Grants = []api.Grant{{ID: "g2", Since: ago.Unix() + 60}, {ID: "g1", Since: ago.Unix()}}
+	v.Engine.Handover = &api.Handover{Role: api.RoleGiver, State: "sealed", Since: ago.UnixMilli(), Held: 3, Waits: "hv2 does not answer"}
+	v.Migration = &api.MigrationStatus{ID: "m", Direction: "out", Peer: "hv2", Since: ago.Unix()}
 }
 
 func scrape(t testing.TB, s *api.DaemonStatus) string {
@@ -66,7 +79,10 @@ func TestValues(t *testing.T) {
 	s := fleet(1)
 	s.Volumes = append(s.Volumes,
 		api.VolumeStatus{Volume: "silent", Domain: "g\xff\"\n", State: api.VolumeFailed, PID: 7, Old: true},
-		api.VolumeStatus{Volume: "old", State: api.VolumeStarting, Engine: &api.EngineStatus{Cache: "off", Suspended: true, Error: "EIO"}})
+		api.VolumeStatus{Volume: "old", State: api.VolumeStarting, Engine: &api.EngineStatus{Cache: "off", Suspended: true, Error: "EIO"}},
+		api.VolumeStatus{Volume: "coming", State: api.VolumeIncoming, Migration: &api.MigrationStatus{
+			Direction: "in", Since: time.Now().Unix() + 1000, Waits: "its engine does not start",
+		}})
 	text := scrape(t, s)
 	for _, line := range []string{
 		`virt_cow_build_info{goversion="go`,
@@ -82,6 +98,16 @@ func TestValues(t *testing.T) {
 		"virt_cow_reconciles_total 1\n", "virt_cow_reconcile_errors_total 2\n", "virt_cow_engine_restarts_total 3\n",
 		"virt_cow_guest_resumes_total 4\n", "virt_cow_libvirt_reconnects_total 5\n", "virt_cow_plugin_failures_total 6\n",
 		"virt_cow_plugin_vetoes_total 7\n",
+		"virt_cow_migrations_in_total 8\n", "virt_cow_migrations_out_total 9\n", "virt_cow_migrations_failed_total 10\n", "virt_cow_takeovers_total 11\n",
+		`virt_cow_volumes_migrating{direction="out"} 1` + "\n", `virt_cow_volumes_migrating{direction="in"} 1` + "\n",
+		`virt_cow_volumes{state="incoming"} 1` + "\n", `virt_cow_volumes{state="served"} 0` + "\n",
+		`virt_cow_volume_epoch{volume="vol0"} 5` + "\n", `virt_cow_volume_grants{volume="vol0"} 2` + "\n",
+		`virt_cow_volume_grants{volume="old"} 0` + "\n", `virt_cow_volume_held_requests{volume="vol0"} 3` + "\n",
+		`virt_cow_volume_handover_state{role="giver",state="sealed",volume="vol0"} 1` + "\n",
+		`virt_cow_volume_handover_state{role="giver",state="open",volume="vol0"} 0` + "\n",
+		`virt_cow_volume_handover_state{role="receiver",state="active",volume="vol0"} 0` + "\n",
+		`virt_cow_volume_waiting{volume="vol0"} 1` + "\n", `virt_cow_volume_waiting{volume="old"} 0` + "\n",
+		`virt_cow_volume_waiting{volume="coming"} 1` + "\n", // by what the daemon says, of an engine that does not answer
 		`virt_cow_volume_info{domain="g0",volume="vol0"} 1` + "\n",
 		`virt_cow_volume_info{domain="g?\"\n",volume="silent"} 1` + "\n",
 		`virt_cow_volume_info{domain="",volume="old"} 1` + "\n",
@@ -112,9 +138,21 @@ func TestValues(t *testing.T) {
 			t.Errorf("no %q", line)
 		}
 	}
-	for _, part := range []string{"unheard of", `write_amplification_ratio{volume="old"}`, `size_bytes{volume="silent"}`} {
+	for _, part := range []string{"unheard of", `write_amplification_ratio{volume="old"}`, `size_bytes{volume="silent"}`,
+		`grant_age_seconds{volume="old"}`, `handover_state_seconds{volume="old"}`, `waiting_seconds{volume="old"}`} {
 		if strings.Contains(text, part) {
 			t.Errorf("has %q", part)
+		}
+	}
+	// Ages, by this host's clock; what another host's clock says has not come yet has none.
+	for name, want := range map[string][2]float64{
+		`grant_age_seconds{volume="vol0"}`: {3599, 3700}, `handover_state_seconds{volume="vol0"}`: {3599, 3700},
+		`waiting_seconds{volume="vol0"}`: {3599, 3700}, `waiting_seconds{volume="coming"}`: {0, 0},
+	} {
+		_, rest, _ := strings.Cut(text, "virt_cow_volume_"+name+" ")
+		line, _, _ := strings.Cut(rest, "\n")
+		if age, err := strconv.ParseFloat(line, 64); err != nil || age < want[0] || age > want[1] {
+			t.Errorf("%s: %q", name, line)
 		}
 	}
 }
@@ -142,7 +180,7 @@ func TestCardinality(t *testing.T) {
 		}
 		series++
 		for _, m := range labels.FindAllStringSubmatch(line, -1) {
-			if !slices.Contains([]string{"volume", "domain", "state", "kind", "le", "version", "goversion"}, m[1]) {
+			if !slices.Contains([]string{"volume", "domain", "state", "role", "direction", "kind", "le", "version", "goversion"}, m[1]) {
 				t.Fatalf("label %s: %s", m[1], line)
 			}
 			if m[1] == "domain" && !strings.HasPrefix(line, "virt_cow_volume_info{") {
@@ -152,6 +190,24 @@ func TestCardinality(t *testing.T) {
 	}
 	if series > 90*100 || series < 60*100 {
 		t.Errorf("%d series for 100 volumes", series)
+	}
+}
+
+// No state of the tables is without its series.
+func TestHandoverStates(t *testing.T) {
+	found := 0
+	for s := handover.State(1); s < 64; s++ {
+		name := s.String()
+		if name == "" || s == handover.Closed { // whose engine has ended
+			continue
+		}
+		found++
+		if !slices.Contains(handoverStates[api.RoleGiver], name) && !slices.Contains(handoverStates[api.RoleReceiver], name) {
+			t.Errorf("state %s has no series", name)
+		}
+	}
+	if found < 10 {
+		t.Errorf("only %d states", found)
 	}
 }
 

@@ -58,7 +58,7 @@ func sendVolume(ch chan<- prometheus.Metric, v *api.VolumeStatus) {
 	engineStart.send(ch, float64(e.Started), name)
 	connections.send(ch, float64(e.Connections), name)
 	size.send(ch, float64(e.Size), name)
-	cacheOn.send(ch, truth(e.Cache == "on"), name)
+	cacheOn.send(ch, truth(e.Cache == api.CacheOn), name)
 	suspended.send(ch, truth(e.Suspended), name)
 	failing.send(ch, truth(e.Error != ""), name)
 	sendIO(ch, name, &e.IO)

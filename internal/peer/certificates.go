@@ -9,10 +9,47 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"time"
 )
 
 // Files are where a host's certificates are, as PEM. Cert may have CAs between it and the CA behind it.
 type Files struct{ CA, Cert, Key string }
+
+// End is when the host's own certificate, or what it rests on, expires first.
+func (c *Certificates) End() time.Time {
+	end := c.Leaf.NotAfter
+	chain, _ := c.chain()
+	for _, ca := range chain[1:] {
+		if ca.NotAfter.Before(end) {
+			end = ca.NotAfter
+		}
+	}
+	// Of several CAs with the same name, as a renewed one beside its predecessor, the last to expire counts.
+	var last time.Time
+	for _, ca := range c.CAs {
+		if slices.Equal(ca.RawSubject, chain[len(chain)-1].RawIssuer) && ca.NotAfter.After(last) {
+			last = ca.NotAfter
+		}
+	}
+	if !last.IsZero() && last.Before(end) {
+		end = last
+	}
+	return end
+}
+
+// chain is the own certificate, and what stands behind it in its file.
+func (c *Certificates) chain() ([]*x509.Certificate, error) {
+	chain := []*x509.Certificate{c.Leaf}
+	for _, der := range c.own.Certificate[1:] {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return chain, fmt.Errorf("%s: certificate %d in it: %w", c.files.Cert, len(chain)+1, err)
+		}
+		chain = append(chain, cert)
+	}
+	return chain, nil
+}
 
 // maxPEM bounds a file in bytes.
 const maxPEM = 1 << 20
@@ -69,6 +106,9 @@ func Read(f Files) (*Certificates, error) {
 		return nil, fmt.Errorf("certificate %s and key %s: %w", f.Cert, f.Key, err)
 	}
 	c.Leaf = c.own.Leaf
+	if _, err := c.chain(); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 

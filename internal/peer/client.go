@@ -16,6 +16,9 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 )
 
+// dialTimeout is how long a host that is not there is dialled: what is asked of it may take far longer.
+const dialTimeout = 5 * time.Second
+
 // maxAnswer bounds an answer in bytes.
 const maxAnswer = 4 << 20
 
@@ -70,7 +73,7 @@ func (c *Client) ask(ctx context.Context, q *question, path string, body []byte)
 	req.Close = true
 	req.Header.Set("Content-Type", "application/json")
 
-	raw, err := new(net.Dialer).DialContext(ctx, "tcp", q.address)
+	raw, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", q.address)
 	if err != nil {
 		return nil, q.notDialled(err)
 	}
@@ -104,7 +107,7 @@ func (c *Client) ask(ctx context.Context, q *question, path string, body []byte)
 		return nil, fmt.Errorf("host %s: its answer has more than %d bytes", q.address, maxAnswer)
 	}
 	if err != nil {
-		return nil, q.notAnswered(err, nil)
+		return nil, q.broken(err, "the connection ended in its answer")
 	}
 	if resp.StatusCode/100 != 2 {
 		var e api.Error

@@ -23,11 +23,9 @@ const day = "2006-01-02 15:04 MST"
 
 // Check says whether other hosts with the same CA believe this host's certificate at that time, and by what names.
 func (c *Certificates) Check(now time.Time) (Names, error) {
-	chain := []*x509.Certificate{c.Leaf}
-	for _, der := range c.own.Certificate[1:] {
-		if cert, err := x509.ParseCertificate(der); err == nil {
-			chain = append(chain, cert)
-		}
+	chain, err := c.chain()
+	if err != nil {
+		return Names{}, err
 	}
 	names, err := c.verify(chain, now)
 	if err != nil {

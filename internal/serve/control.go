@@ -49,6 +49,11 @@ func (k *control) handler() http.Handler {
 	mux.HandleFunc("POST "+api.PathEngineSuspend, k.suspend)
 	mux.HandleFunc("POST "+api.PathEngineResume, func(w http.ResponseWriter, _ *http.Request) { k.answer(w, k.resume()) })
 	mux.HandleFunc("POST "+api.PathEngineClient, k.client)
+	mux.HandleFunc("POST "+api.PathEngineCache, k.cache)
+	mux.HandleFunc("POST "+api.PathEngineGrant, k.grant)
+	mux.HandleFunc("POST "+api.PathEngineGrantEnd, k.endGrant)
+	mux.HandleFunc("POST "+api.PathEngineGuest, k.guest)
+	mux.HandleFunc("POST "+api.PathEngineDead, k.dead)
 	mux.HandleFunc("POST "+api.PathEngineStop, func(w http.ResponseWriter, _ *http.Request) {
 		k.answer(w, nil)
 		k.stop()
@@ -212,9 +217,10 @@ func (k *control) status() *api.EngineStatus {
 	if h.Origin != nil {
 		out.Origin = h.Origin.Address
 	}
-	if err := k.volume.FlushError(); err != nil {
+	if err := k.volume.Err(); err != nil {
 		out.Error = err.Error()
 	}
+	k.handover(h, out)
 	if hydration.Err != nil {
 		out.Hydration.Error = hydration.Err.Error()
 	}

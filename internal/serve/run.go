@@ -77,7 +77,14 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 		return err
 	}
 	defer controlListener.Close()
-	answers := newControl(o.volume, server, gate, c, func() { stop(nil) })
+	o.volume.SetClients(server.Conns)
+	answers := newControl(o.volume, server, gate, c, func() {
+		o.volume.BeginClose()
+		go func() {
+			<-o.volume.MayClose()
+			stop(nil)
+		}()
+	})
 	control := &http.Server{
 		Handler:           answers.handler(),
 		ReadHeaderTimeout: controlPatience, ReadTimeout: controlPatience, IdleTimeout: controlPatience, MaxHeaderBytes: 16 << 10,
@@ -95,7 +102,8 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 		}
 	}
 	go func() {
-		if err := server.Serve(ctx, nbdListener); err != nil && ctx.Err() == nil {
+		// Not by ctx: clients are served until the volume may be closed.
+		if err := server.Serve(context.WithoutCancel(ctx), nbdListener); err != nil && ctx.Err() == nil {
 			stop(fmt.Errorf("NBD socket %s: %w", c.Socket, err))
 		}
 	}()
@@ -107,6 +115,7 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 	<-ctx.Done()
 	tell(log, daemon.SdNotifyStopping+"\nSTATUS=flushing and closing "+c.Store)
 	answers.end()
+	o.await(log)
 	draining, cancel := context.WithTimeout(context.Background(), drainWait)
 	defer cancel()
 	defer func() {
@@ -122,6 +131,27 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 		return cause
 	}
 	return nil
+}
+
+// handoverWait bounds the wait, when the process is told to end, for another host to let go of the volume or to take it over. A
+// control API's stop waits for as long as it takes.
+const handoverWait = 20 * time.Second
+
+// await waits until the volume may be closed.
+func (o *opened) await(log zerolog.Logger) {
+	o.volume.BeginClose()
+	select {
+	case <-o.volume.MayClose():
+		return
+	case <-time.After(handoverWait):
+	}
+	o.leave = true
+	e := log.Warn()
+	if h := o.volume.Handover(); h != nil {
+		e = e.Stringer("grant", h.Grant).Stringer("state", h.State).Str("peer", h.Peer)
+	}
+	e.Msgf("not closed within %v, since another host has the volume open: the process ends and leaves store and exception cache as they are; "+
+		"the volume's next engine on this host goes on with it", handoverWait)
 }
 
 // tell tells systemd, if that started this process, so that its unit is ready when clients can connect.

@@ -44,6 +44,11 @@ type Config struct {
 	ReadOnly   bool
 	AcceptLoss bool
 	CacheOff   bool
+
+	Address  string         // where this host's daemon answers others
+	Incoming string         // UUID of a grant to open the volume by, unless this host is the owner by now; "": as the owner
+	Epoch    uint32         // that a guest has the volume since; another means that it went on elsewhere. 0: any
+	Dead     *api.DeadOwner // proof that the owner which the header may name is dead
 }
 
 // opened is a volume with all that it stands on.
@@ -53,6 +58,7 @@ type opened struct {
 	origin *blockdev.File // of a state store
 	disk   *os.File       // lock on its WWID: it may have several paths
 	volume *engine.Volume
+	leave  bool // the volume as it is: another host has it open
 }
 
 func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err error) {
@@ -63,6 +69,17 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 		}
 	}()
 	owner, err := Host(c.HostUUID)
+	if err != nil {
+		return o, err
+	}
+	owner.Address = c.Address
+	var incoming uuid.UUID
+	if c.Incoming != "" {
+		if incoming, err = uuid.Parse(c.Incoming); err != nil {
+			return o, fmt.Errorf("grant %q: %w", c.Incoming, err)
+		}
+	}
+	dead, err := deadOwner(c.Dead)
 	if err != nil {
 		return o, err
 	}
@@ -103,7 +120,7 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 		return o, err
 	}
 	// Said before the master is opened, which may take its time; the engine asks again.
-	if err := st.Elsewhere(owner.Host); err != nil {
+	if err := st.Elsewhere(owner.Host); err != nil && incoming == uuid.Nil && dead == nil {
 		return o, err
 	}
 	var origin blockdev.Device
@@ -126,6 +143,7 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 		Store: st, Master: base, Origin: origin, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
 		Claiming:  store.Claiming{Shared: o.file.Shared()},
 		CachePath: api.CachePath(c.RunDir, h.UUID.String()),
+		Incoming:  incoming, Dead: dead, Epoch: c.Epoch,
 	}
 	if c.CacheOff {
 		options.CacheMode = cowfmt.CacheOff
@@ -236,7 +254,11 @@ func lockedAs(h *cowfmt.Header, err error) error {
 
 func (o *opened) close() error {
 	var errs []error
-	if o.volume != nil {
+	switch {
+	case o.volume == nil:
+	case o.leave:
+		errs = append(errs, o.volume.Abandon())
+	default:
 		errs = append(errs, o.volume.Close())
 	}
 	if o.disk != nil {

@@ -39,10 +39,14 @@ func LoadSpec(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: %w: %w", path, ErrSpec, err)
 	}
-	return Config{
+	c := Config{
 		Store: s.Store, Name: s.Volume, UUID: s.UUID, Socket: s.Socket, Control: s.Control, Group: s.Group, Client: s.Client,
-		Hydrate: s.Hydrate, Rate: s.Rate, ReadOnly: s.ReadOnly, CacheOff: s.CacheOff,
-	}, nil
+		Hydrate: s.Hydrate, Rate: s.Rate, ReadOnly: s.ReadOnly, CacheOff: s.CacheOff, Address: s.Address, Epoch: s.Epoch, Dead: s.Dead,
+	}
+	if s.Incoming != nil {
+		c.Incoming = s.Incoming.Grant
+	}
+	return c, nil
 }
 
 // parseSpec looks at the version first: the fields of another one are not this program's to judge.
@@ -61,7 +65,7 @@ func parseSpec(b []byte) (s api.EngineSpec, err error) {
 		return s, fmt.Errorf("version %d, this program knows %d: a newer daemon wrote it, install its virt-cow", v.Version, api.SpecVersion)
 	case v.Version == 1:
 		return s, errors.New("version 1, which only the daemon reads: start the daemon, it writes a new one")
-	case v.Version != api.SpecVersion:
+	case v.Version < api.SpecVersion-1:
 		return s, fmt.Errorf("version %d, want %d", v.Version, api.SpecVersion)
 	}
 	// Of its own version a field that is not known is a mistake, and may have been meant to keep data safe.
@@ -89,6 +93,14 @@ func checkSpec(s *api.EngineSpec) error {
 	}
 	if s.Rate < 0 {
 		return fmt.Errorf("rate %d: want bytes a second, 0 for no limit", s.Rate)
+	}
+	if s.Incoming != nil {
+		if _, err := uuid.Parse(s.Incoming.Grant); err != nil {
+			return fmt.Errorf("incoming: grant %q: %w", s.Incoming.Grant, err)
+		}
+	}
+	if _, err := deadOwner(s.Dead); err != nil {
+		return err
 	}
 	return checkPeer(s.Client)
 }

@@ -76,7 +76,7 @@ func Note(v *api.VolumeStatus) string {
 		if e.ReadOnly {
 			notes = append(notes, "read-only")
 		}
-		if e.Cache == "off" {
+		if e.Cache == api.CacheOff {
 			notes = append(notes, "cache off")
 		}
 		if e.Suspended {
@@ -86,7 +86,38 @@ func Note(v *api.VolumeStatus) string {
 			notes = append(notes, "FLUSH fails")
 		}
 	}
+	notes = append(notes, moves(v)...)
+	if waits(v) {
+		notes = append([]string{"WAITS"}, notes...)
+	}
 	return strings.Join(notes, ", ")
+}
+
+// moves tells where a volume goes.
+func moves(v *api.VolumeStatus) []string {
+	var notes []string
+	if v.Migration != nil {
+		notes = append(notes, "migrating "+v.Migration.Direction)
+	}
+	if v.Engine == nil {
+		return notes
+	}
+	switch h := v.Engine.Handover; {
+	case h != nil:
+		notes = append(notes, h.Role+" "+h.State)
+		if h.Held > 0 {
+			notes = append(notes, Count(float64(h.Held))+" requests held")
+		}
+	case len(v.Engine.Grants) > 0:
+		notes = append(notes, fmt.Sprintf("%d granted", len(v.Engine.Grants)))
+	}
+	return notes
+}
+
+// waits says whether a hand-over of the volume waits for somebody.
+func waits(v *api.VolumeStatus) bool {
+	return v.Migration != nil && v.Migration.Waits != "" ||
+		v.Engine != nil && v.Engine.Handover != nil && v.Engine.Handover.Waits != ""
 }
 
 // Table makes the lines of the table, its title line first, none wider than width in characters. Columns are left
@@ -154,6 +185,25 @@ func Cut(line string, width int) string {
 		return string([]rune(line)[:max(width, 0)])
 	}
 	return string([]rune(line)[:width-1]) + "…"
+}
+
+// Wrap breaks a line at its blanks, so that no part is wider than width in characters; a longer word stays whole. All
+// parts but the first are indented.
+func Wrap(line string, width int) []string {
+	const indent = "  "
+	var lines []string
+	part := ""
+	for _, word := range strings.Fields(line) {
+		switch {
+		case part == "":
+			part = word
+		case utf8.RuneCountInString(part)+1+utf8.RuneCountInString(word) <= width:
+			part += " " + word
+		default:
+			lines, part = append(lines, part), indent+word
+		}
+	}
+	return append(lines, part)
 }
 
 // printable leaves out what would move the cursor: names come from libvirt.

@@ -84,6 +84,37 @@ func TestTableFits(t *testing.T) {
 	}
 }
 
+func TestNotes(t *testing.T) {
+	engine := &api.EngineStatus{Cache: "off", Grants: []api.Grant{{}}}
+	for want, v := range map[string]api.VolumeStatus{
+		"":                                {Engine: &api.EngineStatus{Cache: "on"}},
+		"cache off, 1 granted":            {Engine: engine},
+		"migrating out":                   {Migration: &api.MigrationStatus{Direction: "out"}},
+		"WAITS, old binary, migrating in": {Old: true, Migration: &api.MigrationStatus{Direction: "in", Waits: "x"}},
+		"cache off, migrating in, receiver idle": {Migration: &api.MigrationStatus{Direction: "in"}, Engine: &api.EngineStatus{
+			Cache: "off", Handover: &api.Handover{Role: "receiver", State: "idle"}}},
+		"WAITS, receiver active, 3 requests held": {Engine: &api.EngineStatus{Handover: &api.Handover{Role: "receiver", State: "active", Held: 3, Waits: "x"}}},
+	} {
+		if got := Note(&v); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestWrap(t *testing.T) {
+	for line, want := range map[string][]string{
+		"":                     {""},
+		"one two":              {"one two"},
+		"one two three":        {"one two", "  three"},
+		"a-very-long-word two": {"a-very-long-word", "  two"},
+		"ää öö üü ab":          {"ää öö üü", "  ab"},
+	} {
+		if got := Wrap(line, 9); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}
+
 func TestForPeople(t *testing.T) {
 	for n, want := range map[float64]string{0: "0", 9999: "9999", 10000: "10.0k", 999400: "999.4k", 999600: "1.0M", 2.5e9: "2.5G"} {
 		if got := Count(n); got != want {

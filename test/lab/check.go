@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -17,10 +18,19 @@ const RequireEnv = "VIRT_COW_REQUIRE_LAB"
 
 var programs = []string{"libvirtd", "virsh", "qemu-system-x86_64", "busybox", "mke2fs", "e2fsck", "ip", "nsenter", "ldd"}
 
-// Check says what is missing here, wrapping ErrMissing.
-func Check() error {
+// Check says what is missing here for hosts of a plain Config, wrapping ErrMissing.
+func Check() error { return check(rootOf(Config{})) }
+
+func check(root string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%w: namespaces and mounts need root", ErrMissing)
+	}
+	programs := programs
+	if root != "" {
+		if err := checkRoot(root); err != nil {
+			return err
+		}
+		programs = slices.DeleteFunc(slices.Clone(programs), func(p string) bool { return slices.Contains(hypervisor, p) })
 	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
@@ -35,7 +45,7 @@ func Check() error {
 // can't run, or fails if RequireEnv is set.
 func For(t testing.TB, c Config) *Host {
 	t.Helper()
-	if err := Check(); err != nil {
+	if err := check(rootOf(c)); err != nil {
 		SkipOrFail(t, err)
 	}
 	h, err := New(t.Context(), c)

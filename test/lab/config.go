@@ -36,16 +36,16 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 // writeConfig fills a host's folder: what is bound over /etc/libvirt, /var/lib, /var/log and /var/cache.
 func (h *Host) writeConfig() error {
 	dir, qemuUser := h.Dir, h.qemuUser
-	for _, d := range []string{"bin", "etc/hooks", "pki", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu"} {
+	for _, d := range []string{"bin", "etc/hooks", "pki", "lib/libvirt/qemu", "log/libvirt/qemu", "cache/libvirt/qemu", "root"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
 	}
-	users, err := withLine("/etc/passwd", "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin")
+	users, err := withLine(filepath.Join(h.root, "/etc/passwd"), "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin")
 	if err != nil {
 		return err
 	}
-	groups, err := withLine("/etc/group", "libvirt-qemu:x:64055:")
+	groups, err := withLine(filepath.Join(h.root, "/etc/group"), "libvirt-qemu:x:64055:")
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func (h *Host) writeConfig() error {
 	return errors.Join(os.Chmod(dir, 0o711), os.Chmod(filepath.Join(dir, "log/libvirt/qemu"), 0o777))
 }
 
-// withLine is a file of this machine with a user or group added if it has none of that name: libvirtd wants
+// withLine is a file of the host's system with a user or group added if it has none of that name: libvirtd wants
 // the user libvirt-qemu to exist even where its configuration names another, and only the package
 // libvirt-daemon-system, which the lab does not need, makes it.
 func withLine(path, line string) (string, error) {

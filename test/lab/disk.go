@@ -55,7 +55,7 @@ func (s *Site) NewDisk(c DiskConfig) (d *Disk, err error) {
 		if d.loops[h], err = attachLoop(d.File, c.Sector, c.ReadOnly); err != nil {
 			return d, err
 		}
-		if h.supervisor == nil { // it gets the disk when it comes up
+		if h.pid() == 0 { // it gets the disk when it comes up
 			continue
 		}
 		if err := d.Attach(h); err != nil {

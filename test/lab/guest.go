@@ -197,9 +197,16 @@ func (g *Guest) Start(ctx context.Context) error {
 	return err
 }
 
-// State is the domain's state in virsh's words: running, paused, shut off.
+// Absent is the state of a guest that moved away, or that ended where it was not defined.
+const Absent = "absent"
+
+// State is the domain's state in virsh's words: running, paused, shut off. Or it is Absent from the host it was on.
 func (g *Guest) State(ctx context.Context) (string, error) {
-	return g.Host().Virsh(ctx, "domstate", g.Name)
+	s, err := g.Host().Virsh(ctx, "domstate", g.Name)
+	if err != nil && (strings.Contains(err.Error(), "Domain not found") || strings.Contains(err.Error(), "failed to get domain")) {
+		return Absent, nil
+	}
+	return s, err
 }
 
 // Destroy ends the domain as if its power was cut.
@@ -221,7 +228,7 @@ func (g *Guest) PowerOff(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if s == "shut off" {
+		if s == "shut off" || s == Absent {
 			g.hangUp()
 			return nil
 		}

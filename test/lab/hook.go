@@ -43,4 +43,4 @@ func (h *Host) WriteHook(name, script string) error {
 }
 
 // ReloadLibvirtd has libvirtd read its configuration again, a moment later.
-func (h *Host) ReloadLibvirtd() error { return h.libvirtd.Signal(syscall.SIGHUP) }
+func (h *Host) ReloadLibvirtd() error { return h.Libvirtd().Signal(syscall.SIGHUP) }

@@ -33,6 +33,8 @@ type Config struct {
 
 	Env []string // NAME=VALUE, of all programs run on the host besides this one's own environment
 
+	Root string // folder with the root file system of the host, "" for the one RootEnv names, else this machine's
+
 	QEMUUser string // user and group QEMU runs as, "" for root; libvirt-qemu is there
 }
 
@@ -41,19 +43,30 @@ type Host struct {
 	Name string
 	Dir  string // outside the namespaces: temporary files, removed by Close; the same path is good inside
 
-	site       *Site // nil for a host alone
-	index      int   // among the hosts of its site
-	uuid       uuid.UUID
-	env        []string
-	qemuUser   string
-	log        io.Writer
-	supervisor *exec.Cmd
+	site     *Site // nil for a host alone
+	index    int   // among the hosts of its site
+	uuid     uuid.UUID
+	env      []string
+	qemuUser string
+	root     string // folder of its root file system, "" for this machine's
+	log      io.Writer
+
+	mu         sync.Mutex
+	supervisor *exec.Cmd // nil while the host is off
 	stdin      io.Closer // ends the supervisor
 	libvirtd   *Process
+	guests     []*Guest
+	started    []*Process
+}
 
-	mu      sync.Mutex
-	guests  []*Guest
-	started []*Process
+// pid is the supervisor's, 0 while the host is off.
+func (h *Host) pid() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.supervisor == nil {
+		return 0
+	}
+	return h.supervisor.Process.Pid
 }
 
 // libvirtUp bounds how long libvirtd may take to answer for the first time.
@@ -62,7 +75,7 @@ const libvirtUp = 60 * time.Second
 // New makes a host and starts its libvirtd. Close it. An error that wraps ErrMissing says that this machine
 // lacks something.
 func New(ctx context.Context, c Config) (h *Host, err error) {
-	if err := Check(); err != nil {
+	if err := check(rootOf(c)); err != nil {
 		return nil, err
 	}
 	if c.Name == "" {
@@ -75,7 +88,7 @@ func New(ctx context.Context, c Config) (h *Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	h = &Host{Name: c.Name, Dir: dir, uuid: uuid.New(), qemuUser: c.QEMUUser, log: c.Log, env: c.Env}
+	h = &Host{Name: c.Name, Dir: dir, uuid: uuid.New(), qemuUser: c.QEMUUser, root: rootOf(c), log: c.Log, env: c.Env}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
@@ -115,7 +128,9 @@ func (h *Host) StartLibvirtd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.mu.Lock()
 	h.libvirtd = p
+	h.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, libvirtUp)
 	defer cancel()
 	for {
@@ -134,7 +149,11 @@ func (h *Host) StartLibvirtd(ctx context.Context) error {
 }
 
 // Libvirtd is the process running now.
-func (h *Host) Libvirtd() *Process { return h.libvirtd }
+func (h *Host) Libvirtd() *Process {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.libvirtd
+}
 
 func (h *Host) libvirtdLog() string {
 	b, _ := os.ReadFile(filepath.Join(h.Dir, "log", "libvirt", "libvirtd.log"))
@@ -146,7 +165,7 @@ func (h *Host) libvirtdLog() string {
 
 // Path is where a path inside the host is reached from outside, sockets included.
 func (h *Host) Path(inside string) string {
-	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.supervisor.Process.Pid), inside)
+	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.pid()), inside)
 }
 
 // LibvirtSocket is libvirtd's socket, reached from outside.
@@ -154,25 +173,26 @@ func (h *Host) LibvirtSocket() string { return h.Path("/run/libvirt/libvirt-sock
 
 // Close ends everything on the host and removes its files. It may be called more than once.
 func (h *Host) Close() error {
-	h.end(func() { h.stdin.Close() })
+	h.end(func(_ *exec.Cmd, stdin io.Closer) { stdin.Close() })
 	return os.RemoveAll(h.Dir)
 }
 
 // end has the supervisor end, and waits until all on the host is gone.
-func (h *Host) end(how func()) {
+func (h *Host) end(how func(supervisor *exec.Cmd, stdin io.Closer)) {
 	h.mu.Lock()
 	guests, started := h.guests, h.started
-	h.guests, h.started = nil, nil
+	supervisor, stdin := h.supervisor, h.stdin
+	h.guests, h.started, h.supervisor = nil, nil, nil
 	h.mu.Unlock()
 	for _, g := range guests {
 		if g.Host() == h {
 			g.hangUp()
 		}
 	}
-	if h.supervisor == nil {
+	if supervisor == nil {
 		return
 	}
-	how()
+	how(supervisor, stdin)
 	// The namespace ends once all in it are reaped: by the supervisor, or, as long as it lives, by the
 	// nsenter that started them, which may be stopped.
 	for _, p := range started {
@@ -180,15 +200,14 @@ func (h *Host) end(how func()) {
 	}
 	done := make(chan struct{})
 	go func() {
-		h.supervisor.Wait() // its exit status is of no interest: nothing inside outlives it
+		supervisor.Wait() // its exit status is of no interest: nothing inside outlives it
 		close(done)
 	}()
 	select {
 	case <-done:
 	case <-time.After(30 * time.Second):
-		h.supervisor.Process.Kill()
+		supervisor.Process.Kill()
 		<-done
 	}
-	h.stdin.Close()
-	h.supervisor = nil
+	stdin.Close()
 }

@@ -8,7 +8,11 @@ import (
 
 func TestMain(m *testing.M) {
 	Main()
-	if os.Getenv(holdEnv) != "" {
+	switch os.Getenv(holdEnv) {
+	case "":
+	case "site":
+		holdSite()
+	default:
 		hold()
 	}
 	os.Exit(m.Run())

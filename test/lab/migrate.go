@@ -78,7 +78,7 @@ func (g *Guest) RunsOn(ctx context.Context) ([]*Host, error) {
 	var on []*Host
 	var errs []error
 	for _, h := range g.Host().site.Hosts {
-		if h.supervisor == nil {
+		if h.pid() == 0 {
 			continue
 		}
 		switch out, err := h.Virsh(ctx, "list", "--name", "--state-running"); {

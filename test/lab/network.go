@@ -105,7 +105,7 @@ func (l *Link) set(ctx context.Context, state linkState) error {
 	defer l.mu.Unlock()
 	l.state = state
 	for _, h := range []*Host{l.a, l.b} {
-		if h.supervisor == nil { // its port is made when it comes up
+		if h.pid() == 0 { // its port is made when it comes up
 			continue
 		}
 		if err := l.apply(ctx, h); err != nil {
@@ -154,7 +154,7 @@ func (h *Host) connect(ctx context.Context) error {
 	}
 	cable := func(inside, outside string) error {
 		return ip(ctx, nil, fmt.Sprintf("link add %s netns %d type veth peer name %s netns %d",
-			inside, h.supervisor.Process.Pid, outside, admin.supervisor.Process.Pid))
+			inside, h.pid(), outside, admin.pid()))
 	}
 	port := fmt.Sprintf("host-%d", h.index)
 	if err := cable("mgmt-admin", port); err != nil {
@@ -192,7 +192,7 @@ func (h *Host) connect(ctx context.Context) error {
 
 // ip runs commands of ip in the host's network namespace.
 func (h *Host) ip(ctx context.Context, batch ...string) error {
-	return ip(ctx, []string{"nsenter", "-t", strconv.Itoa(h.supervisor.Process.Pid), "-n", "--"}, batch...)
+	return ip(ctx, []string{"nsenter", "-t", strconv.Itoa(h.pid()), "-n", "--"}, batch...)
 }
 
 func ip(ctx context.Context, before []string, batch ...string) error {

@@ -15,7 +15,7 @@ import (
 
 // Command is exec.CommandContext on the host, without a terminal.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	full := append([]string{"-t", strconv.Itoa(h.supervisor.Process.Pid), "-m", "-u", "-n", "-p", "-i", "--", name}, args...)
+	full := append([]string{"-t", strconv.Itoa(h.pid()), "-m", "-u", "-n", "-p", "-i", "--", name}, args...)
 	cmd := exec.CommandContext(ctx, "nsenter", full...)
 	cmd.Dir = "/"
 	cmd.Env = append(append(os.Environ(), h.env...), "PATH="+filepath.Join(h.Dir, "bin")+":"+os.Getenv("PATH"))
@@ -46,7 +46,11 @@ type Process struct {
 // Start starts a program that runs until it is killed or the host is closed.
 func (h *Host) Start(name string, args ...string) (*Process, error) {
 	cmd := h.Command(context.Background(), name, args...)
-	w := &lineWriter{to: h.log, prefix: filepath.Base(name) + ": "}
+	prefix := filepath.Base(name) + ": "
+	if h.site != nil {
+		prefix = h.Name + " " + prefix
+	}
+	w := &lineWriter{to: h.log, prefix: prefix}
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.WaitDelay = time.Second // a descendant may hold the pipe
 	if err := cmd.Start(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -41,7 +42,7 @@ type Site struct {
 // NewSite makes a site and starts its hosts' libvirtds. Close it. An error that wraps ErrMissing says that this machine
 // lacks something.
 func NewSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
-	if err := Check(); err != nil {
+	if err := check(rootOf(c.Host)); err != nil {
 		return nil, err
 	}
 	if c.Names == nil {
@@ -79,12 +80,13 @@ func NewSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 		return s, err
 	}
 	// Its folder is the site's: the supervisor that removes it outlives us.
-	s.Admin = &Host{Name: "admin", Dir: dir, site: s, index: -1, uuid: uuid.New(), log: c.Host.Log}
+	s.Admin = &Host{Name: "admin", Dir: dir, site: s, index: -1, uuid: uuid.New(), root: rootOf(c.Host), log: c.Host.Log}
 	for i, n := range c.Names {
 		id := uuid.NewSHA1(uuid.NameSpaceDNS, []byte(n+".virt-cow.lab"))
 		env := append(append([]string(nil), c.Host.Env...), "VIRT_COW_HOST_UUID="+id.String())
 		s.Hosts = append(s.Hosts, &Host{
-			Name: n, Dir: filepath.Join(dir, n), site: s, index: i, uuid: id, qemuUser: c.Host.QEMUUser, log: c.Host.Log, env: env,
+			Name: n, Dir: filepath.Join(dir, "host-"+n), site: s, index: i, uuid: id,
+			qemuUser: c.Host.QEMUUser, root: rootOf(c.Host), log: c.Host.Log, env: env,
 		})
 	}
 	if err := s.Admin.prepare(""); err != nil {
@@ -111,7 +113,7 @@ func NewSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 // run, or fails if RequireEnv is set.
 func SiteFor(t testing.TB, c SiteConfig) *Site {
 	t.Helper()
-	if err := Check(); err != nil {
+	if err := check(rootOf(c.Host)); err != nil {
 		SkipOrFail(t, err)
 	}
 	s, err := NewSite(t.Context(), c)
@@ -166,14 +168,14 @@ func (h *Host) PowerCut() error {
 	if h.site == nil {
 		return fmt.Errorf("host %s is alone: only a host of a site can be powered off and on", h.Name)
 	}
-	h.end(func() { h.supervisor.Process.Kill() })
+	h.end(func(supervisor *exec.Cmd, _ io.Closer) { supervisor.Process.Kill() })
 	return nil
 }
 
 // PowerOn boots a host of a site that PowerCut ended, and starts its libvirtd: with its domains, its disks and its
 // network, and a new boot id.
 func (h *Host) PowerOn(ctx context.Context) error {
-	if h.site == nil || h.supervisor != nil {
+	if h.site == nil || h.pid() != 0 {
 		return fmt.Errorf("host %s is alone or is up", h.Name)
 	}
 	if err := os.WriteFile(filepath.Join(h.Dir, "boot_id"), []byte(uuid.NewString()+"\n"), 0o444); err != nil {

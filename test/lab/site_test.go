@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/test/lab/pki"
+	"github.com/virt-cow/virt-cow/test/lab/records"
 )
 
 func must(t *testing.T, err error) {
@@ -36,6 +38,7 @@ func diskXML(d *Disk, target string) string {
 }
 
 func TestMigrateThereAndBack(t *testing.T) {
+	t.Parallel()
 	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
 	a, b := s.Hosts[0], s.Hosts[1]
 	disk, err := s.NewDisk(DiskConfig{Name: "raw1", Size: 32 << 20})
@@ -97,11 +100,12 @@ func reaches(t *testing.T, from, to *Host, n Network) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	_, err := from.Run(ctx, "busybox", "nc", "-w", "3", "-z", to.Address(n), "16509")
+	_, err := from.Run(ctx, "timeout", "2", "bash", "-c", "</dev/tcp/"+to.Address(n)+"/16509")
 	return err == nil
 }
 
 func TestLinks(t *testing.T) {
+	t.Parallel()
 	s := SiteFor(t, SiteConfig{Names: []string{"ha", "hb", "hc"}, Host: Config{Log: t.Output()}})
 	a, b, c := s.Hosts[0], s.Hosts[1], s.Hosts[2]
 	check := func(when string, mgmt, control bool) {
@@ -160,6 +164,7 @@ func TestLinks(t *testing.T) {
 // TestDisksAreShared: direct reads see what another host wrote, reads through the page cache may not: the very fault
 // that two hosts have.
 func TestDisksAreShared(t *testing.T) {
+	t.Parallel()
 	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
 	a, b := s.Hosts[0], s.Hosts[1]
 	for _, sector := range []int{512, 4096} {
@@ -167,7 +172,7 @@ func TestDisksAreShared(t *testing.T) {
 		must(t, err)
 		read := func(h *Host, flag string) string {
 			t.Helper()
-			return strings.Trim(run(t, h, "dd", "if="+d.Path, "bs=4096", "count=1", "status=none", "iflag="+flag), "\x00")
+			return strings.Trim(run(t, h, "dd", "if="+d.Path, "bs=4096", "count=1", "status=none", "iflag="+flag), "\x00\n")
 		}
 		write := func(h *Host, text string) {
 			t.Helper()
@@ -219,6 +224,7 @@ func TestDisksAreShared(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
 	a := s.Hosts[0]
 	cert := func() *x509.Certificate {
@@ -252,5 +258,153 @@ func TestCertificates(t *testing.T) {
 	must(t, verify("ha"))
 	if _, err := os.Stat("/etc/pki/libvirt/servercert.pem"); err == nil {
 		t.Error("it is on the machine itself")
+	}
+}
+
+// TestCheckersMove: checkers on two disks go on while their guest moves under load, a migration is cancelled and one is
+// cut off, and what they say is found on the disks.
+func TestCheckersMove(t *testing.T) {
+	t.Parallel()
+	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
+	a, b := s.Hosts[0], s.Hosts[1]
+	base, err := os.Create(filepath.Join(s.Dir, "base"))
+	must(t, err)
+	defer base.Close()
+	must(t, records.WriteBase(base, 2048))
+	disks := make([]*Disk, 2)
+	disks[0], err = s.NewDisk(DiskConfig{Name: "one", File: base.Name()})
+	must(t, err)
+	disks[1], err = s.NewDisk(DiskConfig{Name: "two", Size: 16 << 20, Sector: 4096})
+	must(t, err)
+	g, err := a.Define(t.Context(), GuestConfig{Name: "g1", Devices: diskXML(disks[0], "vda") + diskXML(disks[1], "vdb")})
+	must(t, err)
+	must(t, g.Boot(t.Context()))
+	var checkers []*Checker
+	for i, d := range disks {
+		dev, err := g.Disk(t.Context(), d.name)
+		must(t, err)
+		c, err := g.StartChecker(t.Context(), CheckerConfig{Name: d.name, Disk: dev, Seed: uint64(7 + i), Base: i == 0})
+		must(t, err)
+		checkers = append(checkers, c)
+	}
+	goOn := func() {
+		t.Helper()
+		for _, c := range checkers {
+			must(t, c.Await(t.Context(), 100))
+		}
+	}
+	move := func(to *Host) {
+		t.Helper()
+		_, err := g.Migrate(t.Context(), to)
+		must(t, err)
+		goOn()
+	}
+	fails := func(what string, spoil func()) {
+		t.Helper()
+		must(t, g.LimitMigration(t.Context(), 1))
+		failed := make(chan error, 1)
+		go func() {
+			_, err := g.Migrate(t.Context(), b)
+			failed <- err
+		}()
+		must(t, g.AwaitMemory(t.Context()))
+		spoil()
+		if err := <-failed; err == nil || g.Host() != a {
+			t.Fatalf("%s: %v, the guest is on %s", what, err, g.Host().Name)
+		}
+		must(t, g.LimitMigration(t.Context(), 1000))
+		goOn()
+	}
+	move(b)
+	move(a)
+	fails("cancelled", func() { must(t, g.AbortJob(t.Context())) })
+	fails("the destination's libvirtd killed", func() { must(t, b.Libvirtd().Stop(syscall.SIGKILL)) })
+	must(t, b.StartLibvirtd(t.Context()))
+	move(b)
+	for i, c := range checkers {
+		log, err := c.Stop(t.Context())
+		must(t, err)
+		told, err := c.Told()
+		must(t, err)
+		f, err := os.Open(disks[i].File)
+		must(t, err)
+		defer f.Close()
+		for _, l := range []records.Log{log, told} {
+			n, err := Verify(f, l)
+			must(t, err)
+			if n == 0 || l.Flushes == 0 {
+				t.Errorf("%s: %d records, %d flushes: nothing was shown", c.Name, n, l.Flushes)
+			}
+			t.Logf("%s: %d records, %d flushes", c.Name, n, l.Flushes)
+		}
+	}
+	must(t, g.PowerOff(t.Context()))
+}
+
+// TestCheckerFindsStaleData: what another host wrote to the disk meanwhile is found by the guest itself.
+func TestCheckerFindsStaleData(t *testing.T) {
+	t.Parallel()
+	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
+	d, err := s.NewDisk(DiskConfig{Name: "one", Size: 16 << 20})
+	must(t, err)
+	g, err := s.Hosts[0].Define(t.Context(), GuestConfig{Name: "g1", Devices: diskXML(d, "vda")})
+	must(t, err)
+	must(t, g.Boot(t.Context()))
+	dev, err := g.Disk(t.Context(), d.name)
+	must(t, err)
+	c, err := g.StartChecker(t.Context(), CheckerConfig{Name: "one", Disk: dev, Seed: 7})
+	must(t, err)
+	must(t, c.Wrong())
+	for deadline := time.Now().Add(time.Minute); c.Wrong() == nil && time.Now().Before(deadline); {
+		run(t, s.Hosts[1], "dd", "if=/dev/zero", "of="+d.Path, "bs=1M", "count=8", "oflag=direct", "status=none")
+	}
+	if err := c.Wrong(); err == nil || !strings.Contains(err.Error(), "read back slot") {
+		t.Fatalf("it was not found: %v", err)
+	}
+	if _, err := c.Stop(t.Context()); err == nil {
+		t.Error("a checker that found something ended well")
+	}
+}
+
+// TestFreeze: a frozen host answers nobody, and its guest goes on afterwards.
+func TestFreeze(t *testing.T) {
+	t.Parallel()
+	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
+	a, b := s.Hosts[0], s.Hosts[1]
+	d, err := s.NewDisk(DiskConfig{Name: "one", Size: 16 << 20})
+	must(t, err)
+	g, err := a.Define(t.Context(), GuestConfig{Name: "g1", Devices: diskXML(d, "vda")})
+	must(t, err)
+	must(t, g.Boot(t.Context()))
+	dev, err := g.Disk(t.Context(), d.name)
+	must(t, err)
+	c, err := g.StartChecker(t.Context(), CheckerConfig{Name: "one", Disk: dev, Seed: 7})
+	must(t, err)
+	must(t, a.Freeze())
+	sum := func() string {
+		return run(t, b, "sh", "-c", "dd if="+d.Path+" bs=1M iflag=direct status=none | sha256sum")
+	}
+	now := ""
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); { // what was with the kernel lands
+		was := now
+		if now = sum(); now == was {
+			break
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if out, err := g.Run(ctx, "true"); err == nil {
+		t.Errorf("a guest of a frozen host answers %q", out)
+	}
+	if sum() != now {
+		t.Error("a frozen host writes")
+	}
+	must(t, a.Thaw())
+	must(t, c.Await(t.Context(), 50))
+	if _, err := c.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.Virsh(t.Context(), "list"); err != nil {
+		t.Error(err)
 	}
 }

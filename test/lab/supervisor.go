@@ -24,6 +24,9 @@ const supervisorEnv = "VIRT_COW_LAB_SUPERVISOR"
 type order struct {
 	Dir, Name string
 	Site      bool // has a /dev, an /etc and a boot of its own
+
+	Root    string   // its root file system, "" for this machine's
+	Outside []string // folders that it has from this machine then
 }
 
 // Main must be called first thing by a program that makes hosts. In the supervisor it does not return.
@@ -51,7 +54,13 @@ func (h *Host) startSupervisor() error {
 	if err != nil {
 		return err
 	}
-	o, err := json.Marshal(order{Dir: h.Dir, Name: h.Name, Site: h.site != nil})
+	what := order{Dir: h.Dir, Name: h.Name, Site: h.site != nil, Root: h.root}
+	if h.root != "" {
+		if what.Outside, err = outsideFolders(); err != nil {
+			return err
+		}
+	}
+	o, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
@@ -73,7 +82,9 @@ func (h *Host) startSupervisor() error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("%w: new namespaces: %w", ErrMissing, err)
 	}
+	h.mu.Lock()
 	h.supervisor, h.stdin = cmd, stdin
+	h.mu.Unlock()
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if line = strings.TrimSpace(line); line != "ready" {
 		return fmt.Errorf("set up the host's namespaces: %s %w", line, errors.Join(err))
@@ -116,6 +127,11 @@ func setUp(o order) error {
 	}
 	if err := unix.Sethostname([]byte(o.Name)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
+	}
+	if o.Root != "" {
+		if err := enterRoot(o.Root, filepath.Join(o.Dir, "root"), o.Outside); err != nil {
+			return err
+		}
 	}
 	if o.Site {
 		if err := ownFolders(); err != nil {

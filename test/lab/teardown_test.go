@@ -28,8 +28,131 @@ func hold() {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
-	fmt.Println("held", h.supervisor.Process.Pid, h.Dir)
+	fmt.Println("held", h.pid(), h.Dir)
 	select {}
+}
+
+// holdSite is what hold does with a site: a guest on a disk, on its way from one host to the other.
+func holdSite() {
+	ctx := context.Background()
+	err := func() error {
+		s, err := NewSite(ctx, SiteConfig{})
+		if err != nil {
+			return err
+		}
+		d, err := s.NewDisk(DiskConfig{Name: "held", Size: 1 << 20})
+		if err != nil {
+			return err
+		}
+		g, err := s.Hosts[0].Define(ctx, GuestConfig{Name: "held", Devices: diskXML(d, "vda")})
+		if err != nil {
+			return err
+		}
+		if err := g.Boot(ctx); err != nil {
+			return err
+		}
+		if err := g.LimitMigration(ctx, 1); err != nil {
+			return err
+		}
+		go g.Migrate(ctx, s.Hosts[1])
+		if err := g.AwaitMemory(ctx); err != nil {
+			return err
+		}
+		for _, h := range append(s.Hosts, s.Admin) {
+			fmt.Println("held", h.pid(), s.Dir)
+		}
+		return nil
+	}()
+	if err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+	select {}
+}
+
+// loopsOf are the loop devices over files of a folder.
+func loopsOf(t *testing.T, dir string) []string {
+	t.Helper()
+	backs, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, p := range backs {
+		if b, _ := os.ReadFile(p); strings.HasPrefix(string(b), dir) {
+			left = append(left, p+" "+strings.TrimSpace(string(b)))
+		}
+	}
+	return left
+}
+
+func TestKilledMakerLeavesNothingOfASite(t *testing.T) {
+	if err := Check(); err != nil {
+		SkipOrFail(t, err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), holdEnv+"=site")
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	defer func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}()
+	r := bufio.NewReader(out)
+	spaces := make([]string, 3)
+	var dir string
+	for i := range spaces {
+		line, err := r.ReadString('\n')
+		f := strings.Fields(line)
+		if err != nil || len(f) != 3 || f[0] != "held" {
+			t.Fatal(line, err)
+		}
+		pid, err := strconv.Atoi(f[1])
+		must(t, err)
+		spaces[i], dir = pidNamespace(t, pid), f[2]
+	}
+	left := func() []string {
+		l := loopsOf(t, dir)
+		for _, ns := range spaces {
+			l = append(l, traces(t, ns, dir)...)
+		}
+		return l
+	}
+	if l := strings.Join(left(), "\n"); strings.Count(l, "qemu-system") < 2 || strings.Count(l, "held.disk") < 2 {
+		t.Fatalf("no guest moves on its disk: %s", l)
+	}
+	cmd.Process.Kill()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		l := left()
+		if len(l) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left behind a minute after its maker was killed: %q", l)
+		}
+	}
+}
+
+func TestCloseOfASiteLeavesNothing(t *testing.T) {
+	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
+	_, err := s.NewDisk(DiskConfig{Name: "one", Size: 1 << 20})
+	must(t, err)
+	if n := len(loopsOf(t, s.Dir)); n != 2 {
+		t.Fatalf("%d loop devices", n)
+	}
+	var spaces []string
+	for _, h := range append(s.Hosts, s.Admin) {
+		spaces = append(spaces, pidNamespace(t, h.pid()))
+	}
+	must(t, s.Close())
+	left := loopsOf(t, s.Dir)
+	for _, ns := range spaces {
+		left = append(left, traces(t, ns, s.Dir)...)
+	}
+	if len(left) > 0 {
+		t.Fatalf("left behind: %q", left)
+	}
 }
 
 // traces finds what is left of a host: processes of its PID namespace, mounts, its folder.
@@ -75,7 +198,7 @@ func pidNamespace(t *testing.T, pid int) string {
 
 func TestCloseLeavesNothing(t *testing.T) {
 	h := For(t, Config{Log: t.Output()})
-	ns := pidNamespace(t, h.supervisor.Process.Pid)
+	ns := pidNamespace(t, h.pid())
 	if _, err := h.Start("sleep", "1000"); err != nil {
 		t.Fatal(err)
 	}

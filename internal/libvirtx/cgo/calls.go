@@ -83,8 +83,14 @@ func (r *conn) InactiveXML(ctx context.Context, x libvirtx.Domain) (string, erro
 	return on(ctx, r, "stored XML of", x, func(d *libvirt.Domain) (string, error) { return d.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE) })
 }
 
-func (r *conn) HasManagedSave(ctx context.Context, x libvirtx.Domain) (bool, error) {
-	return on(ctx, r, "managed save of", x, func(d *libvirt.Domain) (bool, error) { return d.HasManagedSaveImage(0) })
+func (r *conn) Leaving(ctx context.Context, x libvirtx.Domain) (bool, error) {
+	return on(ctx, r, "job of", x, func(d *libvirt.Domain) (bool, error) {
+		job, err := d.GetJobStats(0)
+		if err != nil {
+			return false, err
+		}
+		return libvirtx.LeavingBy(int(job.Type), int(job.Operation), job.OperationSet), nil
+	})
 }
 
 func (r *conn) Metadata(ctx context.Context, x libvirtx.Domain) (string, error) {

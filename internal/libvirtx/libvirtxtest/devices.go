@@ -125,7 +125,7 @@ func (r *rig) attachDetach(t *testing.T, g *lab.Guest, d libvirtx.Domain, target
 	if disks, err := libvirtx.Disks(x); err != nil || len(disks) != 1 || disks[0] != want {
 		t.Fatal(disks, err)
 	}
-	if _, volumes, err := libvirtx.Named([]byte(x), "/var/run/virt-cow"); err != nil || len(volumes) != 1 || volumes[0] != volume {
+	if _, volumes, err := libvirtx.Named([]byte(x), "/var/run/virt-cow"); err != nil || len(volumes) != 1 || volumes[0].Volume != volume {
 		t.Fatal(volumes, err)
 	}
 	stored, err := c.InactiveXML(ctx, d)

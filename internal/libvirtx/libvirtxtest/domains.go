@@ -41,7 +41,7 @@ func (r *rig) domains(t *testing.T) {
 			t.Fatal(named, volumes, err)
 		}
 	}
-	if saved, err := c.HasManagedSave(ctx, d); err != nil || saved {
+	if saved, err := c.Leaving(ctx, d); err != nil || saved {
 		t.Fatal(saved, err)
 	}
 	if err := c.Resume(ctx, d); err == nil || errors.Is(err, libvirtx.ErrGone) || !strings.Contains(err.Error(), "off") {
@@ -79,7 +79,7 @@ func (r *rig) unknown(t *testing.T, c libvirtx.Conn) {
 		"state":        func() error { _, err := c.State(ctx, nobody); return err },
 		"XML":          func() error { _, err := c.XML(ctx, nobody); return err },
 		"inactive XML": func() error { _, err := c.InactiveXML(ctx, nobody); return err },
-		"managed save": func() error { _, err := c.HasManagedSave(ctx, nobody); return err },
+		"leaving":      func() error { _, err := c.Leaving(ctx, nobody); return err },
 		"metadata":     func() error { _, err := c.Metadata(ctx, nobody); return err },
 		"set metadata": func() error { return c.SetMetadata(ctx, nobody, "<disks/>") },
 		"attach":       func() error { return c.Attach(ctx, nobody, "<disk/>") },

@@ -59,10 +59,18 @@ func (r *conn) InactiveXML(ctx context.Context, d libvirtx.Domain) (string, erro
 	})
 }
 
-func (r *conn) HasManagedSave(ctx context.Context, d libvirtx.Domain) (bool, error) {
-	return call(ctx, r, "managed save of "+d.Name, func() (bool, error) {
-		has, err := r.l.DomainHasManagedSaveImage(toDomain(d), 0)
-		return has == 1, err
+func (r *conn) Leaving(ctx context.Context, d libvirtx.Domain) (bool, error) {
+	return call(ctx, r, "job of "+d.Name, func() (bool, error) {
+		kind, params, err := r.l.DomainGetJobStats(toDomain(d), 0)
+		if err != nil {
+			return false, err
+		}
+		for _, p := range params {
+			if operation, ok := p.Value.I.(int32); ok && p.Field == "operation" {
+				return libvirtx.LeavingBy(int(kind), int(operation), true), nil
+			}
+		}
+		return libvirtx.LeavingBy(int(kind), 0, false), nil
 	})
 }
 

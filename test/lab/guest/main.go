@@ -1,5 +1,5 @@
 // Command guest runs inside the lab's tiny guest. "guest agent TTY" carries out commands that come over a
-// serial port; "guest write" and "guest verify" keep records on a disk.
+// serial port; "guest write" and "guest verify" keep records on a disk, "guest check" reads them back all the time.
 //
 // The agent's protocol is one line a message, each with a marker and a JSON body: a wire.Request
 // comes, a wire.Reply with its id goes back when the command has ended. Lines without it are passed
@@ -31,13 +31,15 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME [SEED] | verify DISK NAME")
+		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME [SEED] | check DISK SLOTS NAME SEED [base] | verify DISK NAME")
 	}
 	switch {
 	case args[0] == "agent" && len(args) == 2:
 		return agent(args[1])
 	case args[0] == "write" && (len(args) == 4 || len(args) == 5):
 		return write(args[1], args[2], args[3], args[4:]...)
+	case args[0] == "check" && (len(args) == 5 || len(args) == 6 && args[5] == "base"):
+		return check(args[1], args[2], args[3], args[4], len(args) == 6)
 	case args[0] == "verify" && len(args) == 3:
 		return verify(args[1], args[2])
 	}

@@ -3,9 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,28 +22,94 @@ func progressFile(name string) string { return "/tmp/" + name + ".progress" }
 func pidFile(name string) string      { return "/tmp/" + name + ".pid" }
 func logFile(name string) string      { return "/tmp/" + name + ".json" }
 
-// console is a file of the host, and outlives the guest.
-const console = "/dev/ttyS0"
-
 // write writes records to a disk until SIGTERM. With a seed, it says on the console what is flushed, for one who kills
 // the guest.
 func write(disk, slots, name string, seed ...string) error {
-	n, err := strconv.Atoi(slots)
+	w, err := writer(slots, seed...)
 	if err != nil {
 		return err
 	}
+	if len(seed) == 0 {
+		return work(w, disk, name, func(string, ...any) {})
+	}
+	tty, err := openConsole()
+	if err != nil {
+		return err
+	}
+	defer tty.Close()
+	return work(w, disk, name, tty.tell)
+}
+
+// tty is the console. It is a file of the host, and outlives the guest.
+type tty struct{ *os.File }
+
+func openConsole() (tty, error) {
+	f, err := os.OpenFile("/dev/ttyS0", os.O_WRONLY|unix.O_NOCTTY, 0)
+	return tty{f}, err
+}
+
+func (t tty) tell(format string, args ...any) { fmt.Fprintf(t, format+"\n", args...) }
+
+// check writes as write does, and reads back all the time, past the page cache and through it.
+func check(disk, slots, name, seed string, base bool) error {
+	w, err := writer(slots, seed)
+	if err != nil {
+		return err
+	}
+	w.Base = base
+	direct, err := os.OpenFile(disk, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer direct.Close()
+	cached, err := os.OpenFile(disk, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer cached.Close()
+	// A page that is read ahead may be another worker's, and be read while that writes it.
+	if err := unix.Fadvise(int(cached.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		return err
+	}
+	w.Readers = []io.ReaderAt{direct, dropped{cached}}
+	tty, err := openConsole()
+	if err != nil {
+		return err
+	}
+	defer tty.Close()
+	if err := work(w, disk, name, tty.tell); err != nil {
+		tty.tell(records.Wrong, name, strings.ReplaceAll(err.Error(), "\n", "; "))
+		return err
+	}
+	tty.tell(records.Right, name, w.Acked(), w.Read())
+	return nil
+}
+
+// dropped reads through the page cache, which has first to let go of what it has.
+type dropped struct{ f *os.File }
+
+func (d dropped) ReadAt(p []byte, off int64) (int, error) {
+	if err := unix.Fadvise(int(d.f.Fd()), off, int64(len(p)), unix.FADV_DONTNEED); err != nil {
+		return 0, err
+	}
+	return d.f.ReadAt(p, off)
+}
+
+func writer(slots string, seed ...string) (*records.Writer, error) {
+	n, err := strconv.Atoi(slots)
+	if err != nil {
+		return nil, err
+	}
 	w := records.GuestWriter(n, 0)
 	if len(seed) > 0 {
-		if w.Seed, err = strconv.ParseUint(seed[0], 10, 64); err != nil {
-			return err
-		}
-		tty, err := os.OpenFile(console, os.O_WRONLY|unix.O_NOCTTY, 0)
-		if err != nil {
-			return err
-		}
-		defer tty.Close()
-		w.Flushed = func(worker int, seq uint64) { fmt.Fprintf(tty, records.Told+"\n", name, worker, seq) }
+		w.Seed, err = strconv.ParseUint(seed[0], 10, 64)
 	}
+	return w, err
+}
+
+// work runs a writer until SIGTERM, keeping the files of a run.
+func work(w *records.Writer, disk, name string, tell func(format string, args ...any)) error {
+	w.Flushed = func(worker int, seq uint64) { tell(records.Told, name, worker, seq) }
 	f, err := os.OpenFile(disk, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		return err

@@ -1,6 +1,6 @@
-// Package records writes numbered, checksummed records to a disk and says afterwards whether anything
-// acknowledged was lost. The same code runs in the guest, which writes and verifies, and outside, which
-// verifies what came to rest.
+// Package records writes numbered, checksummed records to a disk, reads them back while it does, and says afterwards
+// whether anything acknowledged was lost. The same code runs in the guest, which writes and verifies, and outside,
+// which verifies what came to rest.
 package records
 
 import (
@@ -60,6 +60,23 @@ type Slot struct {
 type Log struct {
 	Slots   []Slot `json:"slots"`
 	Flushes uint64 `json:"flushes"`
+	Base    bool   `json:"base,omitempty"` // every slot had record 0 before
+}
+
+// Base is the log of a disk on which WriteBase was all.
+func Base(slots int) Log { return Log{Slots: make([]Slot, slots), Base: true} }
+
+// WriteBase writes record 0 of every slot: what a clone's master holds, so that a slot that was never written, or that
+// is wrongly taken for one, is known for what it is.
+func WriteBase(w io.Writer, slots int) error {
+	buf := make([]byte, Size)
+	for i := range slots {
+		Fill(buf, i, 0)
+		if _, err := w.Write(buf); err != nil {
+			return fmt.Errorf("slot %d: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // Disk is what a Writer writes to.
@@ -81,16 +98,24 @@ type Writer struct {
 	Seed    uint64 // of what is written where; 0 for any
 	Flushed func(worker int, seq uint64)
 
-	acked atomic.Uint64
+	// Readers read the disk, each in its own way: after each write a worker reads some of its slots back through one of
+	// them, and ends with an error where one does not hold exactly what it last wrote there. None for no such reads.
+	Readers []io.ReaderAt
+	Base    bool // every slot has record 0 when the writer begins
+
+	acked, read atomic.Uint64
 }
 
 // Acked is how many writes have been acknowledged so far.
 func (w *Writer) Acked() uint64 { return w.acked.Load() }
 
+// Read is how many records have been read back so far, and were right.
+func (w *Writer) Read() uint64 { return w.read.Load() }
+
 // Run writes until stop is closed or a write fails, and says what it did either way. Each worker has every
 // Workers-th slot to itself, so that one slot never has two writes in flight.
 func (w *Writer) Run(stop <-chan struct{}) (Log, error) {
-	log := Log{Slots: make([]Slot, w.Slots)}
+	log := Log{Slots: make([]Slot, w.Slots), Base: w.Base}
 	var flushes atomic.Uint64
 	errs := make([]error, w.Workers)
 	var wg sync.WaitGroup
@@ -107,8 +132,12 @@ func GuestWriter(slots int, seed uint64) *Writer {
 	return &Writer{Slots: slots, Workers: 4, FlushEvery: 16, Seed: seed}
 }
 
-// Told is the line that says on a guest's console what Flushed is told: writer, worker, sequence number.
-const Told = "flushed %s %d %d."
+// What a guest says on its console, a line each.
+const (
+	Told  = "flushed %s %d %d."                       // what Flushed is told: writer, worker, sequence number
+	Right = "checker %s: right: %d writes, %d reads." // at its end: writer, writes, records read back
+	Wrong = "checker %s: WRONG: %s"                   // at its end: writer, error
+)
 
 // most is how many records a write has at most.
 const most = 8
@@ -126,7 +155,10 @@ func (w *Writer) places(id int, seed uint64) func() (first, n int) {
 // Promised is what must be on the disk of a writer that was killed, by what Flushed was last told of each worker. Its
 // last writes are not known, so a slot may hold any later record.
 func (w *Writer) Promised(flushed []uint64) Log {
-	log := Log{Slots: make([]Slot, w.Slots)}
+	log := Log{Slots: make([]Slot, w.Slots), Base: w.Base}
+	for i := range log.Slots {
+		log.Slots[i].Issued = math.MaxUint64
+	}
 	for id := range w.Workers {
 		next := w.places(id, w.Seed)
 		for seq := uint64(1); seq <= flushed[id]; seq++ {
@@ -147,6 +179,7 @@ func (w *Writer) work(id int, slots []Slot, flushes *atomic.Uint64, stop <-chan 
 		seed = rand.Uint64()
 	}
 	next := w.places(id, seed)
+	look := w.places(id, ^seed)
 	for seq := uint64(1); ; seq++ {
 		select {
 		case <-stop:
@@ -165,6 +198,12 @@ func (w *Writer) work(id int, slots []Slot, flushes *atomic.Uint64, stop <-chan 
 			slots[first+i].Acked = seq
 		}
 		w.acked.Add(1)
+		if len(w.Readers) > 0 {
+			first, n := look()
+			if err := w.readBack(w.Readers[seq%uint64(len(w.Readers))], buf[:n*Size], slots, first); err != nil {
+				return fmt.Errorf("after write %d: %w", seq, err)
+			}
+		}
 		if seq%uint64(w.FlushEvery) == 0 {
 			if err := w.Disk.Sync(); err != nil {
 				return fmt.Errorf("flush after write %d: %w", seq, err)
@@ -177,14 +216,37 @@ func (w *Writer) work(id int, slots []Slot, flushes *atomic.Uint64, stop <-chan 
 	}
 }
 
+// readBack reads slots that nobody else writes: they hold exactly what the worker last wrote there.
+func (w *Writer) readBack(r io.ReaderAt, buf []byte, slots []Slot, first int) error {
+	if _, err := r.ReadAt(buf, int64(first)*Size); err != nil {
+		return fmt.Errorf("read back slot %d: %w", first, err)
+	}
+	for i := range len(buf) / Size {
+		want := slots[first+i].Acked
+		if want == 0 && !w.Base {
+			continue
+		}
+		seq, err := Check(buf[i*Size:(i+1)*Size], first+i)
+		if err == nil && seq != want {
+			err = fmt.Errorf("holds record %d, but %d is what was written", seq, want)
+		}
+		if err != nil {
+			return fmt.Errorf("read back slot %d: %w", first+i, err)
+		}
+		w.read.Add(1)
+	}
+	return nil
+}
+
 // Verify reads every slot that was written: each must hold a whole record, no older than the last one
-// acknowledged and no newer than the last one begun. It returns how many slots it looked at.
+// acknowledged and no newer than the last one begun. With a base every slot is read, and one that was never written
+// must hold record 0. It returns how many slots it looked at.
 func (l Log) Verify(r io.ReaderAt, alloc func(size int) []byte) (int, error) {
 	buf := alloc(Size)
 	var checked int
 	var errs []error
 	for i, s := range l.Slots {
-		if s.Acked == 0 {
+		if s.Acked == 0 && !l.Base {
 			continue
 		}
 		checked++

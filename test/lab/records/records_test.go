@@ -1,10 +1,12 @@
 package records
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func plain(n int) []byte { return make([]byte, n) }
@@ -119,5 +121,83 @@ func TestVerifyFindsWhatIsLost(t *testing.T) {
 				t.Fatalf("want an error with %q, got %v", c.want, err)
 			}
 		})
+	}
+}
+
+// lying is a disk whose reads of one slot are those of an older time.
+type lying struct {
+	*os.File
+	slot int
+	old  []byte
+}
+
+func (l *lying) ReadAt(p []byte, off int64) (int, error) {
+	n, err := l.File.ReadAt(p, off)
+	if at := int64(l.slot)*Size - off; at >= 0 && at < int64(len(p)) {
+		copy(p[at:], l.old)
+	}
+	return n, err
+}
+
+// TestReadBack: what is read while records are written is right, and what is stale is found at once.
+func TestReadBack(t *testing.T) {
+	const slots = 32
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := WriteBase(f, slots); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := Base(slots).Verify(f, plain); err != nil || n != slots {
+		t.Fatalf("%d slots: %v", n, err)
+	}
+	stale := plain(Size)
+	Fill(stale, 5, 0)
+	w := GuestWriter(slots, 7)
+	w.Disk, w.Alloc, w.Base, w.Readers = f, plain, true, []io.ReaderAt{f}
+	stop := make(chan struct{})
+	done := make(chan Log)
+	go func() {
+		var log Log
+		log, err = w.Run(stop)
+		done <- log
+	}()
+	for w.Read() < 500 {
+	}
+	close(stop)
+	log := <-done
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := log.Verify(f, plain); err != nil || n != slots {
+		t.Fatalf("%d slots: %v", n, err)
+	}
+	if _, err := Base(slots).Verify(f, plain); err == nil {
+		t.Fatal("a master that was written to passes for one that was not")
+	}
+
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteBase(f, slots); err != nil {
+		t.Fatal(err)
+	}
+	w = GuestWriter(slots, 7)
+	w.Disk, w.Alloc, w.Base, w.Readers = f, plain, true, []io.ReaderAt{f, &lying{f, 5, stale}}
+	stop = make(chan struct{})
+	go func() {
+		var log Log
+		log, err = w.Run(stop)
+		done <- log
+	}()
+	for deadline := time.Now().Add(time.Minute); w.Read() < 1e5 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	close(stop)
+	<-done
+	if err == nil || !strings.Contains(err.Error(), "slot 5: holds record 0") {
+		t.Fatalf("stale reads are not found: %v", err)
 	}
 }

@@ -1,0 +1,69 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/peer"
+)
+
+// comeBy sees to it that a store can be opened here, before an engine tries: an owner elsewhere that lives is asked to let go of
+// it, for one that does not answer there must be a proof of its death. What can't be found out is left to the engine, which
+// refuses what it must.
+func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
+	d.mu.Lock()
+	in, epoch := v.incoming, v.epochOfGuest()
+	v.dead = nil
+	d.mu.Unlock()
+	if d.config.Peers == nil || in != nil {
+		return nil
+	}
+	h, err := d.inventory.Header(ctx, w.Store)
+	if err != nil || h.Owner == nil || h.Owner.Host == d.config.Peers.Self().Host {
+		return nil
+	}
+	d.mu.Lock()
+	v.uuid = h.UUID
+	d.mu.Unlock()
+	if epoch != 0 && epoch != h.Epoch {
+		return fmt.Errorf("volume %s: %s has had it since the guest here began (epoch %d, the guest's is %d): this guest must not go on, "+
+			"end it with `virsh destroy`", w.Volume, h.Owner.HostName, h.Epoch, epoch)
+	}
+	if d.proven(v, h.Owner, h.Epoch) {
+		return nil
+	}
+	owner := h.Owner
+	since := time.Unix(owner.Since, 0).Format(time.RFC3339)
+	if owner.Address == "" {
+		return fmt.Errorf("volume %s is open on %s since %s, whose engine does not say where to ask: stop it there; if that host is dead, and only then: virt-cow host fenced %s",
+			w.Volume, owner.HostName, since, owner.HostName)
+	}
+	asking, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	r := api.PeerReleaseRequest{Volume: w.Volume, UUID: h.UUID, Why: "it is to be served on " + d.config.Peers.Self().HostName}
+	err = d.config.Peers.Call(asking, owner.Address, api.PathPeerRelease, r, nil)
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, peer.ErrUnreachable):
+		return fmt.Errorf("volume %s is open on %s since %s: %w", w.Volume, owner.HostName, since, err)
+	}
+	if ferr := d.fence(ctx, owner); ferr == nil {
+		if err := d.prove(v.name, h.UUID, owner, h.Epoch, byFence); err != nil {
+			return err
+		}
+		d.proven(v, owner, h.Epoch)
+		return nil
+	} else if !errors.Is(ferr, errNoFence) {
+		err = errors.Join(err, ferr)
+	}
+	return fmt.Errorf("volume %s is open on %s since %s, which does not answer: %w: if that host is dead, and only then: virt-cow host fenced %s",
+		w.Volume, owner.HostName, since, err, owner.HostName)
+}
+
+// releaseTimeout bounds the closing of a volume elsewhere: what its guest wrote last is flushed then.
+const releaseTimeout = 30 * time.Second

@@ -1,0 +1,247 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+)
+
+// A proof of death is about one ownership: this store, owned by this engine of that host in this epoch. So a host that comes back
+// and opens a volume anew is never taken for dead because it once was, and no clock is needed.
+
+// Who may prove that a host is dead.
+const (
+	byOperator = "operator"
+	byFence    = "fence command"
+)
+
+func (d *Daemon) proofPath(id string) string {
+	return filepath.Join(d.config.Inventory.StateDir, "fenced", id+".json")
+}
+
+// prove records a proof, durably.
+func (d *Daemon) prove(name, id string, owner *api.Owner, epoch uint32, by string) error {
+	if _, err := uuid.Parse(id); err != nil {
+		return fmt.Errorf("volume %s: UUID %q: %w", name, id, err)
+	}
+	p := api.DeadOwner{Host: owner.Host, Instance: owner.Instance, Epoch: epoch, By: by}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	path := d.proofPath(id)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err == nil {
+		d.log.Warn().Str("volume", name).Str("host", owner.HostName).Uint32("epoch", epoch).Str("by", by).
+			Msg("the owner is proven dead: the volume may be taken over")
+	}
+	return err
+}
+
+// proven says whether there is a proof that this owner is dead, and has the volume's next engine know of it. A proof of another
+// ownership is of no use any more.
+func (d *Daemon) proven(v *volume, owner *api.Owner, epoch uint32) bool {
+	d.mu.Lock()
+	id := v.uuid
+	d.mu.Unlock()
+	b, err := os.ReadFile(d.proofPath(id))
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			d.log.Error().Err(err).Str("volume", v.name).Msg("proof that its owner is dead")
+		}
+		return false
+	}
+	var p api.DeadOwner
+	if err := json.Unmarshal(b, &p); err != nil || p.Host != owner.Host || p.Instance != owner.Instance || p.Epoch != epoch {
+		_ = os.Remove(d.proofPath(id))
+		return false
+	}
+	d.mu.Lock()
+	v.dead = &p
+	d.mu.Unlock()
+	return true
+}
+
+// takenOver drops a proof that was used.
+func (d *Daemon) takenOver(v *volume) {
+	d.mu.Lock()
+	p, id := v.dead, v.uuid
+	v.dead = nil
+	d.mu.Unlock()
+	if p == nil {
+		return
+	}
+	d.counters.takeovers.Add(1)
+	if err := os.Remove(d.proofPath(id)); err != nil {
+		d.log.Error().Err(err).Str("volume", v.name).Msg("proof that was used")
+	}
+	d.noteIfServed(v)
+}
+
+var errNoFence = errors.New("no fence command")
+
+// fence has a site's own command see to it that a host is dead. Only its exit code 0 is a proof.
+func (d *Daemon) fence(ctx context.Context, owner *api.Owner) error {
+	command := d.config.FenceCommand
+	if command == "" {
+		return errNoFence
+	}
+	d.fencing.Lock() // one at a time: two volumes of one host need not cut its power twice at once
+	defer d.fencing.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, d.config.FenceTimeout)
+	defer cancel()
+	d.log.Warn().Str("host", owner.HostName).Str("command", command).Msg("fencing a host that does not answer")
+	cmd := exec.CommandContext(ctx, command, owner.HostName, owner.Host, owner.Address)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		last := bytes.TrimSpace(out)
+		last = last[max(0, len(last)-300):]
+		return fmt.Errorf("fence command %s: %w: %s", command, err, last)
+	}
+	return nil
+}
+
+// proveByFence tries to have the owner of a volume that a guest waits for here proven dead.
+func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
+	if d.config.FenceCommand == "" || s.Owner == nil {
+		return
+	}
+	d.mu.Lock()
+	soon := time.Since(v.fencedAt) < fenceAgain || time.Since(time.UnixMilli(s.Handover.Since)) < fenceAfter
+	if !soon {
+		v.fencedAt = time.Now()
+	}
+	d.mu.Unlock()
+	if soon {
+		return
+	}
+	if err := d.fence(d.root, s.Owner); err != nil {
+		d.log.Error().Err(err).Str("volume", v.name).Msg("its owner does not answer")
+		return
+	}
+	if err := d.tellDead(d.root, v, s, s.Owner.Host, byFence); err != nil {
+		d.log.Error().Err(err).Str("volume", v.name).Msg("proof that its owner is dead")
+	}
+}
+
+// How long a guest waits for an owner that does not answer before that is fenced, and how long until the next attempt.
+const (
+	fenceAfter = 15 * time.Second
+	fenceAgain = time.Minute
+)
+
+// tellDead gives a volume's engine the proof that a host is dead: the volume's owner, or one that it is granted to.
+func (d *Daemon) tellDead(ctx context.Context, v *volume, s *api.EngineStatus, host, by string) error {
+	d.mu.Lock()
+	e := v.engine
+	d.mu.Unlock()
+	if e == nil {
+		return fmt.Errorf("volume %s: nothing serves it here", v.name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, grantTimeout)
+	defer cancel()
+	if s.Owner != nil && s.Owner.Host == host {
+		_, err := e.client.Dead(ctx, api.DeadOwner{Host: host, Instance: s.Owner.Instance, Epoch: s.Epoch, By: by})
+		if err == nil {
+			d.counters.takeovers.Add(1)
+		}
+		return err
+	}
+	var errs []error
+	for _, g := range s.Grants {
+		if g.Host == host {
+			errs = append(errs, d.endGrant(ctx, v, g.ID, api.GrantFenced))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Fenced takes the operator's word that a host is dead, for what it owns or was granted now.
+func (d *Daemon) Fenced(ctx context.Context, r api.FencedRequest) (*api.FencedReport, error) {
+	if d.config.Peers == nil {
+		return nil, bad("there are no other hosts: [migration] listen is empty in the configuration")
+	}
+	self := d.config.Peers.Self()
+	if r.Host == "" || r.Host == self.Host || r.Host == self.HostName {
+		return nil, bad("host %q: this is the host that is asked; give the name or UUID of the one that is dead", r.Host)
+	}
+	report := &api.FencedReport{Volumes: []api.FencedVolume{}, Unread: []api.FencedVolume{}}
+	for _, info := range d.inventory.List() {
+		h, err := d.inventory.Header(ctx, info.Store)
+		if err != nil {
+			report.Unread = append(report.Unread, api.FencedVolume{Volume: info.Name, Error: err.Error()})
+			continue
+		}
+		if o := h.Owner; o != nil && (o.Host == r.Host || o.HostName == r.Host) {
+			if report.Host != "" && report.Host != o.Host {
+				return nil, bad("host %s: two hosts have that name, %s and %s: give the UUID", r.Host, report.Host, o.Host)
+			}
+			report.Host, report.HostName = o.Host, o.HostName
+		}
+		for _, g := range h.Grants {
+			if g.Host == r.Host || g.HostName == r.Host {
+				report.Host, report.HostName = g.Host, g.HostName
+			}
+		}
+	}
+	if report.Host == "" {
+		return report, nil
+	}
+	for _, info := range d.inventory.List() {
+		if f := d.fenceVolume(ctx, info, report.Host); f != nil {
+			report.Volumes = append(report.Volumes, *f)
+		}
+	}
+	return report, nil
+}
+
+// fenceVolume has the operator's word count for one volume, nil if the host has nothing to do with it.
+func (d *Daemon) fenceVolume(ctx context.Context, info api.VolumeInfo, host string) *api.FencedVolume {
+	h, err := d.inventory.Header(ctx, info.Store)
+	if err != nil {
+		return nil // it is among the unread
+	}
+	owns := h.Owner != nil && h.Owner.Host == host
+	granted := slices.ContainsFunc(h.Grants, func(g api.Grant) bool { return g.Host == host })
+	if !owns && !granted {
+		return nil
+	}
+	f := &api.FencedVolume{Volume: info.Name, Epoch: h.Epoch, Grant: !owns}
+	if owns {
+		err = d.prove(info.Name, h.UUID, h.Owner, h.Epoch, byOperator)
+	}
+	// A guest may be waiting for it here.
+	if v := d.volumeWithUUID(h.UUID); v != nil && err == nil {
+		if s, serr := d.engineStatus(ctx, v); serr == nil {
+			err = d.tellDead(ctx, v, s, host, byOperator)
+		}
+		d.pokeOwner(v.name)
+	}
+	if err != nil {
+		f.Error = err.Error()
+	}
+	return f
+}

@@ -1,0 +1,245 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/peer"
+)
+
+// How often an engine in a hand-over is told what its guest does, unless an event comes first; how often the giver asks
+// whether the receiver has the volume open still, once its guest runs on; and how long a receiver whose guest runs waits before
+// it asks the giver to stop writing.
+const (
+	followEvery = 50 * time.Millisecond
+	askEvery    = 3 * time.Second
+	sealAfter   = time.Second
+)
+
+// follow has somebody look after a volume as long as two hosts have it open, and look at once.
+func (d *Daemon) follow(v *volume) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if v.look == nil {
+		v.look = make(chan struct{}, 1)
+		d.tasks.Go(func() { d.followed(v, v.look) })
+	}
+	select {
+	case v.look <- struct{}{}:
+	default:
+	}
+}
+
+// followed tells the engine what libvirt says of the guest, and the other host what only this one knows, until nothing is left
+// of the hand-over.
+func (d *Daemon) followed(v *volume, look <-chan struct{}) {
+	var asked, sealAsked time.Time
+	for d.root.Err() == nil {
+		s, err := d.tellGuest(v)
+		switch {
+		case errors.Is(err, errNotServed), err == nil && !handingOver(s):
+			if d.followedEnough(v, s) {
+				return
+			}
+		case err != nil: // the engine is being started again, or hangs
+		case s.Handover.Role == api.RoleGiver && time.Since(asked) > askEvery:
+			asked = time.Now()
+			d.askReceivers(v, s)
+		case s.Handover.Role == api.RoleReceiver && s.Handover.State == "active" && s.Handover.PeerState == "open" &&
+			time.Since(time.UnixMilli(s.Handover.Since)) > sealAfter && time.Since(sealAsked) > sealAfter:
+			sealAsked = time.Now()
+			d.askSeal(v, s)
+		}
+		select {
+		case <-d.root.Done():
+			return
+		case <-look:
+		case <-time.After(followEvery):
+		}
+	}
+}
+
+// handingOver says whether an engine shares its volume with another host, or did and has to be told of its guest still.
+func handingOver(s *api.EngineStatus) bool {
+	return len(s.Grants) > 0 || s.Handover != nil && s.Handover.State != "alone" && s.Handover.State != "owner"
+}
+
+// followedEnough ends the following, unless there is reason for more.
+func (d *Daemon) followedEnough(v *volume, s *api.EngineStatus) bool {
+	d.mu.Lock()
+	if v.engine == nil && v.incoming != nil { // about to be opened
+		d.mu.Unlock()
+		return false
+	}
+	if len(v.look) > 0 {
+		d.mu.Unlock()
+		return false
+	}
+	v.look = nil
+	in, out, m := v.incoming, v.outgoing, v.domain
+	came := in != nil && s != nil && s.Owner != nil && s.Owner.Host == d.config.Peers.Self().Host
+	if came {
+		v.incoming, v.prepared = nil, time.Time{}
+	}
+	v.outgoing = nil
+	d.mu.Unlock()
+	if came {
+		d.counters.migrationsIn.Add(1)
+		d.log.Info().Str("migration", in.migration).Str("volume", v.name).Uint32("epoch", s.Epoch).Str("cache", s.Cache).
+			Dur("took", time.Since(in.since)).Msg("this host owns the volume")
+		d.noteIfServed(v)
+	}
+	if out != nil {
+		d.log.Info().Str("migration", out.migration).Str("volume", v.name).Str("grant", out.grant.ID).Msg("the grant is over")
+	}
+	if m != nil {
+		m.kick()
+	}
+	return true
+}
+
+var errNotServed = errors.New("not served")
+
+// tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told.
+func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
+	d.mu.Lock()
+	e, m := v.engine, v.domain
+	d.mu.Unlock()
+	if e == nil {
+		return nil, errNotServed
+	}
+	ctx, cancel := context.WithTimeout(d.root, statusTimeout)
+	defer cancel()
+	s, err := e.client.Status(ctx)
+	if err != nil || !handingOver(s) {
+		return s, err
+	}
+	var turn uint64
+	var giver bool
+	if s.Handover != nil {
+		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
+	}
+	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, m, giver), Turn: turn})
+	if err == nil && s.Handover != nil && s.Handover.State == "given" && m != nil {
+		d.gone(v, s)
+	}
+	return s, err
+}
+
+// guestState is what libvirt says of a domain now.
+func (d *Daemon) guestState(ctx context.Context, m *domain, giver bool) string {
+	if m == nil {
+		return api.GuestStopped
+	}
+	c, err := d.libvirt()
+	if err != nil {
+		return api.GuestUnknown
+	}
+	// The job first: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
+	leaving, jobErr := false, error(nil)
+	if giver {
+		leaving, jobErr = c.Leaving(ctx, m.ident())
+	}
+	s, err := c.State(ctx, m.ident())
+	switch {
+	case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
+		return api.GuestStopped
+	case err != nil, jobErr != nil:
+		return api.GuestUnknown
+	case leaving:
+		return api.GuestLeaves
+	}
+	return api.GuestRuns
+}
+
+// gone notes that a volume has another owner by now: its domain is looked at, and its engine has no more to do.
+func (d *Daemon) gone(v *volume, s *api.EngineStatus) {
+	d.mu.Lock()
+	out, news := v.outgoing, !v.gone
+	v.gone, v.state, v.err = true, api.VolumeElsewhere, nil
+	m := v.domain
+	d.mu.Unlock()
+	if !news {
+		return
+	}
+	d.counters.migrationsOut.Add(1)
+	log := d.log.Info().Str("volume", v.name).Str("to", s.Handover.Peer)
+	if out != nil {
+		log = log.Str("migration", out.migration)
+	}
+	log.Msg("handed over")
+	if m != nil {
+		m.kick()
+	}
+}
+
+// askReceivers asks each host with a grant whether it has the volume open still: one whose daemon died between the grant and the
+// opening will never say so by itself.
+func (d *Daemon) askReceivers(v *volume, s *api.EngineStatus) {
+	for _, g := range s.Grants {
+		ctx, cancel := context.WithTimeout(d.root, d.config.PeerTimeout)
+		var answer api.PeerOpenAnswer
+		err := d.config.Peers.Call(ctx, g.Address, api.PathPeerOpen, api.PeerVolume{Volume: v.name, UUID: s.UUID, Grant: g.ID}, &answer)
+		cancel()
+		if err != nil || answer.Open {
+			continue
+		}
+		if err := d.endGrant(d.root, v, g.ID, api.GrantClosed); err != nil {
+			d.log.Debug().Err(err).Str("volume", v.name).Str("grant", g.ID).Msg("grant is not over yet")
+		}
+	}
+}
+
+// askSeal asks the giver to look at its guest.
+func (d *Daemon) askSeal(v *volume, s *api.EngineStatus) {
+	d.mu.Lock()
+	in := v.incoming
+	d.mu.Unlock()
+	if in == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.root, d.config.PeerTimeout)
+	defer cancel()
+	err := d.config.Peers.Call(ctx, in.owner.Address, api.PathPeerSeal, api.PeerVolume{Volume: v.name, UUID: s.UUID, Grant: in.grant}, nil)
+	if err != nil && !errors.Is(err, peer.ErrUnreachable) {
+		d.log.Warn().Err(err).Str("volume", v.name).Str("migration", in.migration).Msg("the giver was asked to stop writing")
+	}
+	if err != nil && errors.Is(err, peer.ErrUnreachable) {
+		d.proveByFence(v, s)
+	}
+}
+
+// followShared begins to follow a volume whose engine says that another host has it open: an earlier daemon knew of it.
+func (d *Daemon) followShared(v *volume, s *api.EngineStatus) {
+	if d.config.Peers == nil || !handingOver(s) {
+		return
+	}
+	d.mu.Lock()
+	if s.Handover != nil && s.Handover.Role == api.RoleReceiver && v.incoming == nil && s.Owner != nil {
+		v.incoming = &incoming{grant: s.Handover.Grant, migration: s.Handover.Grant, owner: *s.Owner, since: time.UnixMilli(s.Handover.Since)}
+	}
+	if len(s.Grants) > 0 && v.outgoing == nil {
+		g := s.Grants[0]
+		v.outgoing = &outgoing{grant: g, migration: g.ID, since: time.Unix(g.Since, 0)}
+	}
+	d.mu.Unlock()
+	d.follow(v)
+}
+
+// followDomain has the engines of a domain in a hand-over told at once what it does.
+func (d *Daemon) followDomain(x libvirtx.Domain) {
+	d.mu.Lock()
+	var list []*volume
+	for _, v := range d.volumes {
+		if v.look != nil && v.domain != nil && v.domain.ident().UUID == x.UUID {
+			list = append(list, v)
+		}
+	}
+	d.mu.Unlock()
+	for _, v := range list {
+		d.follow(v)
+	}
+}

@@ -1,0 +1,338 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/handover"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// # Hand-over
+//
+// A volume that is not only read has a mover: one goroutine that runs the tables of package handover. It gathers what
+// is known, asks the table, does what the table says, durably, and only then is in the next state. What the control
+// API wants of it runs on the same goroutine, so that all header and slot writes come one after the other. An
+// action that fails leaves the state as it is and is tried again.
+//
+// The gate does what a state asks for (guard.go): the tables' "hold writes" is there, not here.
+
+// mover runs a volume's hand-overs.
+type mover struct {
+	v       *Volume
+	me      cowfmt.Owner
+	claims  store.Claiming
+	onKick  chan struct{}
+	calls   chan func()
+	quit    chan struct{}
+	ended   chan struct{} // closed when the runner is; what was to be done last is in last
+	dying   sync.Once
+	guest   guestTold
+	clients atomic.Pointer[func() int] // nil: not known
+
+	mu    sync.Mutex // for those who ask; changed by the runner only, but for closing
+	role  role
+	state handover.State
+	since time.Time
+	grant cowfmt.Grant // the open one; zero: none
+	giver cowfmt.Owner // a receiver's: who gave it
+	peer  handover.Slot
+	past  *Handover // of a hand-over that is over
+	last  handover.Action
+	// closing: the volume is to be closed.
+	closing bool
+	trouble error // why the last action or poll failed
+
+	// The runner's own.
+	wanted     cowfmt.CacheMode // once this host is alone
+	asked      *cowfmt.Grant
+	slot       int // this host's
+	peerSlot   int // the other's; -1: not found yet
+	seen       bool
+	peerClosed bool
+	waited     bool // requests waited when it was looked last
+	fenced     bool
+	mine       bool
+	dead       *store.Dead
+	wrote      bool
+	unwritten  cowfmt.SlotState // a slot that could not be written and may be on the device all the same; 0: none
+	looked     time.Time        // at the header, for its epoch
+	lastOps    uint64
+	told       error // the last trouble that was logged
+}
+
+// role is this host's in a hand-over. Who is alone is a giver of nothing.
+type role uint8
+
+const (
+	giver role = iota
+	receiver
+)
+
+func (r role) String() string { return [...]string{"giver", "receiver"}[r] }
+
+func newMover(v *Volume, me cowfmt.Owner) *mover {
+	return &mover{
+		v: v, me: me, state: handover.Alone, since: time.Now(), peerSlot: -1, wanted: cowfmt.CacheOn,
+		onKick: make(chan struct{}, 1), calls: make(chan func()), quit: make(chan struct{}), ended: make(chan struct{}),
+	}
+}
+
+// wake has the runner look at once. It never blocks.
+func (m *mover) wake() {
+	select {
+	case m.onKick <- struct{}{}:
+	default:
+	}
+}
+
+// call runs f on the runner's goroutine, and waits for it.
+func (m *mover) call(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	select {
+	case m.calls <- func() { done <- f() }:
+		return <-done
+	case <-m.ended:
+		return fmt.Errorf("%s: %w", m.v.info.Name, ErrClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("%s: it is busy with its hand-over: %w", m.v.info.Name, ctx.Err())
+	}
+}
+
+func (m *mover) now() handover.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state
+}
+
+// undivided refuses what can't be done while another host has the volume open, or has had it and is the owner now.
+func (m *mover) undivided(what string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.role == giver && m.state == handover.Alone:
+		return nil
+	case m.state == handover.Given:
+		return fmt.Errorf("%s %s: it was handed over to %s", what, m.v.info.Name, m.peerName())
+	}
+	return fmt.Errorf("%s %s: %w: %s has it open since %s, as %v; this host's is %v", what, m.v.info.Name, ErrGranted, m.peerName(),
+		time.Unix(m.grant.Since, 0).Format(time.RFC3339), m.peer, m.state)
+}
+
+// granted says whether another host has, or may have, the volume open.
+func (m *mover) granted() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state != handover.Alone && m.state != handover.Given
+}
+
+// ErrGranted says that another host has the volume open, or may open it.
+var ErrGranted = store.ErrGranted
+
+func (m *mover) run() {
+	defer close(m.ended)
+	for {
+		err := m.poll()
+		if err == nil {
+			err = m.step()
+		}
+		if err == nil {
+			err = m.settleCache()
+		}
+		m.note(err)
+		if m.isLast() {
+			return
+		}
+		t := time.NewTimer(m.pace(err))
+		select {
+		case <-m.quit:
+			t.Stop()
+			return
+		case f := <-m.calls:
+			f()
+		case <-m.onKick:
+		case <-t.C:
+		}
+		t.Stop()
+		if m.isLast() {
+			return
+		}
+	}
+}
+
+func (m *mover) isLast() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last != handover.Nothing
+}
+
+// kill ends the runner wherever it stands, between two actions.
+func (m *mover) kill() {
+	m.dying.Do(func() { close(m.quit) })
+	<-m.ended
+}
+
+func (m *mover) table() []handover.Rule {
+	if m.role == receiver {
+		return handover.Receiver
+	}
+	return handover.Giver
+}
+
+// step does what the table says until it says nothing.
+func (m *mover) step() error {
+	for {
+		if m.v.lost.Load() != nil {
+			if m.isClosing() {
+				m.finish(handover.DoLeave)
+			}
+			return nil
+		}
+		r := handover.Next(m.table(), m.state, m.facts())
+		switch r.Do {
+		case handover.Nothing:
+			return nil
+		case handover.DoRelease, handover.DoClose, handover.DoLeave:
+			m.finish(r.Do)
+			return nil
+		}
+		if err := m.perform(r.Do); err != nil {
+			if errors.Is(err, store.ErrEpoch) {
+				m.v.lose(err)
+			}
+			return fmt.Errorf("%v, %s: %w", r.State, r.Event, err)
+		}
+		m.enter(r)
+		if m.peer == handover.Unread && m.state != handover.Alone && m.state != handover.Given {
+			if err := m.poll(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (m *mover) perform(do handover.Action) error {
+	switch do {
+	case handover.DoGrant:
+		return m.openGrant()
+	case handover.DoSeal:
+		return m.seal()
+	case handover.DoReclaim:
+		return m.say(cowfmt.SlotReclaim)
+	case handover.DoYield:
+		return m.say(cowfmt.SlotYield)
+	case handover.DoReopen:
+		return m.say(cowfmt.SlotOpen)
+	case handover.DoKeep:
+		return m.say(cowfmt.SlotKept)
+	case handover.DoEndGrant:
+		return m.endGrant()
+	case handover.DoHandOver:
+		return m.v.st.HandOver(m.grant.ID)
+	case handover.DoActivate:
+		return m.say(cowfmt.SlotActive)
+	case handover.DoWrite:
+		return m.beginToWrite()
+	case handover.DoOwn:
+		return nil // the store is its own since the header was read; enter does the rest
+	case handover.DoTakeOver:
+		return m.takeOver()
+	}
+	return fmt.Errorf("action %d of a hand-over is not known", do)
+}
+
+// enter is in the next state.
+func (m *mover) enter(r handover.Rule) {
+	m.v.log.Info().Stringer("grant", m.grant.ID).Str("peer", m.peerName()).Stringer("role", m.role).Stringer("from", m.state).
+		Stringer("state", r.Next).Str("because", r.Event).Msg("hand-over")
+	m.mu.Lock()
+	m.state, m.since = r.Next, time.Now()
+	m.mu.Unlock()
+	m.guest.forget()
+	switch r.Next {
+	case handover.Owner:
+		m.becomeOwner()
+	case handover.Alone:
+		m.forget(nil)
+	}
+	m.v.guard(m.state)
+}
+
+// finish ends the runner: what is left to do is Close's. What is held has nothing to wait for any more.
+func (m *mover) finish(do handover.Action) {
+	m.mu.Lock()
+	m.last = do
+	m.mu.Unlock()
+	r, _ := rulesOf(m.state)
+	refused := false
+	for c := range r {
+		if r[c] == hold {
+			r[c], refused = refuse, true
+		}
+	}
+	if refused {
+		m.v.setRules(r, ErrClosed)
+	}
+}
+
+func (m *mover) isClosing() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closing
+}
+
+// note keeps what went wrong, and logs it once.
+func (m *mover) note(err error) {
+	m.mu.Lock()
+	m.trouble = err
+	m.mu.Unlock()
+	switch {
+	case err == nil:
+		m.told = nil
+	case m.told == nil || m.told.Error() != err.Error():
+		m.told = err
+		m.v.log.Warn().Err(err).Stringer("grant", m.grant.ID).Stringer("state", m.state).Msg("hand-over: will be tried again")
+	}
+}
+
+// settleCache switches the cache to what is wanted of it as soon as this host is alone.
+func (m *mover) settleCache() error {
+	if m.role != giver || m.state != handover.Alone || m.isLast() || m.v.lost.Load() != nil || m.wanted == m.v.CacheMode() {
+		return nil
+	}
+	if m.wanted == cowfmt.CacheOff {
+		return m.v.cacheOff()
+	}
+	return m.v.cacheOn(context.Background())
+}
+
+// How often the runner looks when nothing calls it.
+const (
+	paceUrgent = 10 * time.Millisecond // somebody may be waiting for this host
+	paceSlow   = 50 * time.Millisecond // for long already
+	paceOpen   = 100 * time.Millisecond
+	paceFailed = 200 * time.Millisecond
+	paceAlone  = 5 * time.Second
+	urgentFor  = 10 * time.Second
+)
+
+func (m *mover) pace(err error) time.Duration {
+	d := paceAlone
+	switch m.state {
+	case handover.Sealed, handover.Reclaim, handover.Yield, handover.Active, handover.Writer:
+		if d = paceUrgent; time.Since(m.since) > urgentFor {
+			d = paceSlow
+		}
+	case handover.Open, handover.Kept, handover.Idle:
+		d = paceOpen
+	}
+	if err != nil {
+		return max(d, paceFailed)
+	}
+	return d
+}

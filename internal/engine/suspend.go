@@ -1,0 +1,96 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Suspension is a volume at rest: nothing is inside its target, new requests are held. It ends with
+// Resume, or by itself at its deadline.
+type Suspension struct {
+	v     *Volume
+	timer *time.Timer
+	ended chan struct{}
+}
+
+// Suspend drains the volume and holds its I/O until Resume or, whatever happens to the caller, until the
+// deadline. It fails, with the I/O going on, where the requests inside don't end before the context or
+// the deadline does; and with ErrGranted while another host has the volume open.
+func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspension, error) {
+	if err := v.moving.undivided("suspend"); err != nil {
+		return nil, err
+	}
+	return v.suspend(ctx, deadline)
+}
+
+func (v *Volume) suspend(ctx context.Context, deadline time.Duration) (*Suspension, error) {
+	ctx, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	s := &Suspension{v: v, ended: make(chan struct{})}
+	g := &v.gate
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrClosed)
+	}
+	if g.suspended != nil {
+		g.mu.Unlock()
+		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrSuspended)
+	}
+	g.suspended = s
+	d := g.await(all)
+	s.timer = time.AfterFunc(deadline, func() { _ = s.resume(nil) })
+	g.mu.Unlock()
+	select {
+	case <-d.done:
+		return s, nil
+	default:
+	}
+	select {
+	case <-d.done:
+		return s, nil
+	case <-s.ended: // its deadline, or the volume is being closed
+		return nil, fmt.Errorf("suspend %s: its requests took too long: %w", v.info.Name, ErrResumed)
+	case <-ctx.Done():
+		_ = s.resume(nil)
+		return nil, fmt.Errorf("suspend %s: its requests took too long: %w", v.info.Name, context.Cause(ctx))
+	}
+}
+
+// Resume lets the held I/O go on. ErrResumed: the deadline was first.
+func (s *Suspension) Resume() error { return s.resume(nil) }
+
+// resumeWith swaps the target and resumes; with ErrResumed the target is as it was.
+func (s *Suspension) resumeWith(t target) error { return s.resume(t) }
+
+func (s *Suspension) resume(t target) error {
+	g := &s.v.gate
+	g.mu.Lock()
+	if g.suspended != s {
+		g.mu.Unlock()
+		return ErrResumed
+	}
+	s.lift(t)
+	held := g.sort()
+	g.mu.Unlock()
+	s.v.letGo(held)
+	return nil
+}
+
+// lift ends the suspension. Called with the gate's mu held; the gate's sort is to follow.
+func (s *Suspension) lift(t target) {
+	s.timer.Stop()
+	if t != nil {
+		s.v.setTarget(t)
+	}
+	s.v.gate.suspended = nil
+	close(s.ended)
+}
+
+// Suspended says whether the volume's I/O is being held by a suspension.
+func (v *Volume) Suspended() bool {
+	v.gate.mu.Lock()
+	defer v.gate.mu.Unlock()
+	return v.gate.suspended != nil
+}
