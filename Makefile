@@ -26,11 +26,11 @@ test: deps build lint unit pack iscsi e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
-	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$)
+	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$ -e /internal/handover$$)
 	$(TEST) -timeout 20m -race $(CGO) ./internal/libvirtx/cgo
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
 	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
-	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
+	$(TEST) -timeout 20m ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/...
 
 # TestUpgrade builds older programs: make soak has it.
 e2e: deps build
@@ -72,6 +72,7 @@ crash:
 
 soak: deps build crash
 	$(TEST) -count=$(ROUNDS) -timeout 0 -v ./test/e2e/... -e2e.soak
+	$(GO) test -count=1 -timeout 0 -v ./internal/handover -handover.deep -handover.walks=2000000
 
 deps:
 	scripts/deps.sh

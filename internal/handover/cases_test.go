@@ -108,7 +108,7 @@ func TestCases(t *testing.T) {
 func TestThirdHost(t *testing.T) {
 	m := newModel(3, 1, 1, 0, false)
 	w := play(t, m, m.start, prepared...)
-	w.ask, w.h[2].want = 9, 9 // as if C's hook had run
+	w.ask, w.askTo, w.askBy, w.h[2].want = 9, 0, 2, 9 // as if C's hook had run
 	m.next(&w, func(l label, _ kind, n *world) {
 		if l.what == "daemon has the engine asked for a grant" {
 			t.Errorf("%c is asked while it has granted", 'A'+rune(l.host))
@@ -124,6 +124,7 @@ func TestThirdHost(t *testing.T) {
 // TestUnseenEnd shows the limit that docs/MIGRATION.md names: nobody saw the source run again before it ended.
 func TestUnseenEnd(t *testing.T) {
 	m := newModel(2, 1, 2, 1, false)
+	m.start = play(t, m, m.start, bothRun...)
 	m.unseenEnds = true
 	if f := m.explore(6_000_000, false); !strings.HasPrefix(f.bad, "2:") {
 		t.Errorf("%d states: %q; if there is no such limit any more the page should not name it", f.states, f.bad)

@@ -163,13 +163,16 @@ func TestExplore(t *testing.T) {
 		name                               string
 		migrations, writes, faults, fences int
 		dirty, mirror, onlyDeep            bool
+		from                               []string
 	}{
-		{"one migration, one fault", 1, 2, 1, 1, false, false, false},
-		{"written before, no fault", 1, 2, 0, 0, true, false, false},
-		{"copy-storage-all", 1, 1, 1, 0, false, true, false},
-		{"two migrations, no fault", 2, 1, 0, 0, false, false, false},
-		{"one migration, two faults", 1, 2, 2, 1, false, false, true},
-		{"two migrations, one fault", 2, 1, 1, 1, true, false, true},
+		{"one migration, one fault", 1, 2, 1, 1, false, false, false, nil},
+		{"written before, no fault", 1, 2, 0, 0, true, false, false, nil},
+		{"copy-storage-all", 1, 1, 1, 0, false, true, false, nil},
+		{"two migrations, no fault", 2, 1, 0, 0, false, false, false, nil},
+		{"after the switch, one fault more, two words of an operator", 1, 2, 1, 2, false, false, false, switched},
+		{"able to run on both, one fault more, two words of an operator", 1, 2, 1, 2, false, false, false, bothRun},
+		{"one migration, two faults", 1, 2, 2, 1, false, false, true, nil},
+		{"two migrations, one fault", 2, 1, 1, 1, true, false, true, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.onlyDeep && !*deep {
@@ -178,6 +181,11 @@ func TestExplore(t *testing.T) {
 			m := newModel(2, c.migrations, c.writes, c.faults, c.dirty)
 			m.mirror = c.mirror
 			m.start.fences = uint8(c.fences)
+			if c.from != nil {
+				m.start.faults++
+				m.start = play(t, m, m.start, c.from...)
+				m.start.faults = uint8(c.faults)
+			}
 			f := m.explore(*limit, true)
 			t.Logf("%d states, ends %v", f.states, f.ends)
 			switch {

@@ -90,7 +90,7 @@ type Facts struct {
 	Settled    bool // receiver: the guest has been running here for a while
 	Asked      bool // giver: another host is to be granted
 	PeerClosed bool // giver: the receiver has closed the volume, or never will open it, or is proven dead
-	PeerDead   bool // receiver: the giver is proven dead
+	PeerDead   bool // receiver: the giver is proven dead; Peer was read after the proof came
 	Ready      bool // receiver: it needs no header write to write data
 	Mine       bool // receiver: the header names it as the owner
 	Closing    bool // this engine is to end

@@ -24,15 +24,15 @@ func (s *steps) daemon(h int) {
 			s.do("what the daemon told is too old", h, usual, func(w *world) { w.h[h].guest = GuestUnknown })
 		}
 	}
-	if w.ask != 0 && w.to != int8(h) && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
-		to := w.to
+	if w.ask != 0 && w.askTo == int8(h) && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
+		by := w.askBy
 		s.do("daemon has the engine asked for a grant", h, usual, func(w *world) {
-			w.h[h].wanted, w.h[h].wantedBy = w.ask, to
+			w.h[h].wanted, w.h[h].wantedBy = w.ask, by
 			w.ask = 0
 		})
 		if w.faults > 0 {
 			s.do("request for a grant comes, and will come again", h, fault, func(w *world) {
-				w.h[h].wanted, w.h[h].wantedBy = w.ask, to
+				w.h[h].wanted, w.h[h].wantedBy = w.ask, by
 				w.faults--
 			})
 		}
@@ -47,7 +47,7 @@ func (s *steps) receiver(h int) {
 	e, w := &s.w.h[h], s.w
 	if w.phase == migHook && w.to == int8(h) {
 		if e.want == 0 && e.proc == procNone && w.owner == w.from {
-			s.do("hook: daemon asks the owner for a grant", h, usual, func(w *world) { w.h[h].want = w.id; w.ask = w.id })
+			s.do("hook: daemon asks the owner for a grant", h, usual, func(w *world) { w.h[h].want = w.id; w.ask, w.askTo, w.askBy = w.id, w.owner, int8(h) })
 		}
 		if e.want == w.id && w.answer == w.id && e.proc == procNone && e.slot != SlotIdle {
 			s.do("hook: daemon starts the engine", h, usual, func(w *world) { w.launch(h, w.id) })
@@ -239,7 +239,15 @@ func (s *steps) faults(h int) {
 		})
 	}
 	if !e.up && !e.fenced && s.m.operator && w.fences > 0 && !(e.proc != procNone && e.req == reqData) {
-		s.do("operator: the host is fenced", h, operator, func(w *world) { w.h[h].fenced = true; w.fences-- })
+		s.do("operator: the host is fenced", h, operator, func(w *world) {
+			w.h[h].fenced = true
+			w.fences--
+			for o := range w.h { // who hears of it reads the dead one's slot again
+				if w.h[o].peer == int8(h) && !s.m.no.forget {
+					w.h[o].fact = Unread
+				}
+			}
+		})
 	}
 	if !e.up && e.proc != procNone {
 		s.do("what was under way is lost", h, usual, func(w *world) { w.h[h].req = reqNone; w.h[h].at = atRest; w.buried(h) })

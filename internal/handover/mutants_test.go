@@ -71,6 +71,7 @@ func TestMutants(t *testing.T) {
 		{"receiver remembers a zero", func(t *testing.T, m *model) { m.no.wait = true }},
 		{"receiver opens without reading the header again", func(t *testing.T, m *model) { m.no.endCheck = true }},
 		{"receiver that may have written closes", func(t *testing.T, m *model) {
+			m.start = play(t, m, m.start, switched...)
 			m.receiver = with(m.receiver, Active, func(f Facts) bool { return f.Closing }, DoClose, Closed)
 		}},
 		{"grant without a commit", func(t *testing.T, m *model) { m.no.commit = true }},
@@ -78,7 +79,10 @@ func TestMutants(t *testing.T) {
 		{"seal without draining", func(t *testing.T, m *model) { m.no.drain = true }},
 		{"grant ended without reading the receiver's slot", func(t *testing.T, m *model) { m.no.reread = true }},
 		{"late FLUSH writes the table", func(t *testing.T, m *model) { m.no.flush = true }},
-		{"what was known of the guest before counts", func(t *testing.T, m *model) { m.no.fresh = true }},
+		{"what was known of the guest before counts", func(t *testing.T, m *model) {
+			m.start = play(t, m, m.start, switched...)
+			m.no.fresh = true
+		}},
 		{"messages and slots of another grant count", func(t *testing.T, m *model) { m.no.sameGrant = true }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
