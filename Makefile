@@ -17,20 +17,20 @@ FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit pack e2e demo lab bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit pack iscsi e2e demo lab bench lint fuzz crash soak deps deb install install-files clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/virt-cow ./cmd/virt-cow
 
-test: deps build lint unit pack e2e
+test: deps build lint unit pack iscsi e2e
 
 # Everything with the race detector, then without it what explores states or measures.
 unit:
-	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$)
+	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$ -e /internal/handover$$)
 	$(TEST) -timeout 20m -race $(CGO) ./internal/libvirtx/cgo
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
 	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
-	$(TEST) -timeout 20m ./internal/engine ./internal/store ./test/bench/... ./test/lab/...
+	$(TEST) -timeout 20m ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/...
 
 # TestUpgrade builds older programs: make soak has it.
 e2e: deps build
@@ -39,6 +39,10 @@ e2e: deps build
 # Static, as the test program runs inside another Debian too.
 pack: deps build
 	$(SUDO) env CGO_ENABLED=0 VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1 -timeout 20m ./test/pack/...
+
+# Real iSCSI and reservations, in an emulated machine.
+iscsi: deps
+	$(TEST) -timeout 15m -v ./test/iscsi/...
 
 demo: deps build
 	$(SUDO) $(GO) run ./test/demo
@@ -68,6 +72,7 @@ crash:
 
 soak: deps build crash
 	$(TEST) -count=$(ROUNDS) -timeout 0 -v ./test/e2e/... -e2e.soak
+	$(GO) test -count=1 -timeout 0 -v ./internal/handover -handover.deep -handover.walks=2000000
 
 deps:
 	scripts/deps.sh

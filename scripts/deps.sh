@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs what the demo, the tests and the benchmark need, through apt-get, and only what is missing; unpacks
-# a Debian kernel for the tiny guest, promtool, and a whole Debian for the tests of package and units, into a cache
-# folder (never installed on this host).
+# a Debian kernel for the tiny guest, its iSCSI initiator, promtool, and a whole Debian for the tests of package and
+# units, into a cache folder (never installed on this host).
 #
 #   scripts/deps.sh           all of it
 #   scripts/deps.sh packages  packages only
 #   scripts/deps.sh kernel    kernel only
+#   scripts/deps.sh iscsi     iSCSI initiator only
 #   scripts/deps.sh promtool what checks Prometheus' rules, only
 #   scripts/deps.sh debian    the Debian only; about a minute and 600 MB the first time
 #   scripts/deps.sh trixie    a Debian 13 with its libvirt and QEMU, for `make e2e-trixie`, and prints its folder; a few
@@ -17,7 +18,7 @@ set -eu
 
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
 gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux debootstrap systemd curl jq
-bash-completion zsh fish mandoc"
+bash-completion zsh fish mandoc dmsetup"
 # What the Debian has beyond a minimal one, and what it has only files of: libvirt's AppArmor profiles.
 suite=bookworm
 inside="systemd systemd-sysv dbus udev lvm2 apparmor checkpolicy selinux-policy-dev"
@@ -104,6 +105,27 @@ unpack_promtool() {
 	mv "$tmp/tree/usr/bin/promtool" "$cache/promtool"
 }
 
+fetch_iscsi() { # into the folder $1; the package would start a service
+	say "unpacking an iSCSI initiator into $cache/iscsi"
+	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download open-iscsi libopeniscsiusr >&2) || return 1
+	for d in "$1"/*.deb; do dpkg-deb -x "$d" "$1/tree"; done
+}
+
+unpack_iscsi() {
+	[ ! -e "$cache/iscsi" ] || return 0
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/iscsi.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	fetch_iscsi "$tmp" || {
+		as_root apt-get update -q >&2
+		fetch_iscsi "$tmp" || die "open-iscsi can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+	mkdir "$tmp/files"
+	find "$tmp/tree" \( -name iscsistart -o -name 'libopeniscsiusr.so.*' \) -exec mv -t "$tmp/files" {} +
+	mv "$tmp/files" "$cache/iscsi"
+}
+
 # The machine's own mirror of a suite, as apt knows it; else the one of whatever Debian it is, which has all suites.
 mirror() { # of the suite $1
 	apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
@@ -160,13 +182,15 @@ case ${1:-all} in
 all)
 	install_packages
 	(unpack_kernel)
+	(unpack_iscsi)
 	(unpack_promtool)
 	(make_bookworm)
 	;;
 packages) install_packages ;;
 kernel) unpack_kernel ;;
+iscsi) unpack_iscsi ;;
 promtool) unpack_promtool ;;
 debian) make_bookworm ;;
 trixie) make_trixie ;;
-*) die "usage: $0 [packages|kernel|promtool|debian|trixie]" ;;
+*) die "usage: $0 [packages|kernel|iscsi|promtool|debian|trixie]" ;;
 esac

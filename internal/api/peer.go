@@ -36,7 +36,8 @@ type PeerGrantAnswer struct {
 
 // PeerOpenAnswer says whether the receiver has the volume open by the grant, or may still open it.
 type PeerOpenAnswer struct {
-	Open bool `json:"open"`
+	Open bool   `json:"open"`
+	Boot string `json:"boot"` // of the host that answers: a grant to an earlier one is of engines that ended with it
 }
 
 // PeerReleaseRequest asks a host to close a volume that nobody uses there. One that somebody uses is refused.

@@ -17,6 +17,7 @@ var may = map[string][]string{
 	"internal/arrows":                {},
 	"internal/blockdev":              {},
 	"internal/blockdev/blockdevtest": {"internal/blockdev"},
+	"internal/blockdev/reserve":      {"internal/blockdev"},
 	"internal/cowfmt":                {},
 	"internal/uring":                 {"internal/blockdev"},
 	"internal/nbd":                   {"internal/blockdev", "internal/uring"},

@@ -45,6 +45,36 @@ func sysfsOf(sysfs string, rdev uint64) string {
 	return filepath.Join(sysfs, fmt.Sprintf("dev/block/%d:%d", unix.Major(rdev), unix.Minor(rdev)))
 }
 
+// Layer says what a block device is on its host: "" a disk of its own, "partition", or who made it with the device mapper,
+// as its UUID begins there ("LVM", "mpath", "part1-mpath"; "dm" where it has none).
+func (d *File) Layer() (string, error) {
+	if !d.block {
+		return "", nil
+	}
+	return layer(sysfs, d.id.Rdev)
+}
+
+func layer(sysfs string, rdev uint64) (string, error) {
+	dir := sysfsOf(sysfs, rdev)
+	if _, err := os.Stat(dir); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		return "partition", nil
+	}
+	if _, err := os.Stat(filepath.Join(dir, "dm")); err != nil {
+		return "", nil
+	}
+	id := attribute(dir, "dm/uuid")
+	if i := strings.LastIndexByte(id, '-'); i > 0 && strings.HasPrefix(id, "part") {
+		return id[:i], nil
+	}
+	if maker, _, found := strings.Cut(id, "-"); found {
+		return maker, nil
+	}
+	return "dm", nil
+}
+
 func attribute(dir, name string) string {
 	b, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {

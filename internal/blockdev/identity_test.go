@@ -37,7 +37,11 @@ func TestIdentityOfPaths(t *testing.T) {
 	}
 	put("devices/sdc/device/wwid", "naa.600c\n")
 	put("devices/sdc/sdc2/partition", "2\n")
-	for name, to := range map[string]string{"8:0": "sda", "8:16": "sdb", "8:32": "sdc", "8:34": "sdc/sdc2", "253:0": "dm-0", "7:0": "loop0"} {
+	put("devices/dm-1/dm/uuid", "part1-mpath-3600a\n")
+	put("devices/dm-2/dm/uuid", "LVM-abcdef\n")
+	put("devices/dm-3/dm/uuid", "\n")
+	for name, to := range map[string]string{"8:0": "sda", "8:16": "sdb", "8:32": "sdc", "8:34": "sdc/sdc2", "253:0": "dm-0", "7:0": "loop0",
+		"253:1": "dm-1", "253:2": "dm-2", "253:3": "dm-3"} {
 		link("dev/block/"+name, "devices/"+to)
 	}
 	for _, c := range []struct {
@@ -54,5 +58,19 @@ func TestIdentityOfPaths(t *testing.T) {
 		if got := multipathOf(dir, rdev); got != c.multipath {
 			t.Errorf("%d:%d: multipath device %q, want %q", c.major, c.minor, got, c.multipath)
 		}
+	}
+	put("devices/loop0/size", "1\n")
+	for _, c := range []struct {
+		major, minor uint32
+		layer        string
+	}{
+		{8, 0, ""}, {8, 34, "partition"}, {253, 0, "mpath"}, {253, 1, "part1-mpath"}, {253, 2, "LVM"}, {253, 3, "dm"}, {7, 0, ""},
+	} {
+		if got, err := layer(dir, unix.Mkdev(c.major, c.minor)); err != nil || got != c.layer {
+			t.Errorf("%d:%d: layer %q, %v, want %q", c.major, c.minor, got, err, c.layer)
+		}
+	}
+	if got, err := layer(dir, unix.Mkdev(1, 1)); err == nil {
+		t.Errorf("layer of a device that sysfs does not have: %q", got)
 	}
 }

@@ -13,7 +13,7 @@ func TestStrings(t *testing.T) {
 		want string
 	}{
 		{RoleSnapshot, "snapshot"}, {Role(9), "role(9)"}, {Role(0), "role(0)"}, {CacheOff, "off"}, {LocatorArchive, "archive"}, {IdentityWWID, "wwid"},
-		{StackTracker, "tracker"}, {SlotIdle, "idle"}, {SlotActive, "active"}, {SlotState(7), "state(7)"},
+		{StackTracker, "tracker"}, {SlotIdle, "idle"}, {SlotActive, "active"}, {SlotKept, "kept"}, {SlotState(8), "state(8)"},
 		{Progress{Kind: ProgressRemove}, "remove"}, {Progress{}, "none"}, {Progress{Kind: 8}, "progress(8)"},
 		{*h.Master, "nbd nbd+unix:///debian-12?socket=/run/masters.sock"},
 		{*h.MasterIdentity, "samples 0102030000"},

@@ -122,7 +122,7 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 	if s.Handover != nil {
 		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
 	}
-	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, m, giver), Turn: turn})
+	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver), Turn: turn})
 	if err == nil && s.Handover != nil && s.Handover.State == "given" && m != nil {
 		d.gone(v, s)
 	}
@@ -130,7 +130,7 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 }
 
 // guestState is what libvirt says of a domain now.
-func (d *Daemon) guestState(ctx context.Context, m *domain, giver bool) string {
+func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver bool) string {
 	if m == nil {
 		return api.GuestStopped
 	}
@@ -141,7 +141,9 @@ func (d *Daemon) guestState(ctx context.Context, m *domain, giver bool) string {
 	// The job first: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
 	leaving, jobErr := false, error(nil)
 	if giver {
-		leaving, jobErr = c.Leaving(ctx, m.ident())
+		if leaving, jobErr = c.Leaving(ctx, m.ident()); jobErr == nil {
+			leaving = d.isLeaving(v, leaving)
+		}
 	}
 	s, err := c.State(ctx, m.ident())
 	switch {
@@ -153,6 +155,19 @@ func (d *Daemon) guestState(ctx context.Context, m *domain, giver bool) string {
 		return api.GuestLeaves
 	}
 	return api.GuestRuns
+}
+
+// isLeaving takes a domain for one that leaves, too, while its migration was not seen yet: the grant is asked for before the
+// domain is sent.
+func (d *Daemon) isLeaving(v *volume, seen bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := v.outgoing
+	if out == nil {
+		return seen
+	}
+	out.leaving = out.leaving || seen
+	return seen || !out.leaving && time.Since(out.since) < incomingFor
 }
 
 // gone notes that a volume has another owner by now: its domain is looked at, and its engine has no more to do.
@@ -187,7 +202,11 @@ func (d *Daemon) askReceivers(v *volume, s *api.EngineStatus) {
 		if err != nil || answer.Open {
 			continue
 		}
-		if err := d.endGrant(d.root, v, g.ID, api.GrantClosed); err != nil {
+		why := api.GrantClosed
+		if answer.Boot != "" && answer.Boot != g.Boot { // the host itself says that it was rebooted
+			why = api.GrantFenced
+		}
+		if err := d.endGrant(d.root, v, g.ID, why); err != nil {
 			d.log.Debug().Err(err).Str("volume", v.name).Str("grant", g.ID).Msg("grant is not over yet")
 		}
 	}

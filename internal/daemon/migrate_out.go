@@ -17,6 +17,7 @@ type outgoing struct {
 	grant     api.Grant
 	migration string
 	since     time.Time
+	leaving   bool // the domain was seen to be migrated
 }
 
 // Peers is how the daemons of other hosts are spoken to. A peer.Node is one.
@@ -182,14 +183,15 @@ func (d *Daemon) endGrant(ctx context.Context, v *volume, grant, why string) err
 
 // peerOpen says whether this host has a volume open by a grant, or may still open it.
 func (d *Daemon) peerOpen(_ context.Context, r api.PeerVolume) (*api.PeerOpenAnswer, error) {
+	boot := d.config.Peers.Self().Boot
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, v := range d.volumes {
 		if v.incoming != nil && v.incoming.grant == r.Grant {
-			return &api.PeerOpenAnswer{Open: true}, nil
+			return &api.PeerOpenAnswer{Open: true, Boot: boot}, nil
 		}
 	}
-	return &api.PeerOpenAnswer{}, nil
+	return &api.PeerOpenAnswer{Boot: boot}, nil
 }
 
 // peerRelease closes a volume that nobody uses here, so that another host can open it.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/handover"
 )
@@ -148,7 +150,7 @@ func (m *mover) begin(ctx context.Context, wanted cowfmt.CacheMode) error {
 func (m *mover) resume() error {
 	h := m.v.st.Header()
 	if len(h.Grants) == 0 {
-		return nil
+		return m.findLeftover(h)
 	}
 	g := h.Grants[0]
 	my, err := m.findSlot(m.me.Host, -1)
@@ -173,6 +175,43 @@ func (m *mover) resume() error {
 	if err := m.say(says); err != nil {
 		return fmt.Errorf("go on with the grant to %s: %w", m.peerName(), err)
 	}
+	return nil
+}
+
+// findLeftover looks for a grant that is gone from the header, but not from this host's slot: an engine died between the two,
+// and whether the receiver had opened the volume was not looked at yet.
+func (m *mover) findLeftover(h *cowfmt.Header) error {
+	if h.Cache != cowfmt.CacheOff {
+		return nil
+	}
+	slots, err := m.v.st.Slots()
+	for _, s := range slots {
+		if s.Err == nil && s.Host == m.me.Host && giverStates[s.State] != 0 {
+			m.leftover, m.slot = s.Grant, s.Slot
+		}
+	}
+	return err
+}
+
+// endLeftover ends such a grant, unless another host says in its slot that it has the volume open by it. That one finds no grant
+// in the header, and closes.
+func (m *mover) endLeftover() error {
+	if m.leftover == uuid.Nil {
+		return nil
+	}
+	slots, err := m.v.st.Slots()
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		if s.Err == nil && s.Host != m.me.Host && s.Grant == m.leftover {
+			return fmt.Errorf("exception cache on: %w: %s has the volume open still, by grant %v, which was ended", ErrGranted, s.HostName, m.leftover)
+		}
+	}
+	if err := m.v.st.WriteSlot(m.slot, nil); err != nil {
+		return err
+	}
+	m.leftover = uuid.Nil
 	return nil
 }
 

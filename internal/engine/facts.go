@@ -22,6 +22,9 @@ func (m *mover) facts() handover.Facts {
 			m.guest.forget()
 		}
 	}
+	if m.role == giver {
+		m.guest.wrote(m.v.gate.written())
+	}
 	guest, since := m.guest.now()
 	return handover.Facts{
 		Peer: m.peer, Guest: guest, Clients: m.hasClients(), Waits: waiting > 0,

@@ -58,6 +58,7 @@ type rules [classes]rule
 type gate struct {
 	mu        sync.Mutex
 	inside    [classes]int
+	writes    uint64 // that were ever let in
 	suspended *Suspension
 	rules     rules
 	refusal   error // of the classes whose rule is refuse
@@ -108,7 +109,7 @@ func (g *gate) pass(r *blockdev.Request) (bool, error) {
 	g.mu.Lock()
 	held, err := g.stops(c)
 	if err == nil && !held {
-		g.inside[c]++
+		g.let(c)
 	}
 	if held {
 		g.held = append(g.held, heldRequest{r, time.Now()})
@@ -119,6 +120,21 @@ func (g *gate) pass(r *blockdev.Request) (bool, error) {
 		g.onHold()
 	}
 	return err == nil && !held, err
+}
+
+// let counts a request in. Called with mu held.
+func (g *gate) let(c class) {
+	g.inside[c]++
+	if c == writing {
+		g.writes++
+	}
+}
+
+// written is how many writes were ever let in.
+func (g *gate) written() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.writes
 }
 
 // stops says whether a request of a class is to be held, or why it is refused. Called with mu held.
@@ -139,7 +155,7 @@ func (g *gate) enter(ctx context.Context, c class) error {
 		held, err := g.stops(c)
 		if !held || err != nil {
 			if err == nil {
-				g.inside[c]++
+				g.let(c)
 			}
 			g.mu.Unlock()
 			return err
@@ -195,7 +211,7 @@ func (g *gate) sort() (s sorted) {
 		case held:
 			still = append(still, h)
 		default:
-			g.inside[c]++
+			g.let(c)
 			s.in = append(s.in, h.r)
 		}
 	}

@@ -114,11 +114,20 @@ func (m *mover) forget(past *Handover) {
 	m.past = past
 }
 
+// errWrites says that the guest goes on writing, so that it is not suspended after all.
+var errWrites = errors.New("the guest writes: not sealed")
+
 // seal is DoSeal. Once the slot may be on the device the receiver may act on it: then there is no way back to writing but
 // through a slot of the receiver, so that a slot that could not be written counts, and is written again.
 func (m *mover) seal() error {
 	v := m.v
+	guest, _ := m.guest.now()
 	err := v.drainWriters()
+	if m.guest.wrote(v.gate.written()); err == nil && guest == handover.GuestStopped {
+		if now, _ := m.guest.now(); now != guest {
+			err = errWrites
+		}
+	}
 	if err == nil {
 		err = v.commit.commit(v.table)
 	}

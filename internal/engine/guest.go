@@ -11,6 +11,7 @@ import (
 type guestTold struct {
 	mu      sync.Mutex
 	turn    uint64 // moves on whenever what was told is forgotten
+	writes  uint64 // of the volume when libvirt was asked, if stopped
 	state   handover.Guest
 	since   time.Time   // without a gap
 	until   time.Time   // then it is unknown
@@ -19,6 +20,12 @@ type guestTold struct {
 
 // stoppedTold bounds guestTold.stopped.
 const stoppedTold = 64
+
+// A turn that is told has both: how often what was known was forgotten, and how many writes had come. A giver's guest that has
+// written since libvirt was asked is not stopped, whatever libvirt said.
+const turnBits = 40
+
+func turnOf(forgotten, writes uint64) uint64 { return forgotten<<turnBits | writes&(1<<turnBits-1) }
 
 // SetGuest tells what the domain is doing on this host; it holds for so long. It must have been found out after
 // Handover told of this turn, and is passed over otherwise.
@@ -35,18 +42,28 @@ func (g *guestTold) forget() {
 	g.state, g.stopped = handover.GuestUnknown, nil
 }
 
-func (g *guestTold) turnNow() uint64 {
+func (g *guestTold) turnNow(writes uint64) uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.turn
+	return turnOf(g.turn, writes)
+}
+
+// wrote has it forgotten that the guest is stopped, if that was found out before the last of so many writes.
+func (g *guestTold) wrote(writes uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state == handover.GuestStopped && turnOf(0, writes) != g.writes {
+		g.state, g.stopped = handover.GuestUnknown, nil
+	}
 }
 
 func (g *guestTold) set(s handover.Guest, turn uint64, now time.Time, holds time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if turn != g.turn {
+	if turn>>turnBits != g.turn {
 		return
 	}
+	g.writes = turn & (1<<turnBits - 1)
 	if s != g.state || now.After(g.until) {
 		g.state, g.since, g.stopped = s, now, nil
 	}

@@ -44,13 +44,14 @@ func (v *Volume) Handover() *Handover {
 }
 
 func (m *mover) tell() *Handover {
+	writes := m.v.gate.written() // before anybody asks libvirt
 	held, oldest := m.v.waiting()
 	guest, _ := m.guest.now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := &Handover{
 		Role: m.role.String(), State: m.state, Since: m.since, Grant: m.grant.ID, Peer: m.grant.HostName, PeerHost: m.grant.Host,
-		PeerState: m.peer, Guest: guest, Turn: m.guest.turnNow(), Held: held, Wrote: m.wrote,
+		PeerState: m.peer, Guest: guest, Turn: m.guest.turnNow(writes), Held: held, Wrote: m.wrote,
 	}
 	if m.role == receiver {
 		out.Peer, out.PeerHost = m.giver.HostName, m.giver.Host

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/handover"
 	"github.com/virt-cow/virt-cow/internal/store"
@@ -60,6 +62,7 @@ type mover struct {
 	mine       bool
 	dead       *store.Dead
 	wrote      bool
+	leftover   uuid.UUID        // a grant that a predecessor was about to end when it died
 	unwritten  cowfmt.SlotState // a slot that could not be written and may be on the device all the same; 0: none
 	looked     time.Time        // at the header, for its epoch
 	lastOps    uint64
@@ -307,6 +310,9 @@ func (m *mover) settleCache() error {
 	}
 	if m.wanted == cowfmt.CacheOff {
 		return m.v.cacheOff()
+	}
+	if err := m.endLeftover(); err != nil {
+		return err
 	}
 	return m.v.cacheOn(context.Background())
 }

@@ -151,6 +151,7 @@ func (v *Volume) PeerDead(ctx context.Context, dead store.Dead) error {
 		}
 		dead.Boot = h.Owner.Boot
 		m.dead = &dead
+		m.setPeer(handover.Unread) // read before the proof it proves nothing: the giver may have kept the volume since
 		m.wake()
 		return nil
 	})

@@ -12,6 +12,7 @@ import (
 var (
 	deep  = flag.Bool("handover.deep", false, "explore with larger bounds, for minutes")
 	walks = flag.Int("handover.walks", 20000, "random walks with three hosts")
+	limit = flag.Int("handover.states", 40_000_000, "states at most")
 	seed  = flag.Uint64("handover.seed", 0, "of the random walks; 0: a new one")
 )
 
@@ -129,9 +130,12 @@ func (m *model) walk(r *rand.Rand, most int) (bad string, t []label) {
 		var weights []int
 		sum := 0
 		m.next(&w, func(l label, k kind, n *world) {
-			weight := 8
-			if k != usual {
+			weight := 40
+			switch {
+			case k != usual:
 				weight = 1
+			case l.what == "hook vetoes, or times out" || l.what == "migration begins" || l.what == "source is suspended":
+				weight = 4
 			}
 			sum += weight
 			choices, labels, weights = append(choices, *n), append(labels, l), append(weights, weight)
@@ -156,16 +160,19 @@ func (m *model) walk(r *rand.Rand, most int) (bad string, t []label) {
 // TestExplore goes through every interleaving of a migration between two hosts, with faults at any step.
 func TestExplore(t *testing.T) {
 	for _, c := range []struct {
-		name                       string
-		migrations, writes, faults int
-		dirty, mirror, onlyDeep    bool
+		name                               string
+		migrations, writes, faults, fences int
+		dirty, mirror, onlyDeep            bool
+		from                               []string
 	}{
-		{"one migration, one fault", 1, 2, 1, false, false, false},
-		{"written before, one fault", 1, 1, 1, true, false, false},
-		{"copy-storage-all", 1, 1, 2, false, true, false},
-		{"two migrations, no fault", 2, 2, 0, false, false, false},
-		{"one migration, two faults", 1, 2, 2, false, false, true},
-		{"two migrations, one fault", 2, 2, 1, true, false, true},
+		{"one migration, one fault", 1, 2, 1, 1, false, false, false, nil},
+		{"written before, no fault", 1, 2, 0, 0, true, false, false, nil},
+		{"copy-storage-all", 1, 1, 1, 0, false, true, false, nil},
+		{"two migrations, no fault", 2, 1, 0, 0, false, false, false, nil},
+		{"after the switch, one fault more, two words of an operator", 1, 2, 1, 2, false, false, false, switched},
+		{"able to run on both, one fault more, two words of an operator", 1, 2, 1, 2, false, false, false, bothRun},
+		{"one migration, two faults", 1, 2, 2, 1, false, false, true, nil},
+		{"two migrations, one fault", 2, 1, 1, 1, true, false, true, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.onlyDeep && !*deep {
@@ -173,7 +180,13 @@ func TestExplore(t *testing.T) {
 			}
 			m := newModel(2, c.migrations, c.writes, c.faults, c.dirty)
 			m.mirror = c.mirror
-			f := m.explore(40_000_000, true)
+			m.start.fences = uint8(c.fences)
+			if c.from != nil {
+				m.start.faults++
+				m.start = play(t, m, m.start, c.from...)
+				m.start.faults = uint8(c.faults)
+			}
+			f := m.explore(*limit, true)
 			t.Logf("%d states, ends %v", f.states, f.ends)
 			switch {
 			case f.bad != "":

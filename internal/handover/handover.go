@@ -67,9 +67,10 @@ const (
 	SlotKept                // the giver's
 )
 
-// Guest is what is known of the domain on this host, by a question to libvirt that was asked after the engine reached its state
-// and after the last request began to wait: whatever was known before is forgotten then. A host decides on it between two
-// guests that are both able to run, so an old answer is as bad as an old read of a slot.
+// Guest is what is known of the domain on this host, by a question to libvirt that was asked after the engine reached its state,
+// and after the last write came that is held; and that it is stopped, after the last write came at all, held or not (whoever
+// seals looks at that after it holds writes). What was known before is forgotten then: a host decides on it between two guests
+// that may both be able to run, so an old answer is as bad as an old read of a slot.
 type Guest uint8
 
 // What is known of the domain.
@@ -89,7 +90,7 @@ type Facts struct {
 	Settled    bool // receiver: the guest has been running here for a while
 	Asked      bool // giver: another host is to be granted
 	PeerClosed bool // giver: the receiver has closed the volume, or never will open it, or is proven dead
-	PeerDead   bool // receiver: the giver is proven dead
+	PeerDead   bool // receiver: the giver is proven dead; Peer was read after the proof came
 	Ready      bool // receiver: it needs no header write to write data
 	Mine       bool // receiver: the header names it as the owner
 	Closing    bool // this engine is to end

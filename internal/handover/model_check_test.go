@@ -88,10 +88,10 @@ func (m *model) end(w *world) string {
 				return ""
 			}
 		}
-		if w.grant != 0 {
+		if w.grant != 0 && !w.h[w.owner].fenced {
 			return ""
 		}
-		return "good"
+		return "good" // who starts next opens it, by force if the owner is proven dead
 	}
 	e := &w.h[at]
 	if e.proc == procRuns && e.state == Alone && e.at == atRest && e.cache && w.owner == int8(at) && w.grant == 0 && e.req == reqNone && e.dom == domRuns {

@@ -203,7 +203,7 @@ func (m *model) land(w *world, h int) {
 		e.at = closeRead
 	case closeRead:
 		e.at = releaseHeader
-		if w.owner != int8(h) || m.no.closeRead {
+		if w.owner != int8(h) {
 			e.end()
 		}
 	case releaseHeader:

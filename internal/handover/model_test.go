@@ -127,8 +127,9 @@ type world struct {
 	from, to int8
 	id       uint8 // of the migration and of its grant
 
-	ask, closed uint8 // messages under way, by grant: may be late or twice, and need not arrive
-	answer      uint8
+	ask, closed  uint8 // messages under way, by grant: may be late or twice, and need not arrive
+	answer       uint8
+	askTo, askBy int8
 
 	// Two guests may be able to run from one memory image: the first to write has the disk.
 	forked       bool
@@ -154,7 +155,7 @@ type model struct {
 
 // mutant says which step of an action is left out.
 type mutant struct {
-	commit, drain, reread, forget, fresh, sameGrant, keepBack, volatileActive, early, closeRead, endCheck, flush, wait, fence bool
+	commit, drain, reread, forget, fresh, sameGrant, keepBack, volatileActive, early, endCheck, flush, wait, fence, keep bool
 }
 
 type kind uint8
@@ -203,6 +204,7 @@ func newModel(hosts, migrations, writes, faults int, dirty bool) *model {
 	m := &model{hosts: hosts, giver: Giver, receiver: Receiver, operator: true}
 	w := &m.start
 	w.grantTo, w.forkA, w.forkB, w.claim, w.from, w.to = -1, -1, -1, -1, -1, -1
+	w.askTo, w.askBy = -1, -1
 	w.migrations, w.writes, w.faults, w.fences = uint8(migrations), uint8(writes), uint8(faults), 2
 	for h := range hosts {
 		w.h[h] = host{up: true, daemon: true, slot: Absent, peer: -1, wantedBy: -1}

@@ -24,13 +24,18 @@ func (s *steps) daemon(h int) {
 			s.do("what the daemon told is too old", h, usual, func(w *world) { w.h[h].guest = GuestUnknown })
 		}
 	}
-	if w.ask != 0 && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
-		to := w.to
+	if w.ask != 0 && w.askTo == int8(h) && w.owner == int8(h) && e.proc == procRuns && e.state == Alone && e.at == atRest && e.wanted == 0 {
+		by := w.askBy
 		s.do("daemon has the engine asked for a grant", h, usual, func(w *world) {
-			w.h[h].wanted, w.h[h].wantedBy = w.ask, to
+			w.h[h].wanted, w.h[h].wantedBy = w.ask, by
 			w.ask = 0
 		})
-		s.do("request for a grant comes, and will come again", h, fault, func(w *world) { w.h[h].wanted, w.h[h].wantedBy = w.ask, to; w.faults-- })
+		if w.faults > 0 {
+			s.do("request for a grant comes, and will come again", h, fault, func(w *world) {
+				w.h[h].wanted, w.h[h].wantedBy = w.ask, by
+				w.faults--
+			})
+		}
 	}
 	if w.closed != 0 && e.proc == procRuns && gives(e.state) && e.peer >= 0 && !e.peerClosed && (e.grant == w.closed || s.m.no.sameGrant) {
 		s.do("daemon hears that the receiver has closed", h, usual, func(w *world) { w.h[h].peerClosed = true })
@@ -42,7 +47,7 @@ func (s *steps) receiver(h int) {
 	e, w := &s.w.h[h], s.w
 	if w.phase == migHook && w.to == int8(h) {
 		if e.want == 0 && e.proc == procNone && w.owner == w.from {
-			s.do("hook: daemon asks the owner for a grant", h, usual, func(w *world) { w.h[h].want = w.id; w.ask = w.id })
+			s.do("hook: daemon asks the owner for a grant", h, usual, func(w *world) { w.h[h].want = w.id; w.ask, w.askTo, w.askBy = w.id, w.owner, int8(h) })
 		}
 		if e.want == w.id && w.answer == w.id && e.proc == procNone && e.slot != SlotIdle {
 			s.do("hook: daemon starts the engine", h, usual, func(w *world) { w.launch(h, w.id) })
@@ -227,15 +232,22 @@ func (s *steps) faults(h int) {
 			w.writes--
 			w.last++
 			e.req, e.ver = reqWaits, w.last
-			if !e.state.MayWrite() || e.at == sealDrain || e.at == sealSlot {
-				if !s.m.no.fresh {
-					e.guest, e.asked = GuestUnknown, GuestUnknown
-				}
+			held := !e.state.MayWrite() || e.at == sealDrain || e.at == sealSlot
+			if !s.m.no.fresh && (held || e.guest == GuestStopped || e.asked == GuestStopped) {
+				e.guest, e.asked = GuestUnknown, GuestUnknown
 			}
 		})
 	}
 	if !e.up && !e.fenced && s.m.operator && w.fences > 0 && !(e.proc != procNone && e.req == reqData) {
-		s.do("operator: the host is fenced", h, operator, func(w *world) { w.h[h].fenced = true; w.fences-- })
+		s.do("operator: the host is fenced", h, operator, func(w *world) {
+			w.h[h].fenced = true
+			w.fences--
+			for o := range w.h { // who hears of it reads the dead one's slot again
+				if w.h[o].peer == int8(h) && !s.m.no.forget {
+					w.h[o].fact = Unread
+				}
+			}
+		})
 	}
 	if !e.up && e.proc != procNone {
 		s.do("what was under way is lost", h, usual, func(w *world) { w.h[h].req = reqNone; w.h[h].at = atRest; w.buried(h) })
@@ -244,7 +256,8 @@ func (s *steps) faults(h int) {
 		s.do("operator: the host boots", h, operator, func(w *world) { w.h[h].up, w.h[h].daemon = true, true; w.h[h].flag = false; w.fences-- })
 	}
 	// A source that was started again while the destination runs, and wrote: nobody has seen yet that it runs.
-	unseen := w.forked && w.claim == int8(h) && w.forkA == int8(h) && w.owner == int8(h) && w.grant != 0 && e.slot != SlotKept && !s.m.unseenEnds
+	unseen := w.forked && w.claim == int8(h) && w.forkA == int8(h) && w.owner == int8(h) && w.grant != 0 && e.slot != SlotKept &&
+		!s.m.unseenEnds && !(s.m.no.keep && e.guest == GuestRuns)
 	if s.m.operator && w.fences > 0 && e.dom != domNone && e.dom != domArriving && !unseen {
 		s.do("operator destroys the guest", h, operator, func(w *world) { w.fences--; w.ends(h) })
 	}
@@ -283,5 +296,6 @@ func (e *host) kill() {
 	if e.proc == procRuns {
 		e.proc, e.cache = procKilled, false
 	}
-	e.known = false
+	e.known, e.mine, e.peerClosed, e.fact, e.guest, e.asked = false, false, false, Unread, GuestUnknown, GuestUnknown
+	e.wanted, e.wantedBy = 0, -1
 }

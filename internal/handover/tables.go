@@ -48,7 +48,10 @@ var Receiver = []Rule{
 	{Active, "giver sealed or yielding, table ready", func(f Facts) bool {
 		return (f.Peer == SlotSealed || f.Peer == SlotYield) && f.Ready
 	}, DoWrite, Writer},
-	{Active, "to be closed", func(f Facts) bool { return f.Closing }, DoClose, Closed},
+	// One that is sealed will hand over, and an engine that died here may have written: it is closed as the owner.
+	{Active, "to be closed, giver open, or kept it", func(f Facts) bool {
+		return f.Closing && (f.Peer == SlotOpen || f.Peer == SlotKept || f.Peer == Absent)
+	}, DoClose, Closed},
 
 	{Writer, "header names this host", func(f Facts) bool { return f.Mine }, DoOwn, Owner},
 	{Writer, "giver proven dead", func(f Facts) bool { return f.PeerDead }, DoTakeOver, Owner},

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -14,6 +16,7 @@ type archive struct {
 	buf  bytes.Buffer
 	ino  int
 	dirs map[string]bool
+	libs map[string]bool
 }
 
 // file adds a file and the folders it is in.
@@ -47,6 +50,46 @@ func (a *archive) copy(name, from string) error {
 	a.file(name, 0o755, b)
 	return nil
 }
+
+// program adds a program of this machine and the libraries it is linked with, each once. Libraries in the folder
+// libraries, if not "", go before the machine's own.
+func (a *archive) program(name, from, libraries string) error {
+	if err := a.copy(name, from); err != nil {
+		return err
+	}
+	cmd := exec.Command("ldd", from)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "LD_LIBRARY_PATH="+libraries)
+	out, err := cmd.CombinedOutput()
+	if err != nil && !strings.Contains(string(out), "not a dynamic executable") {
+		return fmt.Errorf("ldd %s: %w: %s", from, err, out)
+	}
+	if missing := missingLibrary.FindString(string(out)); missing != "" {
+		return fmt.Errorf("%w: %s: %s: run scripts/deps.sh", ErrMissing, from, missing)
+	}
+	for _, l := range library.FindAllString(string(out), -1) {
+		to := l
+		if libraries != "" && filepath.Dir(l) == libraries {
+			to = filepath.Join("/lib", filepath.Base(l))
+		}
+		if a.libs[to] {
+			continue
+		}
+		if a.libs == nil {
+			a.libs = map[string]bool{}
+		}
+		a.libs[to] = true
+		if err := a.copy(to, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// What ldd prints.
+var (
+	library        = regexp.MustCompile(`/\S*lib\S*`)
+	missingLibrary = regexp.MustCompile(`\S+ => not found`)
+)
 
 func (a *archive) entry(name string, mode int, data []byte) {
 	a.ino++

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 )
@@ -54,36 +53,23 @@ func initramfs(k kernel) ([]byte, error) {
 	if err := a.copy("/bin/busybox", "busybox"); err != nil {
 		return nil, err
 	}
-	libs := map[string]bool{}
 	for _, p := range guestPrograms {
-		if err := a.copy("/sbin/"+p, p); err != nil {
-			return nil, err
-		}
-		out, err := exec.Command("ldd", mustLook(p)).Output()
-		if err != nil {
-			return nil, fmt.Errorf("ldd %s: %w", p, err)
-		}
-		for _, l := range regexp.MustCompile(`/\S*lib\S*`).FindAllString(string(out), -1) {
-			libs[l] = true
-		}
-	}
-	for l := range libs {
-		if err := a.copy(l, l); err != nil {
+		if err := a.program("/sbin/"+p, mustLook(p), ""); err != nil {
 			return nil, err
 		}
 	}
 	if b, err := os.ReadFile("/etc/mke2fs.conf"); err == nil {
 		a.file("/etc/mke2fs.conf", 0o644, b)
 	}
-	if err := addModules(&a, k); err != nil {
+	if err := addModules(&a, k, guestModules); err != nil {
 		return nil, err
 	}
 	buildInitramfs.data = a.bytes()
 	return buildInitramfs.data, nil
 }
 
-// addModules adds guestModules and what they need, and a list of them in the order of loading.
-func addModules(a *archive, k kernel) error {
+// addModules adds modules and what they need, and a list of them in the order of loading: /modules.
+func addModules(a *archive, k kernel, modules []string) error {
 	files := map[string]string{}
 	err := filepath.WalkDir(k.modules, func(p string, d fs.DirEntry, err error) error {
 		if name, ok := strings.CutSuffix(filepath.Base(p), ".ko"); ok && err == nil {
@@ -124,7 +110,7 @@ func addModules(a *archive, k kernel) error {
 		order = append(order, dst+"\n")
 		return nil
 	}
-	for _, m := range guestModules {
+	for _, m := range modules {
 		if err := add(m); err != nil {
 			return err
 		}

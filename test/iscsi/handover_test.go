@@ -1,0 +1,284 @@
+package iscsi
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/blockdev/reserve"
+)
+
+// libvirt is what a host's daemon would tell an engine of its guest: it goes on telling it until the part ends.
+type libvirt struct{ state atomic.Pointer[string] }
+
+func (e *engine) libvirt(t *testing.T, state string) *libvirt {
+	t.Helper()
+	v := new(libvirt)
+	v.set(state)
+	tick := time.NewTicker(50 * time.Millisecond)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(stop); <-stopped })
+	go func() {
+		defer close(stopped)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-e.done:
+				return
+			case <-tick.C:
+				v.tell(e)
+			}
+		}
+	}()
+	return v
+}
+
+// tell asks for the turn first, so that what is said is younger than it.
+func (v *libvirt) tell(e *engine) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	s, err := e.control().Status(ctx)
+	if err != nil || s.Handover == nil {
+		return
+	}
+	_, _ = e.control().Guest(ctx, api.GuestRequest{State: *v.state.Load(), Turn: s.Handover.Turn})
+}
+
+func (v *libvirt) set(state string) { v.state.Store(&state) }
+
+// granted has the owner's engine grant the volume to a host, and starts that host's engine with it.
+func (e *engine) granted(t *testing.T, to *host) (string, *engine) {
+	t.Helper()
+	id := uuid.NewString()
+	s, err := e.control().Grant(t.Context(), api.GrantRequest{Grant: api.Grant{ID: id, Host: to.uuid.String(), Boot: to.boot.String(), HostName: to.name}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Cache != api.CacheOff || len(s.Grants) != 1 {
+		t.Errorf("granted: %+v", s)
+	}
+	return id, to.serve(t, "--incoming", id)
+}
+
+// owns waits until a host's engine is the owner, alone and with its cache on.
+func (e *engine) owns(t *testing.T, h *host) {
+	t.Helper()
+	eventually(t, "host "+h.name+" is the owner, with the cache on", func() bool {
+		s, err := e.control().Status(t.Context())
+		return err == nil && s.Owner != nil && s.Owner.Host == h.uuid.String() && len(s.Grants) == 0 && s.Cache == api.CacheOn
+	})
+}
+
+// The protocol of a live migration, there and back, on a LUN that is reserved for both hosts.
+func testMigration(t *testing.T, l *lun) {
+	for _, h := range []*host{l.a, l.b} {
+		ok(t, reserve.Register(h.open(t), h.key))
+	}
+	l.a.createStore(t)
+	e := l.a.serve(t)
+	g := e.guest(t)
+	write(t, g, block(1), 0)
+	ok(t, g.Flush())
+	write(t, g, block(2), 4096) // its flag may be in memory only
+	from, to := l.a, l.b
+	for round := range byte(2) {
+		there := e.libvirt(t, api.GuestLeaves)
+		_, next := e.granted(t, to)
+		here := next.libvirt(t, api.GuestStopped)
+		n := next.guest(t)
+		// Before the switch both have it open: what the giver writes the receiver reads, also where it read before.
+		off := int64(1+round) << 20
+		holds(t, n, block(1+10*round), 0)
+		holds(t, n, block(2), 4096)
+		holds(t, n, block(0), off)
+		write(t, g, block(5+round), off)
+		holds(t, n, block(5+round), off)
+
+		there.set(api.GuestStopped)
+		here.set(api.GuestRuns)
+		write(t, n, block(11+10*round), 0)
+		next.owns(t, to)
+		ok(t, g.Flush()) // QEMU sends one to the old host after the switch
+		holds(t, n, block(11+10*round), 0)
+		holds(t, n, block(2), 4096)
+		holds(t, n, block(5+round), off)
+		if code := e.stop(t); code != 0 {
+			t.Errorf("host %s: exit code %d", from.name, code)
+		}
+		from.refusesToServe(t, "open on another host")
+		e, g, from, to = next, n, to, from
+	}
+	holds(t, g, block(21), 0)
+	if code := e.stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	l.verify(t)
+}
+
+func (l *lun) verify(t *testing.T) {
+	t.Helper()
+	if out, err := l.b.run(t, "store", "verify", l.b.disk); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// dies pulls the cable of a host whose engine has a write of its guest on the way to the LUN. The returned function puts
+// it back and returns how that write ended.
+func (l *lun) dies(t *testing.T, g blockdev.Device, off int64) (returns func() error) {
+	t.Helper()
+	plug := l.a.pull(t)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := g.WriteAt(block(0xdd), off)
+		wrote <- err
+	}()
+	eventually(t, "the engine's write is on its way", func() bool { return l.a.inFlight(t) > 0 })
+	return func() error {
+		plug()
+		select {
+		case err := <-wrote:
+			return err
+		case <-time.After(patience):
+			t.Fatal("the late write does not end")
+			return nil
+		}
+	}
+}
+
+// fence has host b preempt the owner, as the store's header has it, and returns the proof of its death.
+func (l *lun) fence(t *testing.T) *api.DeadOwner {
+	t.Helper()
+	out, err := l.b.run(t, "--json", "store", "info", l.b.disk)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var info struct {
+		Epoch uint32
+		Owner struct{ Host, Boot, Instance uuid.UUID }
+	}
+	if err := json.Unmarshal([]byte(out), &info); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	theirs := reserve.Key(info.Owner.Host, info.Owner.Boot)
+	if theirs != l.a.key {
+		t.Fatalf("the owner is not host a: %s", out)
+	}
+	b := l.b.open(t)
+	ok(t, reserve.Register(b, l.b.key))
+	if err := reserve.Preempt(b, l.b.key, theirs); err != nil {
+		t.Fatal(err)
+	}
+	return &api.DeadOwner{Host: info.Owner.Host.String(), Instance: info.Owner.Instance.String(), Epoch: info.Epoch, By: "reservation"}
+}
+
+// The owner is cut off while it writes; another host preempts it, takes its volume over and goes on. When the owner is back, its
+// late write, and every other, is refused.
+func testTakeover(t *testing.T, l *lun) {
+	ok(t, reserve.Register(l.a.open(t), l.a.key))
+	l.a.createStore(t)
+	a := l.a.serve(t)
+	g := a.guest(t)
+	write(t, g, block(1), 0)
+	ok(t, g.Flush())
+	returns := l.dies(t, g, 0)
+	l.b.refusesToServe(t, "open on another host")
+
+	b := l.b.serveSpec(t, func(s *api.EngineSpec) { s.Dead = l.fence(t) })
+	n := b.guest(t)
+	b.owns(t, l.b)
+	holds(t, n, block(1), 0)
+	write(t, n, block(2), 0)
+	write(t, n, block(3), 1<<20)
+	ok(t, n.Flush())
+	if err := returns(); err == nil {
+		t.Error("the late write of a host that was preempted is acknowledged")
+	}
+	if _, err := g.WriteAt(block(0xdd), 4096); err == nil {
+		t.Error("a write of a host that was preempted is acknowledged")
+	}
+	// It had nothing left to flush, and succeeds until the engine has seen whose the volume is.
+	eventually(t, "a FLUSH fails", func() bool { return g.Flush() != nil })
+	a.kill(t)
+	l.a.refusesToServe(t, "open on another host")
+	holds(t, n, block(2), 0)
+	holds(t, n, block(0), 4096)
+	holds(t, n, block(3), 1<<20)
+	if code := b.stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	l.verify(t)
+}
+
+// The giver is cut off before it seals: the receiver's first write waits for the proof of its death.
+func testGiverDies(t *testing.T, l *lun) {
+	ok(t, reserve.Register(l.a.open(t), l.a.key))
+	ok(t, reserve.Register(l.b.open(t), l.b.key))
+	l.a.createStore(t)
+	a := l.a.serve(t)
+	g := a.guest(t)
+	write(t, g, block(1), 0)
+	ok(t, g.Flush())
+	a.libvirt(t, api.GuestLeaves)
+	_, b := a.granted(t, l.b)
+	n := b.guest(t)
+	holds(t, n, block(1), 0)
+	returns := l.dies(t, g, 0)
+	b.libvirt(t, api.GuestRuns)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := n.WriteAt(block(2), 0)
+		wrote <- err
+	}()
+	eventually(t, "the receiver waits for its peer", func() bool {
+		s, err := b.control().Status(t.Context())
+		return err == nil && s.Handover != nil && s.Handover.State == "active" && s.Handover.Held > 0
+	})
+	if _, err := b.control().Dead(t.Context(), *l.fence(t)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-wrote:
+		ok(t, err)
+	case <-time.After(patience):
+		t.Fatal("the receiver's write waits although its peer is proven dead")
+	}
+	b.owns(t, l.b)
+	if err := returns(); err == nil {
+		t.Error("the late write of a host that was preempted is acknowledged")
+	}
+	a.kill(t)
+	holds(t, n, block(2), 0)
+	if code := b.stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	l.verify(t)
+}
+
+// serveSpec starts an engine of the host as its daemon would.
+func (h *host) serveSpec(t *testing.T, with func(*api.EngineSpec)) *engine {
+	t.Helper()
+	s := &api.EngineSpec{Version: api.SpecVersion, Volume: "v", Store: h.disk, Socket: h.socket(), Control: api.ControlPath(h.socket())}
+	with(s)
+	b, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(h.runDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(h.runDir, "v"+api.SpecSuffix)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return h.launch(t, "serve", "--host-uuid", h.uuid.String(), "--spec", path)
+}
