@@ -256,10 +256,13 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 }
 
 // mayStop says whether an engine may be asked to end now. One that has granted its volume ends only once it is handed over, or
-// the grant is: until then the domain is looked at again.
+// the grant is, and one that was granted it and may have written only as its owner: until then the domain is looked at again.
 func (d *Daemon) mayStop(ctx context.Context, v *volume) error {
 	s, err := d.engineStatus(ctx, v)
 	if err != nil || len(s.Grants) == 0 {
+		return nil
+	}
+	if h := s.Handover; h != nil && h.Role == api.RoleReceiver && h.State != "writer" {
 		return nil
 	}
 	d.followShared(v, s)
