@@ -1,4 +1,5 @@
-# virt-cow. `make test` is everything that .ci/run calls; `make demo` shows the whole on a real guest.
+# virt-cow. `make test` is everything that .ci/run calls; `make demo` shows the whole on a real guest,
+# `make lab` gives a shell with two hosts.
 
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 PREFIX  ?= /usr
@@ -16,7 +17,7 @@ FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit pack iscsi e2e demo bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit pack iscsi e2e demo lab bench lint fuzz crash soak deps deb install install-files clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/virt-cow ./cmd/virt-cow
@@ -45,6 +46,10 @@ iscsi: deps
 
 demo: deps build
 	$(SUDO) $(GO) run ./test/demo
+
+# A shell with two hosts, shared disks and a guest to migrate.
+lab: deps build
+	$(SUDO) $(GO) run ./test/lab/shell
 
 bench: deps build
 	$(SUDO) $(GO) run ./test/bench $(BENCHFLAGS)

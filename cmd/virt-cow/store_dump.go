@@ -22,6 +22,7 @@ type chunkRun struct {
 type dump struct {
 	Header *cowfmt.Header `json:"header"`
 	Here   []chunkRun     `json:"here"`
+	Slots  []slotOf       `json:"migrationSlots,omitempty"`
 	Bad    []string       `json:"bad,omitempty"`
 }
 
@@ -33,6 +34,9 @@ func (c *StoreDumpCmd) Run(env *Env) error {
 	}
 	defer dev.Close()
 	d := dump{Header: st.Header(), Here: []chunkRun{}}
+	if d.Slots, err = migrationSlots(st); err != nil {
+		return err
+	}
 	for n, problem := range st.Problems() {
 		if problem != nil {
 			d.Bad = append(d.Bad, fmt.Sprintf("header copy %d: %v", n, problem))
@@ -64,6 +68,9 @@ func (d *dump) print(env *Env) {
 		fmt.Fprintf(t, "  %s\t%v\n", fields.Type().Field(i).Name, fields.Field(i).Interface())
 	}
 	_ = t.Flush()
+	for _, m := range d.Slots {
+		fmt.Fprintf(w, "migration slot %d: %s\n", m.Slot, or(m.Error, fmt.Sprintf("%s, host %s %s, grant %s, epoch %d", m.State, m.Host, m.HostName, m.Grant, m.Epoch)))
+	}
 	if h.TableSectors() > 0 {
 		fmt.Fprintf(w, "table: %s, runs of those in the store:\n", count(uint64(h.Chunks()), "chunk"))
 	}

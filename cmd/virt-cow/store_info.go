@@ -46,6 +46,47 @@ type storeInfo struct {
 	DataOffset int64     `json:"dataOffset"`
 	Room       int64     `json:"room"` // what the store needs of its device
 	Problems   []string  `json:"problems,omitempty"`
+
+	GrantedTo []grantInfo `json:"grantedTo,omitempty"`
+	Slots     []slotOf    `json:"migrationSlots,omitempty"`
+}
+
+// grantInfo is a host that has the volume open beside the owner.
+type grantInfo struct {
+	ID       string    `json:"id"`
+	Host     string    `json:"host"`
+	HostName string    `json:"hostName"`
+	Boot     string    `json:"boot"`
+	Address  string    `json:"address,omitempty"`
+	Slot     int       `json:"slot"`
+	Since    time.Time `json:"since"`
+}
+
+// slotOf is what a host said last in a migration.
+type slotOf struct {
+	Slot     int        `json:"slot"`
+	Host     string     `json:"host,omitempty"`
+	HostName string     `json:"hostName,omitempty"`
+	State    string     `json:"state,omitempty"`
+	Grant    string     `json:"grant,omitempty"`
+	Epoch    uint32     `json:"epoch,omitempty"`
+	Time     *time.Time `json:"time,omitempty"`
+	Error    string     `json:"error,omitempty"` // the slot is damaged
+}
+
+func migrationSlots(st *store.Store) (out []slotOf, err error) {
+	slots, err := st.Slots()
+	for _, m := range slots {
+		if m.Err != nil {
+			out = append(out, slotOf{Slot: m.Slot, Error: m.Err.Error()})
+			continue
+		}
+		at := time.UnixMilli(m.Time).UTC()
+		out = append(out, slotOf{
+			Slot: m.Slot, Host: m.Host.String(), HostName: m.HostName, State: m.State.String(), Grant: m.Grant.String(), Epoch: m.Epoch, Time: &at,
+		})
+	}
+	return out, err
 }
 
 type ownerOf struct {
@@ -72,6 +113,12 @@ func newStoreInfo(path string, h *cowfmt.Header) *storeInfo {
 	}
 	if h.OriginIdentity != nil {
 		i.OriginWWID = h.OriginIdentity.WWID
+	}
+	for _, g := range h.Grants {
+		i.GrantedTo = append(i.GrantedTo, grantInfo{
+			ID: g.ID.String(), Host: g.Host.String(), HostName: g.HostName, Boot: g.Boot.String(), Address: g.Address, Slot: int(g.Slot),
+			Since: time.Unix(g.Since, 0).UTC(),
+		})
 	}
 	if o := h.Owner; o != nil {
 		i.Owner = &ownerOf{
@@ -111,6 +158,9 @@ func (c *StoreInfoCmd) Run(env *Env) error {
 			i.Problems = append(i.Problems, fmt.Sprintf("header copy %d: %v", n, problem))
 		}
 	}
+	if i.Slots, err = migrationSlots(st); err != nil {
+		return err
+	}
 	if env.JSON {
 		return printJSON(env, i)
 	}
@@ -145,6 +195,16 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 	line("epoch", "%d, sequence %d, generation %d, opened %s", i.Epoch, i.Sequence, i.Generation, count(i.Opens, "time"))
 	if i.Grants+i.Stack > 0 {
 		line("shared", "%d grants, %d snapshots and trackers", i.Grants, i.Stack)
+	}
+	for _, g := range i.GrantedTo {
+		line("granted", "to %s since %s, boot %s, slot %d", or(g.HostName, g.Host), g.Since.Local().Format(time.RFC3339), g.Boot, g.Slot)
+	}
+	for _, m := range i.Slots {
+		if m.Error != "" {
+			line("slot", "%d: damaged: %s", m.Slot, m.Error)
+			continue
+		}
+		line("slot", "%d: %s is %s since %s", m.Slot, or(m.HostName, m.Host), m.State, m.Time.Local().Format(time.RFC3339))
 	}
 	if i.Origin == "" {
 		line("data", "at %d, %s in all", i.DataOffset, formatSize(i.Room))

@@ -103,7 +103,7 @@ func TestSlotInvalid(t *testing.T) {
 		"long name": func(c *ClaimSlot, m *MigrationSlot) { c.HostName = fillTo(MaxHostName + 1); m.HostName = c.HostName },
 		"bad name":  func(c *ClaimSlot, m *MigrationSlot) { c.HostName, m.HostName = "\x1b[2J", "\x1b[2J" },
 		"boot":      func(c *ClaimSlot, m *MigrationSlot) { c.Boot = uuid.Nil; m.State = 0 },
-		"instance":  func(c *ClaimSlot, m *MigrationSlot) { c.Instance = uuid.Nil; m.State = 7 },
+		"instance":  func(c *ClaimSlot, m *MigrationSlot) { c.Instance = uuid.Nil; m.State = 8 },
 	} {
 		c, m := aClaim, aMigration
 		change(&c, &m)

@@ -27,7 +27,7 @@ func (k StackKind) String() string {
 }
 
 func (s SlotState) String() string {
-	return enumName("state", int(s), "idle", "open", "sealed", "reclaim", "yield", "active")
+	return enumName("state", int(s), "idle", "open", "sealed", "reclaim", "yield", "active", "kept")
 }
 
 // enumName names value n of an enum that begins at 1.

@@ -14,7 +14,7 @@ import (
 // whether the receiver has the volume open still, once its guest runs on; and how long a receiver whose guest runs waits before
 // it asks the giver to stop writing.
 const (
-	followEvery = 200 * time.Millisecond
+	followEvery = 50 * time.Millisecond
 	askEvery    = 3 * time.Second
 	sealAfter   = time.Second
 )

@@ -41,6 +41,29 @@ func (d *Daemon) peerHandler() http.Handler {
 	return mux
 }
 
+// errNotYours says that a host asked for what is another one's.
+var errNotYours = errors.New("not for this host to ask")
+
+// asks makes sure that the host with this address is the one that asks.
+func asks(ctx context.Context, address string) error {
+	host, _, err := peer.ParseAddress(address, peer.DefaultPort)
+	if names := peer.From(ctx); err != nil || !names.Match(host) {
+		return fmt.Errorf("%w: its certificate is of %s, and this is about %s", errNotYours, names, address)
+	}
+	return nil
+}
+
+// asksReceiver makes sure that a host that speaks of a grant is the one that has it.
+func (d *Daemon) asksReceiver(ctx context.Context, v *volume, grant string) error {
+	d.mu.Lock()
+	out := v.outgoing
+	d.mu.Unlock()
+	if out == nil || out.grant.ID != grant {
+		return nil // there is no such grant, and nothing comes of it
+	}
+	return asks(ctx, out.grant.Address)
+}
+
 // volumeWithUUID is the volume in use that has this UUID, nil if there is none.
 func (d *Daemon) volumeWithUUID(id string) *volume {
 	d.mu.Lock()
@@ -55,9 +78,8 @@ func (d *Daemon) volumeWithUUID(id string) *volume {
 
 // peerGrant lets another host open a volume beside this one: its domain is about to migrate there.
 func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.PeerGrantAnswer, error) {
-	host, _, err := peer.ParseAddress(r.Grant.Address, peer.DefaultPort)
-	if names := peer.From(ctx); err != nil || !names.Match(host) {
-		return nil, fmt.Errorf("%w: the certificate is of %s, and the grant was to be for %s", errForbidden, names, r.Grant.Address)
+	if err := asks(ctx, r.Grant.Address); err != nil {
+		return nil, err
 	}
 	v := d.volumeWithUUID(r.UUID)
 	if v == nil {
@@ -119,10 +141,13 @@ func nameOf(m *domain) string {
 }
 
 // peerSeal is the receiver's wish that this host stop writing. Whether it may is for libvirt to say, so it is asked at once.
-func (d *Daemon) peerSeal(_ context.Context, r api.PeerVolume) (*struct{}, error) {
+func (d *Daemon) peerSeal(ctx context.Context, r api.PeerVolume) (*struct{}, error) {
 	v := d.volumeWithUUID(r.UUID)
 	if v == nil {
 		return nil, errNoVolume(r.Volume)
+	}
+	if err := d.asksReceiver(ctx, v, r.Grant); err != nil {
+		return nil, err
 	}
 	d.follow(v)
 	return &struct{}{}, nil
@@ -133,6 +158,9 @@ func (d *Daemon) peerClosed(ctx context.Context, r api.PeerVolume) (*struct{}, e
 	v := d.volumeWithUUID(r.UUID)
 	if v == nil {
 		return &struct{}{}, nil // there is no grant either
+	}
+	if err := d.asksReceiver(ctx, v, r.Grant); err != nil {
+		return nil, err
 	}
 	return &struct{}{}, d.endGrant(ctx, v, r.Grant, api.GrantClosed)
 }

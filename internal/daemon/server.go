@@ -157,7 +157,7 @@ func httpStatus(err error) int {
 	case errors.As(err, &runs), errors.As(err, &inUse), errors.As(err, &taken), errors.Is(err, inventory.ErrExists),
 		errors.Is(err, inventory.ErrInUse), errors.Is(err, inventory.ErrNotReady):
 		return http.StatusConflict
-	case errors.As(err, &veto), errors.Is(err, inventory.ErrVetoed), errors.Is(err, errForbidden):
+	case errors.As(err, &veto), errors.Is(err, inventory.ErrVetoed), errors.Is(err, errForbidden), errors.Is(err, errNotYours):
 		return http.StatusForbidden
 	case errors.Is(err, ErrNoLibvirt), errors.Is(err, libvirtx.ErrGone):
 		return http.StatusServiceUnavailable

@@ -178,4 +178,5 @@ func (m *mover) resume() error {
 
 var giverStates = map[cowfmt.SlotState]handover.State{
 	cowfmt.SlotOpen: handover.Open, cowfmt.SlotSealed: handover.Sealed, cowfmt.SlotReclaim: handover.Reclaim, cowfmt.SlotYield: handover.Yield,
+	cowfmt.SlotKept: handover.Kept,
 }

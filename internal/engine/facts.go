@@ -15,6 +15,13 @@ import (
 // facts is what is known now.
 func (m *mover) facts() handover.Facts {
 	waiting, _ := m.v.waiting()
+	// Between two guests that may both run an old answer is as bad as an old read of a slot. A receiver's only becomes more
+	// true with a request.
+	if waits := waiting > 0; waits != m.waited {
+		if m.waited = waits; waits && m.role == giver {
+			m.guest.forget()
+		}
+	}
 	guest, since := m.guest.now()
 	return handover.Facts{
 		Peer: m.peer, Guest: guest, Clients: m.hasClients(), Waits: waiting > 0,
@@ -174,6 +181,7 @@ func (m *mover) findSlot(host [16]byte, known int) (int, error) {
 var slotFacts = map[cowfmt.SlotState]handover.Slot{
 	cowfmt.SlotIdle: handover.SlotIdle, cowfmt.SlotActive: handover.SlotActive, cowfmt.SlotOpen: handover.SlotOpen,
 	cowfmt.SlotSealed: handover.SlotSealed, cowfmt.SlotReclaim: handover.SlotReclaim, cowfmt.SlotYield: handover.SlotYield,
+	cowfmt.SlotKept: handover.SlotKept,
 }
 
 // say makes this host's slot durable. What the other's says must be read again then.

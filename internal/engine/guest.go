@@ -10,6 +10,7 @@ import (
 // guestTold is what this engine was told of its domain.
 type guestTold struct {
 	mu      sync.Mutex
+	turn    uint64 // moves on whenever what was told is forgotten
 	state   handover.Guest
 	since   time.Time   // without a gap
 	until   time.Time   // then it is unknown
@@ -19,15 +20,33 @@ type guestTold struct {
 // stoppedTold bounds guestTold.stopped.
 const stoppedTold = 64
 
-// SetGuest tells what the domain is doing on this host; it holds for so long.
-func (v *Volume) SetGuest(s handover.Guest, holds time.Duration) {
-	v.moving.guest.set(s, time.Now(), holds)
+// SetGuest tells what the domain is doing on this host; it holds for so long. It must have been found out after
+// Handover told of this turn, and is passed over otherwise.
+func (v *Volume) SetGuest(s handover.Guest, turn uint64, holds time.Duration) {
+	v.moving.guest.set(s, turn, time.Now(), holds)
 	v.moving.wake()
 }
 
-func (g *guestTold) set(s handover.Guest, now time.Time, holds time.Duration) {
+// forget makes unknown what was told, and what is being found out now.
+func (g *guestTold) forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.turn++
+	g.state, g.stopped = handover.GuestUnknown, nil
+}
+
+func (g *guestTold) turnNow() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.turn
+}
+
+func (g *guestTold) set(s handover.Guest, turn uint64, now time.Time, holds time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if turn != g.turn {
+		return
+	}
 	if s != g.state || now.After(g.until) {
 		g.state, g.since, g.stopped = s, now, nil
 	}

@@ -19,6 +19,7 @@ type Handover struct {
 	PeerHost  uuid.UUID
 	PeerState handover.Slot // what its slot said last
 	Guest     handover.Guest
+	Turn      uint64 // what is said of the guest counts only if it was found out since this one
 	Held      int    // requests that wait
 	Wrote     bool   // receiver: it may have written to the volume
 	Waits     string // for what, in words, if anybody has to do something
@@ -31,10 +32,15 @@ func (v *Volume) Handover() *Handover {
 	past := m.past
 	alone := m.role == giver && m.state == handover.Alone
 	m.mu.Unlock()
-	if alone {
-		return past
+	switch {
+	case !alone:
+		return m.tell()
+	case past == nil:
+		return nil
 	}
-	return m.tell()
+	out := *past
+	out.Guest, _ = m.guest.now()
+	return &out
 }
 
 func (m *mover) tell() *Handover {
@@ -44,10 +50,10 @@ func (m *mover) tell() *Handover {
 	defer m.mu.Unlock()
 	out := &Handover{
 		Role: m.role.String(), State: m.state, Since: m.since, Grant: m.grant.ID, Peer: m.grant.HostName, PeerHost: m.grant.Host,
-		PeerState: m.peer, Guest: guest, Held: held, Wrote: m.wrote,
+		PeerState: m.peer, Guest: guest, Turn: m.guest.turnNow(), Held: held, Wrote: m.wrote,
 	}
-	if o := m.v.st.Header().Owner; m.role == receiver && o != nil && o.Host != m.me.Host {
-		out.Peer, out.PeerHost = o.HostName, o.Host
+	if m.role == receiver {
+		out.Peer, out.PeerHost = m.giver.HostName, m.giver.Host
 	}
 	if held > 0 && time.Since(oldest) > patience || m.closing || m.trouble != nil {
 		out.Waits = m.waits(out)
@@ -74,6 +80,8 @@ func (m *mover) waits(h *Handover) string {
 		return "writes wait until the guest runs here"
 	case h.State == handover.Active && (m.peer == handover.SlotSealed || m.peer == handover.SlotYield):
 		return fmt.Sprintf("writes wait until %s has handed the volume over; %s", peer, fence)
+	case h.State == handover.Active && m.peer == handover.SlotKept:
+		return fmt.Sprintf("writes wait for ever: the guest has stayed on %s and runs there: end it here, with `virsh destroy`", peer)
 	case h.State == handover.Active:
 		return fmt.Sprintf("writes wait: %s has not stopped writing; %s", peer, fence)
 	case m.closing && h.Role == giver.String() && h.State != handover.Given:
@@ -89,8 +97,8 @@ func (m *mover) waits(h *Handover) string {
 // peerName is the other host's name for people. Called by the runner, or with mu held.
 func (m *mover) peerName() string {
 	name, host := m.grant.HostName, m.grant.Host
-	if o := m.v.st.Header().Owner; m.role == receiver && o != nil && o.Host != m.me.Host {
-		name, host = o.HostName, o.Host
+	if m.role == receiver {
+		name, host = m.giver.HostName, m.giver.Host
 	}
 	if name == "" {
 		return "host " + host.String()
@@ -100,7 +108,7 @@ func (m *mover) peerName() string {
 
 var slotNames = map[handover.Slot]string{
 	handover.SlotIdle: "idle", handover.SlotActive: "active", handover.SlotOpen: "open", handover.SlotSealed: "sealed",
-	handover.SlotReclaim: "reclaim", handover.SlotYield: "yield", handover.Absent: "absent",
+	handover.SlotReclaim: "reclaim", handover.SlotYield: "yield", handover.SlotKept: "kept", handover.Absent: "absent",
 }
 
 func slotName(s handover.Slot) string { return slotNames[s] }

@@ -40,6 +40,7 @@ type mover struct {
 	state handover.State
 	since time.Time
 	grant cowfmt.Grant // the open one; zero: none
+	giver cowfmt.Owner // a receiver's: who gave it
 	peer  handover.Slot
 	past  *Handover // of a hand-over that is over
 	last  handover.Action
@@ -54,6 +55,7 @@ type mover struct {
 	peerSlot   int // the other's; -1: not found yet
 	seen       bool
 	peerClosed bool
+	waited     bool // requests waited when it was looked last
 	fenced     bool
 	mine       bool
 	dead       *store.Dead
@@ -226,6 +228,8 @@ func (m *mover) perform(do handover.Action) error {
 		return m.say(cowfmt.SlotYield)
 	case handover.DoReopen:
 		return m.say(cowfmt.SlotOpen)
+	case handover.DoKeep:
+		return m.say(cowfmt.SlotKept)
 	case handover.DoEndGrant:
 		return m.endGrant()
 	case handover.DoHandOver:
@@ -249,6 +253,7 @@ func (m *mover) enter(r handover.Rule) {
 	m.mu.Lock()
 	m.state, m.since = r.Next, time.Now()
 	m.mu.Unlock()
+	m.guest.forget()
 	switch r.Next {
 	case handover.Owner:
 		m.becomeOwner()
@@ -323,7 +328,7 @@ func (m *mover) pace(err error) time.Duration {
 		if d = paceUrgent; time.Since(m.since) > urgentFor {
 			d = paceSlow
 		}
-	case handover.Open, handover.Idle:
+	case handover.Open, handover.Kept, handover.Idle:
 		d = paceOpen
 	}
 	if err != nil {

@@ -28,6 +28,10 @@ func (v *Volume) own(ctx context.Context, o Options) (recovered bool, err error)
 	if owner := v.st.Header().Owner; o.Incoming != uuid.Nil && (owner == nil || owner.Host != o.Owner.Host) {
 		return v.receive(o)
 	}
+	if h := v.st.Header(); o.Epoch != 0 && h.Epoch != o.Epoch {
+		return false, fmt.Errorf("%s: %w: the guest here has it since epoch %d, it is %d now: end this guest, it must not go on with it", v.st.Name(),
+			ErrMovedOn, o.Epoch, h.Epoch)
+	}
 	me := o.Owner
 	if me.Instance = uuid.New(); me.Since == 0 {
 		me.Since = time.Now().Unix()

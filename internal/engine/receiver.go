@@ -26,7 +26,7 @@ func (v *Volume) receive(o Options) (recovered bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	m.role = receiver
+	m.role, m.giver = receiver, *v.st.Header().Owner
 	m.me.Instance = g.ID
 	m.take(g, int(g.Slot), -1)
 	v.cache, err = openCache(o.CachePath, v.st.Header(), g.ID, v.st.Leaves())
@@ -108,6 +108,7 @@ func (m *mover) beginToWrite() error {
 // The cache goes on as soon as what was read while it was off is read again.
 func (m *mover) becomeOwner() {
 	past := m.tell()
+	past.Held, past.Waits, past.PeerState = 0, "", handover.Unread
 	if err := m.v.st.WriteSlot(m.slot, nil); err != nil {
 		m.v.log.Warn().Err(err).Msg("the migration slot stays: it says nothing any more")
 	}

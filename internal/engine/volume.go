@@ -20,6 +20,9 @@ import (
 // all the same.
 var ErrLoss = errors.New("acknowledged data may be lost")
 
+// ErrMovedOn says that another host has had the volume since the guest here began to use it.
+var ErrMovedOn = errors.New("volume has been on another host")
+
 // Options say how to open a volume.
 type Options struct {
 	Store  *store.Store    // on a device of NewLatch that is locked against other processes
@@ -34,6 +37,7 @@ type Options struct {
 	Claiming   store.Claiming
 
 	Incoming uuid.UUID   // open it by this grant of its owner, unless this host is the owner by now; Nil: as the owner
+	Epoch    uint32      // that a guest here has it since: ErrMovedOn if it is another by now; 0: any
 	Dead     *store.Dead // proof that the owner which the header may name is dead: exactly this one is taken over from; Boot may be Nil
 
 	CommitEvery time.Duration // the longest a flag stays uncommitted; 0: a second; negative: until a FLUSH

@@ -35,7 +35,7 @@ func (inv *Inventory) Header(ctx context.Context, path string) (*Header, error) 
 		Granted []struct {
 			api.Grant
 			Since time.Time `json:"since"`
-		} `json:"granted"`
+		} `json:"grantedTo"`
 	}
 	if err := inv.program.run(ctx, &info, nil, "store", "info", "--", path); err != nil {
 		return nil, fmt.Errorf("store %s: %w", path, err)

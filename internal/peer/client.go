@@ -107,7 +107,7 @@ func (c *Client) ask(ctx context.Context, q *question, path string, body []byte)
 		return nil, fmt.Errorf("host %s: its answer has more than %d bytes", q.address, maxAnswer)
 	}
 	if err != nil {
-		return nil, q.notAnswered(err, nil)
+		return nil, q.broken(err, "the connection ended in its answer")
 	}
 	if resp.StatusCode/100 != 2 {
 		var e api.Error

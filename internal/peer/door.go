@@ -183,7 +183,7 @@ func (d *door) handshake(c net.Conn, k *known) error {
 }
 
 // sendOff closes a connection so that the other side gets to read why: what it has sent meanwhile is read first, or the
-// kernel would answer that with a reset, which overtakes the alert.
+// kernel would answer that with a reset, which may overtake the alert.
 func sendOff(c net.Conn, why error) {
 	defer c.Close()
 	var header tls.RecordHeaderError

@@ -1,7 +1,9 @@
 package peer
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -38,7 +40,9 @@ const settleTime = 2 * time.Second
 // connection fails and says why.
 func NewIdentity(f Files, log zerolog.Logger) *Identity {
 	id := &Identity{files: f, log: log, now: time.Now}
-	if c, err := id.certificates(); err != nil {
+	if c, err := id.certificates(); errors.Is(err, fs.ErrNotExist) { // as on hosts that have no live migration
+		log.Info().Err(err).Msg("no certificate to show other hosts: no live migration of guests with volumes")
+	} else if err != nil {
 		log.Warn().Err(err).Msg("no certificate to show other hosts: no live migration of guests with volumes")
 	} else if names, err := c.Check(id.now()); err != nil {
 		log.Warn().Err(err).Msg("other hosts will not believe this host's certificate")

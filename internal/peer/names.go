@@ -111,7 +111,10 @@ func parseIP(text string) (netip.Addr, bool) {
 		text = text[1 : len(text)-1]
 	}
 	ip, err := netip.ParseAddr(text)
-	return ip.Unmap().WithZone(""), err == nil
+	if err != nil || strings.ContainsAny(ip.Zone(), "[]%/:") { // any text is a zone for netip
+		return netip.Addr{}, false
+	}
+	return ip.Unmap().WithZone(""), true
 }
 
 // hostName is a host's name in lower case and without the last dot. It is none if it could be no host's: what comes out

@@ -89,7 +89,7 @@ func FuzzHost(f *testing.F) {
 
 // FuzzAddress: what is taken for an address can be dialled, and its host is what it says.
 func FuzzAddress(f *testing.F) {
-	for _, s := range []string{"hv1", "hv1:8", "[::1]:8", "::1", "fe80::1%eth0", "[fe80::1%25x]:8", "a:b:c", "10.0.0.1:65535"} {
+	for _, s := range []string{"hv1", "hv1:8", "[::1]:8", "::1", "fe80::1%eth0", "[fe80::1%25x]:8", "a:b:c", "10.0.0.1:65535", "::0%]"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

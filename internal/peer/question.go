@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -67,12 +68,22 @@ func (q *question) notTrusted(err error) error {
 	return q.broken(err, "the connection ended before it showed who it is")
 }
 
+// aboutCertificate are the alerts of a host that refuses our certificate. In TLS 1.3 they come after the handshake is well on
+// this side, and before the question is looked at. Any other alert may come when the
+// question was taken, even answered.
+var aboutCertificate = []string{
+	"tls: bad certificate", "tls: certificate required", "tls: unsupported certificate", "tls: revoked certificate",
+	"tls: expired certificate", "tls: unknown certificate", "tls: unknown certificate authority", "tls: access denied",
+}
+
 // notAnswered says why there is no answer, after a handshake that was well on this side; asking is how the question went
 // out.
 func (q *question) notAnswered(err, asking error) error {
-	var remote *net.OpError
-	if errors.As(err, &remote) && remote.Op == "remote error" || errors.As(asking, &remote) && remote.Op == "remote error" {
-		return q.refused(remote)
+	for _, e := range []error{err, asking} {
+		var remote *net.OpError
+		if errors.As(e, &remote) && remote.Op == "remote error" && slices.Contains(aboutCertificate, remote.Err.Error()) {
+			return q.refused(remote)
+		}
 	}
 	return q.broken(err, "the connection ended before its answer")
 }

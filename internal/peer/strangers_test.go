@@ -172,6 +172,30 @@ func TestManyHosts(t *testing.T) {
 	}
 }
 
+// TestRefusalArrives: whoever is refused hears of it, and not of a reset, however much it has sent meanwhile.
+func TestRefusalArrives(t *testing.T) {
+	a := goodServer(t, wait)
+	b := newHost(t, ours(), issue(t, ours(), server("hc.test")))
+	for range 30 {
+		err := b.client().Call(t.Context(), a.address, "/say", sayIn{strings.Repeat("x", maxBody-100)}, nil)
+		if !errors.Is(err, ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	if a.count() != 0 {
+		t.Error("it came past the handshake")
+	}
+}
+
+// TestOtherAlert: an alert that is not about certificates is no proof that nothing was done.
+func TestOtherAlert(t *testing.T) {
+	q := &question{caller: t.Context(), address: "ha:1"}
+	alert := &net.OpError{Op: "remote error", Err: errors.New("tls: bad record MAC")}
+	if err := q.notAnswered(alert, nil); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrRefused) {
+		t.Error(err)
+	}
+}
+
 // TestNoPeer dials what is no virt-cow.
 func TestNoPeer(t *testing.T) {
 	b := newHost(t, ours(), issue(t, ours(), server("hb.test")))

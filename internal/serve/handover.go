@@ -81,7 +81,7 @@ func (k *control) endGrant(w http.ResponseWriter, r *http.Request) {
 }
 
 var guests = map[string]handover.Guest{
-	api.GuestRuns: handover.GuestRuns, api.GuestStopped: handover.GuestStopped, api.GuestUnknown: handover.GuestUnknown,
+	api.GuestRuns: handover.GuestRuns, api.GuestLeaves: handover.GuestLeaves, api.GuestStopped: handover.GuestStopped, api.GuestUnknown: handover.GuestUnknown,
 }
 
 func (k *control) guest(w http.ResponseWriter, r *http.Request) {
@@ -91,10 +91,11 @@ func (k *control) guest(w http.ResponseWriter, r *http.Request) {
 	}
 	state, ok := guests[in.State]
 	if !ok {
-		refuse(w, fmt.Errorf("guest of %s: state %q: want %s, %s or %s", k.volume.Info().Name, in.State, api.GuestRuns, api.GuestStopped, api.GuestUnknown))
+		refuse(w, fmt.Errorf("guest of %s: state %q: want %s, %s, %s or %s", k.volume.Info().Name, in.State,
+			api.GuestRuns, api.GuestLeaves, api.GuestStopped, api.GuestUnknown))
 		return
 	}
-	k.volume.SetGuest(state, api.GuestFor*time.Second)
+	k.volume.SetGuest(state, in.Turn, api.GuestFor*time.Second)
 	k.answer(w, nil)
 }
 
@@ -156,6 +157,6 @@ func (k *control) handover(h *cowfmt.Header, out *api.EngineStatus) {
 	}
 	out.Handover = &api.Handover{
 		Role: m.Role, State: m.State.String(), Since: m.Since.UnixMilli(), Grant: m.Grant.String(), Peer: m.Peer,
-		PeerHost: m.PeerHost.String(), PeerState: m.PeerSays(), Guest: guest, Held: m.Held, Wrote: m.Wrote, Waits: m.Waits,
+		PeerHost: m.PeerHost.String(), PeerState: m.PeerSays(), Guest: guest, Turn: m.Turn, Held: m.Held, Wrote: m.Wrote, Waits: m.Waits,
 	}
 }

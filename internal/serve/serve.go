@@ -47,6 +47,7 @@ type Config struct {
 
 	Address  string         // where this host's daemon answers others
 	Incoming string         // UUID of a grant to open the volume by, unless this host is the owner by now; "": as the owner
+	Epoch    uint32         // that a guest has the volume since; another means that it went on elsewhere. 0: any
 	Dead     *api.DeadOwner // proof that the owner which the header may name is dead
 }
 
@@ -142,7 +143,7 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 		Store: st, Master: base, Origin: origin, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
 		Claiming:  store.Claiming{Shared: o.file.Shared()},
 		CachePath: api.CachePath(c.RunDir, h.UUID.String()),
-		Incoming:  incoming, Dead: dead,
+		Incoming:  incoming, Dead: dead, Epoch: c.Epoch,
 	}
 	if c.CacheOff {
 		options.CacheMode = cowfmt.CacheOff

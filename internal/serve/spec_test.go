@@ -18,6 +18,8 @@ func goodSpec() api.EngineSpec {
 		Version: api.SpecVersion, Volume: "v", UUID: uuid.NewString(), Store: "/s", Socket: "/r/v.sock", Control: "/r/v.ctl", Group: "kvm",
 		Client:  &api.Peer{Domain: "g", UUID: uuid.NewString(), PIDFile: "/run/g.pid"},
 		Hydrate: true, Rate: 5, CacheOff: true, ReadOnly: true, Devices: []string{"/dev/sda"},
+		Address: "a:16520", Incoming: &api.Incoming{Grant: uuid.NewString()},
+		Dead: &api.DeadOwner{Host: uuid.NewString(), Instance: uuid.NewString(), Epoch: 3, By: "operator"},
 	}
 }
 
@@ -41,8 +43,12 @@ func TestLoadSpec(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.Store != s.Store || c.Name != s.Volume || c.UUID != s.UUID || c.Socket != s.Socket || c.Control != s.Control || c.Group != s.Group ||
-		*c.Client != *s.Client || !c.Hydrate || c.Rate != 5 || !c.CacheOff || !c.ReadOnly {
+		*c.Client != *s.Client || !c.Hydrate || c.Rate != 5 || !c.CacheOff || !c.ReadOnly ||
+		c.Address != s.Address || c.Incoming != s.Incoming.Grant || *c.Dead != *s.Dead {
 		t.Errorf("%+v", c)
+	}
+	if c, err = LoadSpec(specFile(t, []byte(`{"version":2,"volume":"v","store":"/s","socket":"/r/v.sock","control":"/r/v.ctl"}`))); err != nil || c.Name != "v" {
+		t.Errorf("of the version before: %+v, %v", c, err)
 	}
 	if _, err := LoadSpec(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
@@ -61,13 +67,16 @@ func TestSpecsThatAreRefused(t *testing.T) {
 		"{}": "version 0",
 		"[]": "cannot unmarshal",
 		`{"version":1,"want":{"volume":"v","store":"/s","target":"vdb"}}`: "version 1, which only the daemon reads",
-		`{"version":3,"volume":7,"unheard":true}`:                         "version 3, this program knows 2",
+		`{"version":4,"volume":7,"unheard":true}`:                         "version 4, this program knows 3",
+		`{"version":3,"volume":"v","readonly ":true}`:                     "unknown field",
 		`{"version":2,"volume":"v","readonly ":true}`:                     "unknown field",
 		changed(func(s *api.EngineSpec) { s.Volume = "../v" }):            "volume name",
 		changed(func(s *api.EngineSpec) { s.UUID = "x" }):                 "uuid",
 		changed(func(s *api.EngineSpec) { s.Store = "s" }):                "store",
 		changed(func(s *api.EngineSpec) { s.Socket = "" }):                "socket",
 		changed(func(s *api.EngineSpec) { s.Control = "c" }):              "control",
+		changed(func(s *api.EngineSpec) { s.Incoming.Grant = "" }):        "grant",
+		changed(func(s *api.EngineSpec) { s.Dead.Instance = "x" }):        "dead owner",
 		changed(func(s *api.EngineSpec) { s.Rate = -1 }):                  "rate",
 		changed(func(s *api.EngineSpec) { s.Client.PIDFile = "" }):        "client",
 		strings.Repeat(" ", maxSpec) + "{}":                               "more than",
@@ -84,7 +93,7 @@ func FuzzParseSpec(f *testing.F) {
 	f.Add([]byte(`{"version":3}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseSpec(b)
-		if err == nil && (s.Version != api.SpecVersion || s.Volume == "" || !filepath.IsAbs(s.Store) || !filepath.IsAbs(s.Socket)) {
+		if err == nil && (s.Version < api.SpecVersion-1 || s.Volume == "" || !filepath.IsAbs(s.Store) || !filepath.IsAbs(s.Socket)) {
 			t.Errorf("taken: %+v", s)
 		}
 	})

@@ -213,8 +213,10 @@ func (s *Store) update(change func(h *cowfmt.Header)) error {
 		return fmt.Errorf("%s: header: %w", s.Name(), err)
 	}
 	s.epoch = next.Epoch
+	// One that takes the store over begins at the copy that the old owner, if it lives after all, writes last: so they
+	// can't go one behind the other over both copies.
 	first := 0
-	if s.good[0] && !s.good[1] {
+	if s.good[0] && (!s.good[1] || s.standing != holder && s.Header().Owner != nil) {
 		first = 1
 	}
 	for n, i := range [2]int{first, 1 - first} {

@@ -76,11 +76,21 @@ func (s *Store) Takeover(ctx context.Context, me cowfmt.Owner, dead Dead, how Cl
 		return err
 	}
 	if begun {
+		left, err := s.Claims()
+		if err == nil {
+			err = (&claim{Claiming: how, s: s, mine: cowfmt.ClaimSlot{Host: me.Host}}).lowerLeft(left)
+		}
+		if err != nil {
+			return err
+		}
 		s.stand(holder)
+		if s.Header().Progress.Kind == cowfmt.ProgressNone { // all but the flush of its last write
+			return s.Update(func(*cowfmt.Header) {})
+		}
 		return s.finish(true)
 	}
 	own := func(h *cowfmt.Header) {
-		begin(h)
+		s.begin(h)
 		h.Owner, h.Grants, h.Cache = &me, nil, cowfmt.CacheOn
 		h.Opens++
 	}
@@ -136,7 +146,7 @@ func (s *Store) TakeoverGrant(id uuid.UUID) error {
 		return err
 	}
 	if err := s.Update(func(h *cowfmt.Header) {
-		begin(h)
+		s.begin(h)
 		dropGrant(h, id)
 	}); err != nil {
 		return err
@@ -144,20 +154,25 @@ func (s *Store) TakeoverGrant(id uuid.UUID) error {
 	return s.finish(false)
 }
 
-// mayTakeOver reads the header again, and judges it. begun: this host has taken it over, but for the table.
+// mayTakeOver reads the header again, and judges it. begun: me has taken it over, but perhaps for the table.
 func (s *Store) mayTakeOver(me cowfmt.Owner, dead Dead) (begun bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.standing == holder && s.Header().Progress.Kind != cowfmt.ProgressTakeover {
 		return false, fmt.Errorf("%s: take over: this handle is the owner", s.Name())
 	}
-	if _, err := s.reread(); err != nil {
+	now, err := s.reread()
+	if err != nil {
 		return false, err
 	}
 	h := s.Header()
+	if newer(h.Epoch, h.Sequence, now.Header) { // an owner that was no more dead than that wrote over it
+		s.adopt(now)
+		s.standing, h = stranger, now.Header
+	}
 	o := h.Owner
 	switch {
-	case o != nil && o.Host == me.Host && o.Boot == me.Boot && o.Instance == me.Instance && h.Progress.Kind == cowfmt.ProgressTakeover:
+	case o != nil && o.Host == me.Host && o.Boot == me.Boot && o.Instance == me.Instance:
 		return true, nil
 	case h.Progress.Kind != cowfmt.ProgressNone && h.Progress.Kind != cowfmt.ProgressTakeover:
 		return false, fmt.Errorf("%s: an operation on it was not finished (%v): finish it with the program that began it", s.Name(), h.Progress)
@@ -176,9 +191,10 @@ func (s *Store) mayTakeOver(me cowfmt.Owner, dead Dead) (begun bool, err error) 
 	return false, nil
 }
 
-// begin is the header change with which the table's move to the other area begins.
-func begin(h *cowfmt.Header) {
-	h.Epoch++
+// begin is the header change with which the table's move to the other area begins, under an epoch that no attempt of
+// this handle had.
+func (s *Store) begin(h *cowfmt.Header) {
+	h.Epoch = max(h.Epoch, s.epoch) + 1
 	if h.TableSectors() > 0 && !h.CutLoose {
 		h.Progress = cowfmt.Progress{Kind: cowfmt.ProgressTakeover}
 	}
@@ -191,7 +207,7 @@ func (s *Store) finish(again bool) error {
 		return nil
 	}
 	if again {
-		if err := s.Update(begin); err != nil {
+		if err := s.Update(s.begin); err != nil {
 			return err
 		}
 	}

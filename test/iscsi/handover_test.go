@@ -3,6 +3,7 @@ package iscsi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -36,7 +37,7 @@ func (e *engine) libvirt(t *testing.T, state string) *libvirt {
 			case <-e.done:
 				return
 			case <-tick.C:
-				v.tell(e)
+				v.tell(t, e)
 			}
 		}
 	}()
@@ -44,14 +45,17 @@ func (e *engine) libvirt(t *testing.T, state string) *libvirt {
 }
 
 // tell asks for the turn first, so that what is said is younger than it.
-func (v *libvirt) tell(e *engine) {
+func (v *libvirt) tell(t *testing.T, e *engine) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	s, err := e.control().Status(ctx)
 	if err != nil || s.Handover == nil {
 		return
 	}
-	_, _ = e.control().Guest(ctx, api.GuestRequest{State: *v.state.Load(), Turn: s.Handover.Turn})
+	var refused *api.RemoteError
+	if _, err := e.control().Guest(ctx, api.GuestRequest{State: *v.state.Load(), Turn: s.Handover.Turn}); errors.As(err, &refused) {
+		t.Errorf("tell of the guest: %v", err)
+	}
 }
 
 func (v *libvirt) set(state string) { v.state.Store(&state) }
@@ -91,8 +95,9 @@ func testMigration(t *testing.T, l *lun) {
 	ok(t, g.Flush())
 	write(t, g, block(2), 4096) // its flag may be in memory only
 	from, to := l.a, l.b
+	there := e.libvirt(t, api.GuestLeaves)
 	for round := range byte(2) {
-		there := e.libvirt(t, api.GuestLeaves)
+		there.set(api.GuestLeaves)
 		_, next := e.granted(t, to)
 		here := next.libvirt(t, api.GuestStopped)
 		n := next.guest(t)
@@ -116,7 +121,7 @@ func testMigration(t *testing.T, l *lun) {
 			t.Errorf("host %s: exit code %d", from.name, code)
 		}
 		from.refusesToServe(t, "open on another host")
-		e, g, from, to = next, n, to, from
+		e, g, from, to, there = next, n, to, from, here
 	}
 	holds(t, g, block(21), 0)
 	if code := e.stop(t); code != 0 {

@@ -85,7 +85,7 @@ func NewSite(ctx context.Context, c SiteConfig) (s *Site, err error) {
 		id := uuid.NewSHA1(uuid.NameSpaceDNS, []byte(n+".virt-cow.lab"))
 		env := append(append([]string(nil), c.Host.Env...), "VIRT_COW_HOST_UUID="+id.String())
 		s.Hosts = append(s.Hosts, &Host{
-			Name: n, Dir: filepath.Join(dir, n), site: s, index: i, uuid: id, qemuUser: c.Host.QEMUUser, log: c.Host.Log, env: env,
+			Name: n, Dir: filepath.Join(dir, "host-"+n), site: s, index: i, uuid: id, qemuUser: c.Host.QEMUUser, log: c.Host.Log, env: env,
 		})
 	}
 	if err := s.Admin.prepare(""); err != nil {

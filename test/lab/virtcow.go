@@ -14,7 +14,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
 // VirtCow is the program on a host.
@@ -132,6 +135,19 @@ func (v *VirtCow) StoreInfo(ctx context.Context, store string) (*StoreInfo, erro
 	}
 	var i StoreInfo
 	return &i, json.Unmarshal(out, &i)
+}
+
+// DiskIn is the device by which a guest has a store's volume.
+func (v *VirtCow) DiskIn(ctx context.Context, g *Guest, store string) (string, error) {
+	i, err := v.StoreInfo(ctx, store)
+	if err != nil {
+		return "", err
+	}
+	id, err := uuid.Parse(i.UUID)
+	if err != nil {
+		return "", err
+	}
+	return g.Disk(ctx, libvirtx.Serial(id))
 }
 
 // MakeMaster makes a raw file with an ext4 of this size, in MiB, with files on it: names and contents.

@@ -79,7 +79,7 @@ func (r *rig) unknown(t *testing.T, c libvirtx.Conn) {
 		"state":        func() error { _, err := c.State(ctx, nobody); return err },
 		"XML":          func() error { _, err := c.XML(ctx, nobody); return err },
 		"inactive XML": func() error { _, err := c.InactiveXML(ctx, nobody); return err },
-		"leaving": func() error { _, err := c.Leaving(ctx, nobody); return err },
+		"leaving":      func() error { _, err := c.Leaving(ctx, nobody); return err },
 		"metadata":     func() error { _, err := c.Metadata(ctx, nobody); return err },
 		"set metadata": func() error { return c.SetMetadata(ctx, nobody, "<disks/>") },
 		"attach":       func() error { return c.Attach(ctx, nobody, "<disk/>") },
