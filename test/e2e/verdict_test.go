@@ -179,7 +179,7 @@ func (b *bed) assertWell(t *testing.T) {
 	all := doctor(t, b.vc)
 	for _, check := range []string{"libvirt", "daemon", "hook", "engines", "orphans", "exception caches", "stores", "certificates", "other hosts"} {
 		for _, f := range all[check] {
-			if f.Result == "problem" || f.Result == "warning" {
+			if f.Result == "problem" || f.Result == "warning" && check != "certificates" { // the lab's are good for a day
 				t.Errorf("doctor on %s: %+v", b.Name, f)
 			}
 		}
