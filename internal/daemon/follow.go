@@ -67,6 +67,11 @@ func handingOver(s *api.EngineStatus) bool {
 	return len(s.Grants) > 0 || s.Handover != nil && s.Handover.State != "alone" && s.Handover.State != "owner"
 }
 
+// given says whether an engine has handed its volume over: what it says of it is the other host's.
+func given(s *api.EngineStatus) bool {
+	return s.Handover != nil && s.Handover.Role == api.RoleGiver && s.Handover.State == "given"
+}
+
 // followedEnough ends the following, unless there is reason for more.
 func (d *Daemon) followedEnough(v *volume, s *api.EngineStatus) bool {
 	d.mu.Lock()
@@ -123,7 +128,7 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
 	}
 	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver), Turn: turn})
-	if err == nil && s.Handover != nil && s.Handover.State == "given" && m != nil {
+	if err == nil && given(s) && m != nil {
 		d.gone(v, s)
 	}
 	return s, err

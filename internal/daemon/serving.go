@@ -120,7 +120,9 @@ func (d *Daemon) mayServe(ctx context.Context, w libvirtx.Want) error {
 func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.EngineStatus) error {
 	d.mu.Lock()
 	v.uuid = s.UUID
-	if v.incoming == nil && !v.gone {
+	moved := false
+	if v.incoming == nil && !v.gone && !given(s) { // else it is not what the guest has
+		moved = v.arrived && v.epoch != s.Epoch
 		v.epoch = s.Epoch
 	}
 	peer := d.peerOf(v.domain)
@@ -129,6 +131,11 @@ func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.Eng
 	}
 	same := peer == nil && v.client == nil || peer != nil && v.client != nil && *peer == *v.client
 	d.mu.Unlock()
+	if moved { // systemd goes by the spec as it is
+		if _, err := d.note(v); err != nil {
+			return err
+		}
+	}
 	if same || s.ControlVersion < 2 {
 		return nil
 	}
