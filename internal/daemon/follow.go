@@ -122,6 +122,7 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 	if err != nil || !handingOver(s) {
 		return s, err
 	}
+	d.noteShared(v, s)
 	var turn uint64
 	var giver bool
 	if s.Handover != nil {
@@ -241,16 +242,28 @@ func (d *Daemon) followShared(v *volume, s *api.EngineStatus) {
 	if d.config.Peers == nil || !handingOver(s) {
 		return
 	}
+	d.noteShared(v, s)
+	d.follow(v)
+}
+
+// noteShared takes note of what an engine says of a hand-over, as far as only an earlier daemon knew of it.
+func (d *Daemon) noteShared(v *volume, s *api.EngineStatus) {
 	d.mu.Lock()
-	if s.Handover != nil && s.Handover.Role == api.RoleReceiver && v.incoming == nil && s.Owner != nil {
-		v.incoming = &incoming{grant: s.Handover.Grant, migration: s.Handover.Grant, owner: *s.Owner, since: time.UnixMilli(s.Handover.Since)}
+	defer d.mu.Unlock()
+	if s.Handover != nil && s.Handover.Role == api.RoleReceiver && s.Owner != nil {
+		if v.incoming == nil {
+			v.incoming = &incoming{grant: s.Handover.Grant, migration: s.Handover.Grant, since: time.UnixMilli(s.Handover.Since)}
+		}
+		if v.incoming.owner.Host == "" {
+			in := *v.incoming // others may be reading it
+			in.owner = *s.Owner
+			v.incoming = &in
+		}
 	}
-	if len(s.Grants) > 0 && v.outgoing == nil {
+	if len(s.Grants) > 0 && v.outgoing == nil && (s.Handover == nil || s.Handover.Role == api.RoleGiver) {
 		g := s.Grants[0]
 		v.outgoing = &outgoing{grant: g, migration: g.ID, since: time.Unix(g.Since, 0)}
 	}
-	d.mu.Unlock()
-	d.follow(v)
 }
 
 // followDomain has the engines of a domain in a hand-over told at once what it does.

@@ -94,3 +94,59 @@ func TestEpochIsNoted(t *testing.T) {
 		}
 	}
 }
+
+// adoptedIncoming leaves what a daemon that was killed leaves of a volume that came, or was to come, with its domain.
+func (d *Daemon) adoptedIncoming(t *testing.T, m *domain, s api.EngineStatus) (*volume, *answers) {
+	t.Helper()
+	s.Store = d.create(t, "v").Store
+	was := &volume{name: "v", want: libvirtx.Want{Volume: "v", Store: s.Store}, domain: m, incoming: &incoming{grant: grant}}
+	if _, err := d.note(was); err != nil {
+		t.Fatal(err)
+	}
+	s.Client = d.peerOf(m)
+	engine := d.answering(t, "v", s)
+	if err := d.adopt(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		d.mu.Lock()
+		delete(d.volumes, "v")
+		d.mu.Unlock()
+	})
+	return d.volumeNamed("v"), engine
+}
+
+func (d *Daemon) isIncoming(v *volume) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return v.incoming != nil
+}
+
+// TestAdoptedHasCome: the daemon was not there when the engine became the owner.
+func TestAdoptedHasCome(t *testing.T) {
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+		Epoch: 6, Owner: &api.Owner{Host: hostB, Instance: grant}, Handover: &api.Handover{Role: api.RoleReceiver, State: "owner", Grant: grant},
+	})
+	eventually(t, "it has come", func() bool { return !d.isIncoming(v) })
+	eventually(t, "its engine has no grant to open it by any more", func() bool {
+		s, err := readSpec(d.specPath("v"))
+		return err == nil && s.Incoming == nil
+	})
+}
+
+// TestAdoptedKnowsItsGiver: whoever goes on with a volume that is to come must be able to speak to its owner, and to have it fenced.
+func TestAdoptedKnowsItsGiver(t *testing.T) {
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+		Epoch: 5, Owner: &api.Owner{Host: hostA, HostName: "ha", Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
+		Handover: &api.Handover{Role: api.RoleReceiver, State: "active", Grant: grant},
+	})
+	eventually(t, "its giver is known", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return v.incoming != nil && v.incoming.owner.Address == "ha"
+	})
+}

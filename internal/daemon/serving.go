@@ -248,8 +248,8 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if in != nil && v.incoming == in {
-		v.incoming = nil
+	if in != nil && v.incoming != nil && v.incoming.grant == in.grant {
+		in, v.incoming = v.incoming, nil // with the owner, if that was found out meanwhile
 		d.counters.migrationsFailed.Add(1)
 		d.log.Info().Str("migration", in.migration).Str("volume", v.name).Msg("the domain did not come: the volume is closed here")
 		d.closedElsewhere(v, v.uuid, in)
