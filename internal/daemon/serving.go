@@ -262,6 +262,35 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 	return nil
 }
 
+// endGiven ends an engine that has handed its volume over, for a domain whose guest here is gone: it is about to have the volume
+// anew, and that engine would refuse all that it asks. What is known of the guest before goes with it.
+func (d *Daemon) endGiven(ctx context.Context, name string, dom libvirtx.Domain) error {
+	v := d.volumeNamed(name)
+	if v == nil {
+		return nil
+	}
+	v.op.Lock()
+	defer v.op.Unlock()
+	s, err := d.engineStatus(ctx, v)
+	d.mu.Lock()
+	e, m := v.engine, v.domain
+	over := e == nil || v.gone || err == nil && given(s)
+	d.mu.Unlock()
+	if !over || m != nil && m.ident().UUID != dom.UUID {
+		return nil
+	}
+	if e != nil {
+		if err := d.closeVolume(ctx, v, e); err != nil {
+			return fmt.Errorf("volume %s: the engine that its guest had here before: %w", name, err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.engine, v.client, v.outgoing = nil, nil, nil
+	v.arrived, v.gone, v.epoch = false, false, 0
+	return nil
+}
+
 // mayStop says whether an engine may be asked to end now. One that has granted its volume ends only once it is handed over, or
 // the grant is, and one that was granted it and may have written only as its owner: until then the domain is looked at again.
 func (d *Daemon) mayStop(ctx context.Context, v *volume) error {
