@@ -56,7 +56,7 @@ func (d *Daemon) allServed(m *domain, v view) bool {
 			continue // served by hand: nobody here knows
 		}
 		d.mu.Lock()
-		mine, e := vol.domain == m, vol.engine
+		mine, e := vol.domain == m && !vol.gone && !vol.lost, vol.engine
 		d.mu.Unlock()
 		if !mine || e == nil {
 			return false

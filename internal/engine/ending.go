@@ -168,8 +168,10 @@ func (m *mover) resume() error {
 	} else if used && s.Grant == g.ID && giverStates[s.State] != 0 {
 		state, says = giverStates[s.State], s.State
 	}
-	m.v.st.SetShared(true)
-	m.claims.Shared = true
+	m.share()
+	if err := m.v.divide(true); err != nil {
+		return err
+	}
 	m.take(g, my, int(g.Slot))
 	m.state = state
 	if err := m.say(says); err != nil {

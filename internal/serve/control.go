@@ -14,6 +14,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/engine"
 	"github.com/virt-cow/virt-cow/internal/nbd"
+	"github.com/virt-cow/virt-cow/internal/store"
 )
 
 var errInUse = fmt.Errorf("a running engine answers there: %w", blockdev.ErrLocked)
@@ -218,7 +219,7 @@ func (k *control) status() *api.EngineStatus {
 		out.Origin = h.Origin.Address
 	}
 	if err := k.volume.Err(); err != nil {
-		out.Error = err.Error()
+		out.Error, out.Lost = err.Error(), errors.Is(err, store.ErrEpoch)
 	}
 	k.handover(h, out)
 	if hydration.Err != nil {

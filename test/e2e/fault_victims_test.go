@@ -70,8 +70,8 @@ func (c *cell) guestProcess() (int, error) {
 }
 
 // processes are those of the host that run a program with these arguments among theirs, as seen there.
-func (c *cell) processes(program string, args ...string) ([]int, error) {
-	paths, err := filepath.Glob(c.Path("/proc") + "/[0-9]*/cmdline")
+func (b *bed) processes(program string, args ...string) ([]int, error) {
+	paths, err := filepath.Glob(b.Path("/proc") + "/[0-9]*/cmdline")
 	if err != nil {
 		return nil, err
 	}

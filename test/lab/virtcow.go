@@ -125,6 +125,8 @@ type StoreInfo struct {
 	Data     int64           `json:"dataOffset"`
 	CutLoose bool            `json:"cutLoose"`
 	Owner    json.RawMessage `json:"owner"`
+	Cache    string          `json:"cache"`
+	Grants   int             `json:"grants"`
 }
 
 // StoreInfo asks the program of a store.
