@@ -1,6 +1,9 @@
 package main
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // median is the middle value, or the mean of the two middle ones; 0 of none.
 func median(v []float64) float64 {
@@ -38,6 +41,7 @@ func medians(runs []sample) sample {
 		MBps:     of(func(s sample) float64 { return s.MBps }),
 		P50:      of(func(s sample) float64 { return s.P50 }),
 		P99:      of(func(s sample) float64 { return s.P99 }),
+		Max:      of(func(s sample) float64 { return s.Max }),
 		SyncP99:  of(func(s sample) float64 { return s.SyncP99 }),
 		CPU:      of(func(s sample) float64 { return s.CPU }),
 	}
@@ -71,6 +75,22 @@ func (r *row) median() float64 { return median(r.Runs) }
 // over notes beside a peer's figure the ratio of ours to it.
 func (r *row) over(ours *row) {
 	r.Ratio, r.Of = ratio(ours.median(), r.median()), "ours/peer"
+}
+
+// pairedWith notes beside a figure the median of its ratios to the one it was measured beside, pair by pair, and how far
+// they lie apart.
+func (r *row) pairedWith(base *row, of string) {
+	n := min(len(r.Runs), len(base.Runs))
+	ratios := make([]float64, 0, n)
+	for i := range n {
+		ratios = append(ratios, ratio(r.Runs[i], base.Runs[i]))
+	}
+	if n == 0 || base.median() == 0 {
+		return
+	}
+	slices.Sort(ratios)
+	r.Ratio, r.Of = median(ratios), of
+	r.Note = fmt.Sprintf("pairs: half in %.3f to %.3f, all in %.3f to %.3f", ratios[n/4], ratios[(3*n-1)/4], ratios[0], ratios[n-1])
 }
 
 // under notes beside a figure with something the ratio to the one without.
