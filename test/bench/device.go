@@ -16,14 +16,15 @@ import (
 type device struct {
 	*server
 	dir  string
+	back string // the file under the device
 	loop *os.File
 }
 
 // deviceIO is what a block device has done.
 type deviceIO struct{ reads, writes, flushes float64 }
 
-// startDevice makes a clone of master on a block device, and serves it; flags are for `store create`.
-func (b *bench) startDevice(ctx context.Context, program, master string, flags ...string) (d *device, err error) {
+// startDevice makes a clone of master on a block device over a file in folder, and serves it; flags are for `store create`.
+func (b *bench) startDevice(ctx context.Context, folder, program, master string, flags ...string) (d *device, err error) {
 	d = &device{}
 	if d.dir, err = b.newDir(); err != nil {
 		return nil, err
@@ -38,8 +39,8 @@ func (b *bench) startDevice(ctx context.Context, program, master string, flags .
 	if err != nil {
 		return d, err
 	}
-	back := filepath.Join(d.dir, "lun")
-	f, err := os.Create(back)
+	d.back = filepath.Join(folder, "lun-"+filepath.Base(d.dir))
+	f, err := os.Create(d.back)
 	if err != nil {
 		return d, err
 	}
@@ -47,7 +48,7 @@ func (b *bench) startDevice(ctx context.Context, program, master string, flags .
 	if err := errors.Join(f.Truncate(st.Size()+st.Size()/4096/2+64<<20), f.Close()); err != nil {
 		return d, err
 	}
-	if d.loop, err = lab.Loop(back); err != nil {
+	if d.loop, err = lab.Loop(d.back); err != nil {
 		return d, err
 	}
 	name := fmt.Sprintf("bench-%d-%s", os.Getpid(), filepath.Base(d.dir))
@@ -67,6 +68,9 @@ func (d *device) close() error {
 	}
 	if d.loop != nil {
 		err = errors.Join(err, d.loop.Close())
+	}
+	if d.back != "" {
+		err = errors.Join(err, os.Remove(d.back))
 	}
 	return errors.Join(err, os.RemoveAll(d.dir))
 }

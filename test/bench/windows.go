@@ -11,10 +11,10 @@ import (
 // Two things are compared while the load goes on: a short while the one, a short while the other, and again. A machine
 // that does something else meanwhile does it to both, and what is rare falls out of the median of the pairs' ratios.
 const (
-	window    = 100 * time.Millisecond // at least
-	enough    = 1000                   // requests in one, unless they take longer than patience
+	window    = 20 * time.Millisecond // at least
+	enough    = 200                   // requests in one, unless they take longer than patience
 	patience  = 2 * time.Second
-	settleFor = 10 * time.Millisecond // from a switch to the next window
+	settleFor = 2 * time.Millisecond // from a switch to the next window
 )
 
 // load1 is a fio that runs until it is ended.
