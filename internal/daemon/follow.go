@@ -205,7 +205,7 @@ func (d *Daemon) askReceivers(v *volume, s *api.EngineStatus) {
 		var answer api.PeerOpenAnswer
 		err := d.config.Peers.Call(ctx, g.Address, api.PathPeerOpen, api.PeerVolume{Volume: v.name, UUID: s.UUID, Grant: g.ID}, &answer)
 		cancel()
-		if err != nil || answer.Open {
+		if err != nil || answer.Open || answer.Host != g.Host {
 			continue
 		}
 		why := api.GrantClosed
