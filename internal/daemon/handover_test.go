@@ -62,6 +62,16 @@ func (o *others) Call(_ context.Context, _, path string, in, out any) error {
 	return json.Unmarshal(b, out)
 }
 
+// answer has the others answer a path from now on.
+func (o *others) answer(path string, f func(in any) (any, error)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.answers == nil {
+		o.answers = map[string]func(any) (any, error){}
+	}
+	o.answers[path] = f
+}
+
 // change has an engine say something else from now on.
 func (a *answers) change(f func(*api.EngineStatus)) {
 	a.mu.Lock()
@@ -239,11 +249,11 @@ func (d *Daemon) startOf(m *domain, operation string) api.PrepareRequest {
 func TestStartedWhereItWasGivenAway(t *testing.T) {
 	t.Setenv("VIRT_COW_HOST_UUID", hostB)
 	d := newRealDaemon(t)
-	peers := &others{answers: map[string]func(any) (any, error){}}
+	peers := &others{}
 	d.config.Peers = peers
 	m, libvirt, st := d.givenAway(t)
 	libvirt.become(libvirtx.State{})
-	peers.answers[api.PathPeerRelease] = func(any) (any, error) { return nil, st.Release() }
+	peers.answer(api.PathPeerRelease, func(any) (any, error) { return nil, st.Release() })
 	if _, err := d.Prepare(t.Context(), d.startOf(m, "prepare")); err != nil {
 		t.Fatal(err)
 	}
@@ -257,14 +267,14 @@ func TestStartedWhereItWasGivenAway(t *testing.T) {
 func TestComesBackAtOnce(t *testing.T) {
 	t.Setenv("VIRT_COW_HOST_UUID", hostB)
 	d := newRealDaemon(t)
-	peers := &others{answers: map[string]func(any) (any, error){}}
+	peers := &others{}
 	d.config.Peers = peers
 	m, libvirt, st := d.givenAway(t)
 	if err := st.Update(func(h *cowfmt.Header) { h.Owner.Address = "ha" }); err != nil {
 		t.Fatal(err)
 	}
-	peers.answers[api.PathPeerClosed] = func(any) (any, error) { return nil, nil }
-	peers.answers[api.PathPeerGrant] = func(in any) (any, error) {
+	peers.answer(api.PathPeerClosed, func(any) (any, error) { return nil, nil })
+	peers.answer(api.PathPeerGrant, func(in any) (any, error) {
 		g := in.(api.PeerGrantRequest).Grant
 		_, slot, err := st.ChooseSlots(uuid.MustParse(hostA), uuid.MustParse(hostB))
 		if err != nil {
@@ -273,8 +283,8 @@ func TestComesBackAtOnce(t *testing.T) {
 		return api.PeerGrantAnswer{Epoch: st.Header().Epoch}, st.Grant(cowfmt.Grant{
 			ID: uuid.MustParse(g.ID), Host: uuid.MustParse(g.Host), Boot: uuid.MustParse(g.Boot), HostName: g.HostName, Slot: uint16(slot), Since: 1,
 		})
-	}
-	if _, err := d.Prepare(t.Context(), d.startOf(m, "migrate")); err == nil || !strings.Contains(err.Error(), "here already") && !strings.Contains(err.Error(), "on this host already") {
+	})
+	if _, err := d.Prepare(t.Context(), d.startOf(m, "migrate")); err == nil || !strings.Contains(err.Error(), "on this host already") {
 		t.Errorf("its guest here would have the volume: %v", err)
 	}
 	libvirt.become(libvirtx.State{})
@@ -420,5 +430,43 @@ func TestReleasesWhatItLeft(t *testing.T) {
 	}
 	if err := st.Reread(); err != nil || st.Header().Owner != nil {
 		t.Errorf("still owned: %+v: %v", st.Header().Owner, err)
+	}
+}
+
+// TestGuestIsToldWhileOthersAreAsked: a host that does not answer takes seconds to find out. Meanwhile the guest may be suspended,
+// and wait on the other host for this one's engine, which waits to be told.
+func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
+	for what, h := range map[string]api.Handover{
+		api.PathPeerOpen: {Role: api.RoleGiver, State: "open"},
+		api.PathPeerSeal: {Role: api.RoleReceiver, State: "active", PeerState: "sealed"},
+	} {
+		d := newRealDaemon(t)
+		asked, end := make(chan struct{}), make(chan struct{})
+		d.config.PeerTimeout = patience
+		d.config.Peers = &others{answers: map[string]func(any) (any, error){what: func(any) (any, error) {
+			close(asked)
+			<-end
+			return nil, peer.ErrUnreachable
+		}}}
+		t.Cleanup(func() { close(end) })
+		m := d.domainHere("g")
+		d.conn = &said{state: libvirtx.State{Active: true}}
+		h.Grant = grant
+		_, engine := d.adoptedIncoming(t, m, api.EngineStatus{
+			Owner: &api.Owner{Host: hostA, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostA, Address: "ha"}}, Handover: &h,
+		})
+		<-asked
+		told := func() (n int) {
+			engine.mu.Lock()
+			defer engine.mu.Unlock()
+			for _, path := range engine.asked {
+				if path == api.PathEngineGuest {
+					n++
+				}
+			}
+			return n
+		}
+		since := told()
+		eventually(t, "the engine is told of its guest", func() bool { return told() > since+2 })
 	}
 }
