@@ -112,7 +112,7 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 	if err != nil {
 		return err
 	}
-	if err := d.endGiven(ctx, w.Volume, dom); err != nil {
+	if err := d.endGiven(ctx, w.Volume, dom, true); err != nil {
 		return err
 	}
 	self := d.config.Peers.Self()
