@@ -73,6 +73,7 @@ func TestMigrateRefused(t *testing.T) {
 	}
 
 	t.Log("== certificates")
+	whole := c.config(t, b)
 	foreign, err := pki.New("another authority")
 	must(t, err)
 	admin, err := c.CA.Client("admin")
@@ -92,18 +93,19 @@ func TestMigrateRefused(t *testing.T) {
 		{old, nil, []string{"has expired"}},
 	} {
 		must(t, b.SetCertificate(w.pair, w.ca))
+		c.restart(t, b, whole) // while it runs it stays with the good one that it has
 		c.refuses(t, b, append(w.says, "ha")...)
 	}
 	must(t, b.SetCertificate(nil, nil))
+	c.restart(t, b, whole)
 
 	t.Log("== the destination is not among the source's hosts")
+	mine := c.config(t, a)
 	c.restart(t, a, "[migration]\naddress = \"ha-ctl\"\nhosts = [\"hc-ctl\"]\n")
 	c.refuses(t, b, "ha-ctl", "hosts in [migration]")
-	c.configure(t, a.Host, "")
-	c.restart(t, a, c.config(t, a))
+	c.restart(t, a, mine)
 
 	t.Log("== the destination listens to nobody")
-	whole := c.config(t, b)
 	c.restart(t, b, "[migration]\nlisten = \"\"\n")
 	c.refuses(t, b, "live migration is off", "[migration] listen")
 	c.restart(t, b, whole)
@@ -111,8 +113,7 @@ func TestMigrateRefused(t *testing.T) {
 	t.Log("== the source listens to nobody")
 	c.restart(t, a, "[migration]\nlisten = \"\"\n")
 	c.refuses(t, b, "ha-ctl", "connection refused")
-	c.configure(t, a.Host, "")
-	c.restart(t, a, c.config(t, a))
+	c.restart(t, a, mine)
 
 	c.foreignHooks(t, a, b)
 	c.finish(t)
@@ -183,7 +184,7 @@ func TestMigrateTwice(t *testing.T) {
 		return third.Run(t.Context(), "sh", "-c", "/etc/libvirt/hooks/qemu.d/50-virt-cow g1 migrate begin - <"+xml)
 	}
 	out, err := hook()
-	if err == nil || !strings.Contains(out, "granted to hb") || strings.Count(strings.TrimSpace(out), "\n") > 0 {
+	if err == nil || !strings.Contains(out, "another host: hb has it") || strings.Count(strings.TrimSpace(out), "\n") > 0 {
 		t.Errorf("a third host is not refused in one line that names the second: %v: %s", err, out)
 	}
 	t.Logf("refused: %s", out)
