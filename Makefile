@@ -29,6 +29,7 @@ unit:
 	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$ -e /internal/handover$$)
 	$(TEST) -timeout 20m -race $(CGO) ./internal/libvirtx/cgo
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
+	$(TEST) -timeout 20m -tags virtcow_stale -run '^TestStaleTable$$' ./internal/engine
 	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
 	$(TEST) -timeout 20m ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/...
 

@@ -326,6 +326,7 @@ const (
 	paceUrgent = 10 * time.Millisecond // somebody may be waiting for this host
 	paceSlow   = 50 * time.Millisecond // for long already
 	paceOpen   = 100 * time.Millisecond
+	paceIdle   = time.Second
 	paceFailed = 200 * time.Millisecond
 	paceAlone  = 5 * time.Second
 	urgentFor  = 10 * time.Second
@@ -338,8 +339,17 @@ func (m *mover) pace(err error) time.Duration {
 		if d = paceUrgent; time.Since(m.since) > urgentFor {
 			d = paceSlow
 		}
-	case handover.Open, handover.Kept, handover.Idle:
+	case handover.Open, handover.Kept:
 		d = paceOpen
+	case handover.Idle:
+		d = paceIdle
+		if n, _ := m.v.waiting(); n > 0 || m.facts().Guest == handover.GuestRuns {
+			d = paceOpen
+		}
+	case handover.Alone:
+		if m.wanted != m.v.CacheMode() {
+			d = time.Second
+		}
 	}
 	if err != nil {
 		return max(d, paceFailed)
