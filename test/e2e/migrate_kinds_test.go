@@ -93,20 +93,27 @@ func (c *crossing) toldOf(t *testing.T) {
 	t.Helper()
 	p := c.begin(t, true)
 	p.await(t, copying)
-	for b, says := range map[*bed]string{p.from: "migrating out", p.to: "migrating in"} {
-		out, err := b.vc.Run(t.Context(), "status")
-		if err != nil || !strings.Contains(out, says) {
-			t.Errorf("status on %s does not say %q: %v", b.Name, says, err)
+	for _, w := range []struct {
+		bed           *bed
+		status, state string
+	}{{p.from, "migrating out, giver open", `{role="giver",state="open",volume="v1"} 1`},
+		{p.to, "migrating in, receiver idle", `{role="receiver",state="idle",volume="v1"} 1`}} {
+		out, err := w.bed.vc.Run(t.Context(), "status")
+		if err != nil || !strings.Contains(out, w.status) {
+			t.Errorf("status on %s does not say %q: %v", w.bed.Name, w.status, err)
 		}
-		t.Logf("status on %s:\n%s", b.Name, out)
-		metrics, err := b.Run(t.Context(), "curl", "-s", "--unix-socket", "/run/virt-cow/daemon.sock", "http://virt-cow/metrics")
+		t.Logf("status on %s:\n%s", w.bed.Name, out)
+		metrics, err := w.bed.Run(t.Context(), "curl", "-s", "--unix-socket", "/run/virt-cow/daemon.sock", "http://virt-cow/metrics")
 		must(t, err)
-		t.Logf("metrics on %s:\n%s", b.Name, metrics)
-		b.assertWell(t)
-		doctor, _ := b.vc.Run(t.Context(), "doctor")
-		t.Logf("doctor on %s:\n%s", b.Name, doctor)
-		show, err := b.vc.Run(t.Context(), "volume", "show", "v1")
-		t.Logf("volume show on %s: %v\n%s", b.Name, err, show)
+		for _, says := range []string{"virt_cow_volume_handover_state" + w.state, `virt_cow_volume_cache_on{volume="v1"} 0`} {
+			if !strings.Contains(metrics, says) {
+				t.Errorf("metrics on %s do not say %s", w.bed.Name, says)
+			}
+		}
+		w.bed.assertWell(t)
+	}
+	if s := p.to.await(t, "v1", "served", func(s *api.VolumeStatus) bool { return s != nil && s.PID != 0 }); s.State != api.VolumeIncoming {
+		t.Errorf("a volume that is to come is %s", s.State)
 	}
 	must(t, p.wait(t))
 	c.untouched(t, p.to)
