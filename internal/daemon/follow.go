@@ -155,7 +155,7 @@ func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver boo
 	switch {
 	case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
 		return api.GuestStopped
-	case err != nil, jobErr != nil:
+	case err != nil, jobErr != nil, s.Ending: // which does not run here for good, and may write still
 		return api.GuestUnknown
 	case leaving:
 		return api.GuestLeaves

@@ -213,3 +213,23 @@ func killAt(t *testing.T, victim string, n int) (killed bool) {
 	defer mu.Unlock()
 	return killed
 }
+
+// A write of one of the hosts fails, whichever it is: the migration goes on, and nothing is lost.
+func TestMigrationOutlivesErrors(t *testing.T) {
+	for _, victim := range []string{"a", "b"} {
+		n := blockdevtest.EachFailure(t, blockdevtest.Rule{Ops: blockdevtest.Writes}, func(n int, f *blockdevtest.Failure) {
+			t.Run(fmt.Sprintf("%s %d", victim, n), func(t *testing.T) {
+				s := sharedClone(t, deathSize, deathChunk)
+				for _, h := range []*site{s.a, s.b} {
+					if inner := h.store; h.name == victim {
+						h.store = func() blockdev.Device { return blockdevtest.NewFault(inner(), f) }
+					}
+				}
+				newMigration(t, s).run()
+			})
+		})
+		if n < 8 {
+			t.Errorf("%s: %d writes failed: too few to prove anything", victim, n)
+		}
+	}
+}

@@ -44,24 +44,24 @@ type mover struct {
 	grant cowfmt.Grant // the open one; zero: none
 	giver cowfmt.Owner // a receiver's: who gave it
 	peer  handover.Slot
-	past  *Handover // of a hand-over that is over
-	last  handover.Action
-	// closing: the volume is to be closed.
-	closing bool
+	past  *Handover       // of a hand-over that is over
+	last  handover.Action // Nothing: it runs
+
+	wrote   bool  // receiver: the guest may have written here
+	closing bool  // the volume is to be closed; set by who asks for it
 	trouble error // why the last action or poll failed
 
 	// The runner's own.
 	wanted     cowfmt.CacheMode // once this host is alone
 	asked      *cowfmt.Grant
-	slot       int // this host's
-	peerSlot   int // the other's; -1: not found yet
-	seen       bool
+	slot       int  // this host's
+	peerSlot   int  // the other's; -1: not found yet
+	seen       bool // giver: the receiver's slot said that it has the volume open
 	peerClosed bool
 	waited     bool // requests waited when it was looked last
-	fenced     bool
-	mine       bool
+	fenced     bool // the receiver is proven dead: its slot says nothing any more
+	mine       bool // receiver: the header names it
 	dead       *store.Dead
-	wrote      bool
 	leftover   uuid.UUID        // a grant that a predecessor was about to end when it died
 	unwritten  cowfmt.SlotState // a slot that could not be written and may be on the device all the same; 0: none
 	looked     time.Time        // at the header, for its epoch

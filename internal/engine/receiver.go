@@ -111,7 +111,7 @@ func (m *mover) beginToWrite() error {
 // The cache goes on as soon as what was read while it was off is read again.
 func (m *mover) becomeOwner() {
 	past := m.tell()
-	past.Held, past.Waits, past.PeerState = 0, "", handover.Unread
+	past.Held, past.Waits, past.PeerState, past.Wrote = 0, "", handover.Unread, true
 	if err := m.v.st.WriteSlot(m.slot, nil); err != nil {
 		m.v.log.Warn().Err(err).Msg("the migration slot stays: it says nothing any more")
 	}
