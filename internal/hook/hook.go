@@ -126,7 +126,13 @@ const maxLine = 1000
 // veto makes an error of one line, whatever its parts have in them.
 func veto(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	line := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r < ' ' || r == 0x7f }), " ")
+	var parts []string // errors that were joined
+	for part := range strings.Lines(err.Error()) {
+		if part = strings.Join(strings.FieldsFunc(part, func(r rune) bool { return r < ' ' || r == 0x7f }), " "); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	line := strings.Join(parts, "; ")
 	if len(line) > maxLine {
 		line = strings.ToValidUTF8(line[:maxLine], "") + "…"
 	}
