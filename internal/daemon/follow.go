@@ -67,6 +67,11 @@ func handingOver(s *api.EngineStatus) bool {
 	return len(s.Grants) > 0 || s.Handover != nil && s.Handover.State != "alone" && s.Handover.State != "owner"
 }
 
+// given says whether an engine has handed its volume over: what it says of it is the other host's.
+func given(s *api.EngineStatus) bool {
+	return s.Handover != nil && s.Handover.Role == api.RoleGiver && s.Handover.State == "given"
+}
+
 // followedEnough ends the following, unless there is reason for more.
 func (d *Daemon) followedEnough(v *volume, s *api.EngineStatus) bool {
 	d.mu.Lock()
@@ -117,13 +122,14 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 	if err != nil || !handingOver(s) {
 		return s, err
 	}
+	d.noteShared(v, s)
 	var turn uint64
 	var giver bool
 	if s.Handover != nil {
 		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
 	}
 	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver), Turn: turn})
-	if err == nil && s.Handover != nil && s.Handover.State == "given" && m != nil {
+	if err == nil && given(s) && m != nil {
 		d.gone(v, s)
 	}
 	return s, err
@@ -149,7 +155,7 @@ func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver boo
 	switch {
 	case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
 		return api.GuestStopped
-	case err != nil, jobErr != nil:
+	case err != nil, jobErr != nil, s.Ending: // which does not run here for good, and may write still
 		return api.GuestUnknown
 	case leaving:
 		return api.GuestLeaves
@@ -236,16 +242,28 @@ func (d *Daemon) followShared(v *volume, s *api.EngineStatus) {
 	if d.config.Peers == nil || !handingOver(s) {
 		return
 	}
+	d.noteShared(v, s)
+	d.follow(v)
+}
+
+// noteShared takes note of what an engine says of a hand-over, as far as only an earlier daemon knew of it.
+func (d *Daemon) noteShared(v *volume, s *api.EngineStatus) {
 	d.mu.Lock()
-	if s.Handover != nil && s.Handover.Role == api.RoleReceiver && v.incoming == nil && s.Owner != nil {
-		v.incoming = &incoming{grant: s.Handover.Grant, migration: s.Handover.Grant, owner: *s.Owner, since: time.UnixMilli(s.Handover.Since)}
+	defer d.mu.Unlock()
+	if s.Handover != nil && s.Handover.Role == api.RoleReceiver && s.Owner != nil {
+		if v.incoming == nil {
+			v.incoming = &incoming{grant: s.Handover.Grant, migration: s.Handover.Grant, since: time.UnixMilli(s.Handover.Since)}
+		}
+		if v.incoming.owner.Host == "" {
+			in := *v.incoming // others may be reading it
+			in.owner = *s.Owner
+			v.incoming = &in
+		}
 	}
-	if len(s.Grants) > 0 && v.outgoing == nil {
+	if len(s.Grants) > 0 && v.outgoing == nil && (s.Handover == nil || s.Handover.Role == api.RoleGiver) {
 		g := s.Grants[0]
 		v.outgoing = &outgoing{grant: g, migration: g.ID, since: time.Unix(g.Since, 0)}
 	}
-	d.mu.Unlock()
-	d.follow(v)
 }
 
 // followDomain has the engines of a domain in a hand-over told at once what it does.

@@ -102,6 +102,9 @@ func (d *Daemon) restartEngine(ctx context.Context, v *volume) error {
 	if e == nil {
 		return bad("volume %s has no engine: nothing serves it now", v.name)
 	}
+	if s, err := d.engineStatus(ctx, v); err == nil && handingOver(s) {
+		return bad("volume %s is shared with another host just now, and its engine needed: `virt-cow status` tells of it", v.name)
+	}
 	if err := e.stop(ctx); err != nil {
 		return fmt.Errorf("volume %s: its engine is left as it is: %w", v.name, err)
 	}

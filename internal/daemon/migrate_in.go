@@ -42,6 +42,9 @@ func (d *Daemon) receiveAll(ctx context.Context, dom libvirtx.Domain, r api.Prep
 	began, id := time.Now(), uuid.NewString()
 	log := d.log.With().Str("migration", id).Str("domain", dom.Name).Logger()
 	log.Info().Strs("volumes", r.Volumes).Msg("migrating here: asking for the volumes")
+	if err := d.mayCome(ctx, dom, r.Volumes); err != nil {
+		return err
+	}
 	errs := make([]error, len(r.Volumes))
 	var wg sync.WaitGroup
 	for i, name := range r.Volumes {
@@ -66,6 +69,33 @@ func (d *Daemon) receiveAll(ctx context.Context, dom libvirtx.Domain, r api.Prep
 	return nil
 }
 
+// mayCome refuses a domain that is here already, as far as volumes of it are: what they have here is its guest's. During this
+// hook libvirt may be asked.
+func (d *Daemon) mayCome(ctx context.Context, dom libvirtx.Domain, volumes []string) error {
+	d.mu.Lock()
+	known := slices.ContainsFunc(volumes, func(name string) bool {
+		v := d.volumes[name]
+		return v != nil && (v.engine != nil || v.incoming != nil || v.arrived || v.gone)
+	})
+	d.mu.Unlock()
+	if !known {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, hereTimeout)
+	defer cancel()
+	runs, err := d.runs(ctx, dom)
+	if err != nil {
+		return fmt.Errorf("whether domain %s is here already: %w", dom.Name, err)
+	}
+	if runs {
+		return fmt.Errorf("domain %s is on this host already: if it is left over from a migration that failed, end it here with `virsh destroy`", dom.Name)
+	}
+	return nil
+}
+
+// hereTimeout bounds that question to libvirt: the hook waits.
+const hereTimeout = 5 * time.Second
+
 // receive opens one volume beside its owner.
 func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.PrepareDisk, migration string) error {
 	w, err := d.wantNamed(disk.Volume)
@@ -80,6 +110,9 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 	}
 	owner, id, err := d.ownerElsewhere(ctx, w, disk)
 	if err != nil {
+		return err
+	}
+	if err := d.endGiven(ctx, w.Volume, dom); err != nil {
 		return err
 	}
 	self := d.config.Peers.Self()

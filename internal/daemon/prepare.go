@@ -47,6 +47,9 @@ func (d *Daemon) prepare(ctx context.Context, dom libvirtx.Domain, name string) 
 	if err != nil {
 		return err
 	}
+	if err := d.endGiven(ctx, name, dom); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	v, err := d.claimLocked(d.domainFor(dom), w, true) // at once: a domain with a volume is not forgotten
 	if err == nil {

@@ -163,6 +163,9 @@ func (d *Daemon) adoptOne(path string) error {
 		d.log.Warn().Str("volume", v.name).Msg("engine has ended while no daemon was there: starting it again")
 	}
 	d.tasks.Go(func() { v.engine.run(p, d.starter(v)) })
+	if d.config.Peers != nil { // it may be shared with another host, or have come to its end with that
+		d.follow(v)
+	}
 	return nil
 }
 

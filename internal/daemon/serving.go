@@ -123,7 +123,9 @@ func (d *Daemon) mayServe(ctx context.Context, w libvirtx.Want) error {
 func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.EngineStatus) error {
 	d.mu.Lock()
 	v.uuid = s.UUID
-	if v.incoming == nil && !v.gone {
+	moved := false
+	if v.incoming == nil && !v.gone && !given(s) { // else it is not what the guest has
+		moved = v.arrived && v.epoch != s.Epoch
 		v.epoch = s.Epoch
 	}
 	peer := d.peerOf(v.domain)
@@ -132,6 +134,11 @@ func (d *Daemon) introduce(ctx context.Context, v *volume, e *engine, s *api.Eng
 	}
 	same := peer == nil && v.client == nil || peer != nil && v.client != nil && *peer == *v.client
 	d.mu.Unlock()
+	if moved { // systemd goes by the spec as it is
+		if _, err := d.note(v); err != nil {
+			return err
+		}
+	}
 	if same || s.ControlVersion < 2 {
 		return nil
 	}
@@ -244,8 +251,8 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if in != nil && v.incoming == in {
-		v.incoming = nil
+	if in != nil && v.incoming != nil && v.incoming.grant == in.grant {
+		in, v.incoming = v.incoming, nil // with the owner, if that was found out meanwhile
 		d.counters.migrationsFailed.Add(1)
 		d.log.Info().Str("migration", in.migration).Str("volume", v.name).Msg("the domain did not come: the volume is closed here")
 		d.closedElsewhere(v, v.uuid, in)
@@ -255,6 +262,35 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 	}
 	v.engine, v.client, v.arrived, v.state, v.err = nil, nil, false, state, nil
 	v.gone, v.lost, v.epoch, v.outgoing = false, false, 0, nil
+	return nil
+}
+
+// endGiven ends an engine that has handed its volume over, for a domain whose guest here is gone: it is about to have the volume
+// anew, and that engine would refuse all that it asks. What is known of the guest before goes with it.
+func (d *Daemon) endGiven(ctx context.Context, name string, dom libvirtx.Domain) error {
+	v := d.volumeNamed(name)
+	if v == nil {
+		return nil
+	}
+	v.op.Lock()
+	defer v.op.Unlock()
+	s, err := d.engineStatus(ctx, v)
+	d.mu.Lock()
+	e, m := v.engine, v.domain
+	over := e == nil || v.gone || err == nil && given(s)
+	d.mu.Unlock()
+	if !over || m != nil && m.ident().UUID != dom.UUID {
+		return nil
+	}
+	if e != nil {
+		if err := d.closeVolume(ctx, v, e); err != nil {
+			return fmt.Errorf("volume %s: the engine that its guest had here before: %w", name, err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.engine, v.client, v.outgoing = nil, nil, nil
+	v.arrived, v.gone, v.epoch = false, false, 0
 	return nil
 }
 

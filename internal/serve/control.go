@@ -14,7 +14,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/engine"
 	"github.com/virt-cow/virt-cow/internal/nbd"
-	"github.com/virt-cow/virt-cow/internal/store"
 )
 
 var errInUse = fmt.Errorf("a running engine answers there: %w", blockdev.ErrLocked)
@@ -219,7 +218,7 @@ func (k *control) status() *api.EngineStatus {
 		out.Origin = h.Origin.Address
 	}
 	if err := k.volume.Err(); err != nil {
-		out.Error, out.Lost = err.Error(), errors.Is(err, store.ErrEpoch)
+		out.Error, out.Lost = err.Error(), k.volume.Lost()
 	}
 	k.handover(h, out)
 	if hydration.Err != nil {

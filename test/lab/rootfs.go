@@ -51,8 +51,9 @@ func outsideFolders() ([]string, error) {
 }
 
 // enterRoot has this mount namespace's processes see a root file system, in which what they write is not kept, and in
-// it some of the machine's folders at the same paths. Scratch is an empty folder.
-func enterRoot(root, scratch string, outside []string) error {
+// it some of the machine's folders at the same paths.
+func enterRoot(o order) error {
+	root, scratch := o.Root, filepath.Join(o.Dir, "root")
 	if err := unix.Mount("tmpfs", scratch, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount %s: %w", scratch, err)
 	}
@@ -75,7 +76,7 @@ func enterRoot(root, scratch string, outside []string) error {
 		}
 		return nil
 	}
-	for _, dir := range outside { // without what is mounted below: the scratch folder may be
+	for _, dir := range o.Outside { // without what is mounted below: the scratch folder may be
 		if err := bind(dir, 0); err != nil {
 			return err
 		}
@@ -85,12 +86,13 @@ func enterRoot(root, scratch string, outside []string) error {
 			return err
 		}
 	}
-	hosts, err := os.OpenFile(filepath.Join(merged, "etc/hosts"), os.O_CREATE|os.O_WRONLY, 0o644) // something to bind over
-	if err != nil {
-		return err
+	for name, text := range map[string]string{"machine-id": o.MachineID + "\n", "hosts": "127.0.0.1 localhost\n"} {
+		if err := os.WriteFile(filepath.Join(merged, "etc", name), []byte(text), 0o644); err != nil {
+			return err
+		}
 	}
 	const old = "mnt"
-	if err := errors.Join(hosts.Close(), os.MkdirAll(filepath.Join(merged, old), 0o755), os.Chdir(merged)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Join(merged, old), 0o755), os.Chdir(merged)); err != nil {
 		return err
 	}
 	if err := unix.PivotRoot(".", old); err != nil {

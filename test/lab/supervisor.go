@@ -25,8 +25,9 @@ type order struct {
 	Dir, Name string
 	Site      bool // has a /dev, an /etc and a boot of its own
 
-	Root    string   // its root file system, "" for this machine's
-	Outside []string // folders that it has from this machine then
+	Root      string   // its root file system, "" for this machine's; with it:
+	Outside   []string // folders that it has from this machine
+	MachineID string   // of /etc/machine-id
 }
 
 // Main must be called first thing by a program that makes hosts. In the supervisor it does not return.
@@ -56,6 +57,7 @@ func (h *Host) startSupervisor() error {
 	}
 	what := order{Dir: h.Dir, Name: h.Name, Site: h.site != nil, Root: h.root}
 	if h.root != "" {
+		what.MachineID = strings.ReplaceAll(h.uuid.String(), "-", "")
 		if what.Outside, err = outsideFolders(); err != nil {
 			return err
 		}
@@ -129,7 +131,7 @@ func setUp(o order) error {
 		return fmt.Errorf("set host name: %w", err)
 	}
 	if o.Root != "" {
-		if err := enterRoot(o.Root, filepath.Join(o.Dir, "root"), o.Outside); err != nil {
+		if err := enterRoot(o); err != nil {
 			return err
 		}
 	}

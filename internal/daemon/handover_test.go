@@ -1,0 +1,287 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/peer"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// Two hosts, as headers and engines tell of them.
+const (
+	hostA = "00000000-0000-4000-8000-00000000000a"
+	hostB = "00000000-0000-4000-8000-00000000000b"
+	bootA = "00000000-0000-4000-8000-0000000000aa"
+	grant = "00000000-0000-4000-8000-0000000000cc"
+)
+
+// others are the daemons of other hosts; nil answers are of one that can't be reached.
+type others struct {
+	mu      sync.Mutex
+	answers map[string]func(in any) (any, error) // by path
+	asked   []string
+}
+
+func (*others) Self() api.PeerHello {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return api.PeerHello{Host: hostB, Boot: strings.TrimSpace(string(boot)), HostName: "hb"}
+}
+
+func (*others) Address() string                           { return "hb" }
+func (*others) Serve(context.Context, http.Handler) error { return nil }
+
+func (o *others) Call(_ context.Context, _, path string, in, out any) error {
+	o.mu.Lock()
+	o.asked = append(o.asked, path)
+	f := o.answers[path]
+	o.mu.Unlock()
+	if f == nil {
+		return peer.ErrUnreachable
+	}
+	answer, err := f(in)
+	if err != nil || out == nil {
+		return err
+	}
+	b, err := json.Marshal(answer)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, out)
+}
+
+// change has an engine say something else from now on.
+func (a *answers) change(f func(*api.EngineStatus)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f(&a.status)
+}
+
+// TestGuestKeepsItsEpoch: what a guest has it has since its epoch. An engine that handed the volume over says the next one, which
+// is not its guest's: or that could get the volume back, stale, once the other host has closed it.
+func TestGuestKeepsItsEpoch(t *testing.T) {
+	d := newRealDaemon(t)
+	m := d.domainHere("g")
+	v, engine := d.adoptedBy(t, m, 1)
+	engine.change(func(s *api.EngineStatus) { s.Epoch = 5 })
+	d.conn = &said{state: libvirtx.State{Active: true}}
+	if err := d.startVolume(t.Context(), v); err != nil || d.specOf(v).Epoch != 5 {
+		t.Fatalf("epoch %d: %v", d.specOf(v).Epoch, err)
+	}
+	engine.change(func(s *api.EngineStatus) {
+		s.Epoch, s.Handover = 6, &api.Handover{Role: api.RoleGiver, State: "given", Grant: grant, Peer: "hb"}
+	})
+	if err := d.startVolume(t.Context(), v); err != nil || d.specOf(v).Epoch != 5 {
+		t.Errorf("epoch %d: %v", d.specOf(v).Epoch, err)
+	}
+}
+
+// TestEpochIsNoted: systemd starts an engine again by the spec as it is. One of before would have it take this host's own epoch, as
+// after the end of a grant whose host died, for another host's.
+func TestEpochIsNoted(t *testing.T) {
+	d := newRealDaemon(t)
+	v, engine := d.adoptedBy(t, d.domainHere("g"), 1)
+	for _, epoch := range []uint32{5, 6} {
+		engine.change(func(s *api.EngineStatus) { s.Epoch = epoch })
+		if err := d.startVolume(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := readSpec(d.specPath("v")); err != nil || s.Epoch != epoch {
+			t.Errorf("noted epoch %d, is %d: %v", s.Epoch, epoch, err)
+		}
+	}
+}
+
+// adoptedIncoming leaves what a daemon that was killed leaves of a volume that came, or was to come, with its domain.
+func (d *Daemon) adoptedIncoming(t *testing.T, m *domain, s api.EngineStatus) (*volume, *answers) {
+	t.Helper()
+	s.Store = d.create(t, "v").Store
+	was := &volume{name: "v", want: libvirtx.Want{Volume: "v", Store: s.Store}, domain: m, incoming: &incoming{grant: grant}}
+	if _, err := d.note(was); err != nil {
+		t.Fatal(err)
+	}
+	s.Client = d.peerOf(m)
+	engine := d.answering(t, "v", s)
+	if err := d.adopt(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		d.mu.Lock()
+		delete(d.volumes, "v")
+		d.mu.Unlock()
+	})
+	return d.volumeNamed("v"), engine
+}
+
+func (d *Daemon) isIncoming(v *volume) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return v.incoming != nil
+}
+
+// TestAdoptedHasCome: the daemon was not there when the engine became the owner.
+func TestAdoptedHasCome(t *testing.T) {
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+		Epoch: 6, Owner: &api.Owner{Host: hostB, Instance: grant}, Handover: &api.Handover{Role: api.RoleReceiver, State: "owner", Grant: grant},
+	})
+	eventually(t, "it has come", func() bool { return !d.isIncoming(v) })
+	eventually(t, "its engine has no grant to open it by any more", func() bool {
+		s, err := readSpec(d.specPath("v"))
+		return err == nil && s.Incoming == nil
+	})
+}
+
+// TestAdoptedKnowsItsGiver: whoever goes on with a volume that is to come must be able to speak to its owner, and to have it fenced.
+func TestAdoptedKnowsItsGiver(t *testing.T) {
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+		Epoch: 5, Owner: &api.Owner{Host: hostA, HostName: "ha", Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
+		Handover: &api.Handover{Role: api.RoleReceiver, State: "active", Grant: grant},
+	})
+	eventually(t, "its giver is known", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return v.incoming != nil && v.incoming.owner.Address == "ha"
+	})
+}
+
+func (c *said) Leaving(context.Context, libvirtx.Domain) (bool, error) { return false, nil }
+
+func (c *said) become(s libvirtx.State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state = s
+}
+
+// otherHost is host A with a store that a daemon here serves as host B: it has no lock, as if by another device.
+func otherHost(t *testing.T, path string) *store.Store {
+	t.Helper()
+	f, err := blockdev.OpenFile(t.Context(), path, blockdev.FileOptions{Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	st, err := store.Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// givenAway has a real engine hand volume v over to host A, whose handle on the store is returned. Its guest was suspended by the
+// migration; nobody looks at its domain until the test ends.
+func (d *Daemon) givenAway(t *testing.T) (*domain, *said, *store.Store) {
+	t.Helper()
+	path := d.create(t, "v").Store
+	libvirt := &said{state: libvirtx.State{Active: true}, xml: d.disk("v", "vda", "ua-v")}
+	d.mu.Lock()
+	d.conn = libvirt
+	d.mu.Unlock()
+	m := d.domainHere("g")
+	d.mu.Lock()
+	d.domains[m.ident().UUID] = m
+	d.mu.Unlock()
+	if _, err := d.Prepare(t.Context(), d.startOf(m, "prepare")); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v := d.volumeNamed("v")
+	g := api.Grant{ID: grant, Host: hostA, Boot: bootA, HostName: "ha", Address: "ha"}
+	ctx := peer.With(t.Context(), peer.Names{DNS: []string{"ha"}})
+	if _, err := d.peerGrant(ctx, api.PeerGrantRequest{Volume: "v", UUID: v.uuid, Domain: m.ident().UUID.String(), Grant: g}); err != nil {
+		t.Fatal(err)
+	}
+	st := otherHost(t, path)
+	got, err := st.Receive(uuid.MustParse(grant), uuid.MustParse(hostA), uuid.MustParse(bootA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	libvirt.become(libvirtx.State{Active: true, Paused: true, Moving: true})
+	if err := st.WriteSlot(int(got.Slot), &cowfmt.MigrationSlot{Host: got.Host, State: cowfmt.SlotActive, Epoch: st.Header().Epoch, Grant: got.ID}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is handed over", func() bool {
+		mine, err := st.TakeOwnership(got.ID)
+		return err == nil && mine
+	})
+	if err := st.WriteSlot(int(got.Slot), nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the engine has given it", func() bool {
+		s, err := d.engineStatus(t.Context(), v)
+		return err == nil && given(s)
+	})
+	return m, libvirt, st
+}
+
+func (d *Daemon) startOf(m *domain, operation string) api.PrepareRequest {
+	return api.PrepareRequest{Domain: m.name(), UUID: m.ident().UUID.String(), Operation: operation, Volumes: []string{"v"}}
+}
+
+// TestStartedWhereItWasGivenAway: the guest's engine is still there that has handed the volume over, and refuses everything.
+func TestStartedWhereItWasGivenAway(t *testing.T) {
+	t.Setenv("VIRT_COW_HOST_UUID", hostB)
+	d := newRealDaemon(t)
+	peers := &others{answers: map[string]func(any) (any, error){}}
+	d.config.Peers = peers
+	m, libvirt, st := d.givenAway(t)
+	libvirt.become(libvirtx.State{})
+	peers.answers[api.PathPeerRelease] = func(any) (any, error) { return nil, st.Release() }
+	if _, err := d.Prepare(t.Context(), d.startOf(m, "prepare")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := d.engineStatus(t.Context(), d.volumeNamed("v"))
+	if err != nil || given(s) || s.Owner == nil || s.Owner.Host != hostB {
+		t.Errorf("%+v: %v", s, err)
+	}
+}
+
+// TestComesBackAtOnce: the same for a migration back. While the guest is here still, though paused for ever, none comes.
+func TestComesBackAtOnce(t *testing.T) {
+	t.Setenv("VIRT_COW_HOST_UUID", hostB)
+	d := newRealDaemon(t)
+	peers := &others{answers: map[string]func(any) (any, error){}}
+	d.config.Peers = peers
+	m, libvirt, st := d.givenAway(t)
+	if err := st.Update(func(h *cowfmt.Header) { h.Owner.Address = "ha" }); err != nil {
+		t.Fatal(err)
+	}
+	peers.answers[api.PathPeerClosed] = func(any) (any, error) { return nil, nil }
+	peers.answers[api.PathPeerGrant] = func(in any) (any, error) {
+		g := in.(api.PeerGrantRequest).Grant
+		_, slot, err := st.ChooseSlots(uuid.MustParse(hostA), uuid.MustParse(hostB))
+		if err != nil {
+			return nil, err
+		}
+		return api.PeerGrantAnswer{Epoch: st.Header().Epoch}, st.Grant(cowfmt.Grant{
+			ID: uuid.MustParse(g.ID), Host: uuid.MustParse(g.Host), Boot: uuid.MustParse(g.Boot), HostName: g.HostName, Slot: uint16(slot), Since: 1,
+		})
+	}
+	if _, err := d.Prepare(t.Context(), d.startOf(m, "migrate")); err == nil || !strings.Contains(err.Error(), "here already") && !strings.Contains(err.Error(), "on this host already") {
+		t.Errorf("its guest here would have the volume: %v", err)
+	}
+	libvirt.become(libvirtx.State{})
+	if _, err := d.Prepare(t.Context(), d.startOf(m, "migrate")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := d.engineStatus(t.Context(), d.volumeNamed("v"))
+	if err != nil || s.Handover == nil || s.Handover.Role != api.RoleReceiver || s.Handover.State != "idle" {
+		t.Errorf("%+v: %v", s, err)
+	}
+}
