@@ -30,7 +30,7 @@ type options struct {
 	Bin            string         `default:"bin/virt-cow" help:"The virt-cow under test."`
 	Dir            string         `help:"Where the work folder is made (default: $TMPDIR). A real file system with O_DIRECT." placeholder:"DIR"`
 	JSON           string         `name:"json" default:"bench/out/bench.json" help:"Where every run is written."`
-	Part           []string       `default:"cells,create,idle,hydration,hook,cacheoff,switch,migrate,before" enum:"cells,create,idle,hydration,hook,cacheoff,switch,migrate,before" help:"What to measure: ${enum}."`
+	Part           []string       `default:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,before" enum:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,before" help:"What to measure: ${enum}."`
 	Cells          *regexp.Regexp `help:"Only cells whose name matches." placeholder:"REGEXP"`
 	Peers          *regexp.Regexp `help:"Only peers whose name matches." placeholder:"REGEXP"`
 	Size           size           `default:"1G" help:"Size of the master."`
@@ -107,7 +107,7 @@ func run(ctx context.Context, o *options, log zerolog.Logger) error {
 		name string
 		run  func(context.Context, *bench, *report) error
 	}{{"cells", runCells}, {"create", runCreate}, {"idle", runIdle}, {"hydration", runHydration}, {"hydration", runContention}, {"hook", runHook},
-		{"cacheoff", runCacheOff}, {"cacheoff", runEpoch}, {"before", runBefore}, {"switch", runSwitch}, {"migrate", runMigrate}}
+		{"cacheoff", runCacheOff}, {"epoch", runEpoch}, {"before", runBefore}, {"switch", runSwitch}, {"migrate", runMigrate}}
 	var errs []error
 	for _, p := range parts {
 		if !slices.Contains(o.Part, p.name) || ctx.Err() != nil {
