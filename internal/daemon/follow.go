@@ -48,8 +48,12 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 			})
 		}
 	}
+	var known *api.Handover
 	for d.root.Err() == nil {
-		s, err := d.tellGuest(v)
+		s, err := d.tellGuest(v, known)
+		if known = nil; err == nil {
+			known = s.Handover
+		}
 		switch {
 		case errors.Is(err, errNotServed), err == nil && !handingOver(s):
 			if d.followedEnough(v, s) {
@@ -122,8 +126,10 @@ func (d *Daemon) followedEnough(v *volume, s *api.EngineStatus) bool {
 
 var errNotServed = errors.New("not served")
 
-// tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told.
-func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
+// tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told. Known is what the
+// engine answered last, nil if it is to be asked first: where that is of an earlier turn, what is told does not count, and is
+// found out again at once.
+func (d *Daemon) tellGuest(v *volume, known *api.Handover) (*api.EngineStatus, error) {
 	d.mu.Lock()
 	e, m := v.engine, v.domain
 	d.mu.Unlock()
@@ -132,17 +138,26 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 	}
 	ctx, cancel := context.WithTimeout(d.root, statusTimeout)
 	defer cancel()
+	if known != nil {
+		s, err := d.tellGuestOf(ctx, v, e, m, *known)
+		if err != nil || !handingOver(s) || s.Handover != nil && s.Handover.Guest != api.GuestUnknown {
+			return s, err
+		}
+	}
 	s, err := e.client.Status(ctx)
 	if err != nil || !handingOver(s) {
 		return s, err
 	}
 	d.noteShared(v, s)
-	var turn uint64
-	var giver bool
+	var turn api.Handover
 	if s.Handover != nil {
-		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
+		turn = *s.Handover
 	}
-	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver), Turn: turn})
+	return d.tellGuestOf(ctx, v, e, m, turn)
+}
+
+func (d *Daemon) tellGuestOf(ctx context.Context, v *volume, e *engine, m *domain, turn api.Handover) (*api.EngineStatus, error) {
+	s, err := e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, turn.Role == api.RoleGiver), Turn: turn.Turn})
 	if err == nil && given(s) && m != nil {
 		d.gone(v, s)
 	}
