@@ -59,6 +59,7 @@ type EngineStatus struct {
 	Connections    int        `json:"connections"`
 	Started        int64      `json:"started"`         // Unix seconds
 	Error          string     `json:"error,omitempty"` // why FLUSH fails, if it does
+	Lost           bool       `json:"lost,omitempty"`  // another host has taken the volume over: every request fails; since 3
 	Hydration      *Hydration `json:"hydration,omitempty"`
 	IO             IOCounters `json:"io"`
 }

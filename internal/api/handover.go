@@ -76,6 +76,9 @@ type DeadOwner struct {
 	By       string `json:"by"` // who says so: operator, fence command, reservation
 }
 
+// ByReservation is the proof that the LUN gives itself: the engine that takes over shuts the owner out of it first.
+const ByReservation = "reservation"
+
 // The roles in a hand-over.
 const (
 	RoleGiver    = "giver"

@@ -26,8 +26,10 @@ type PeerGrantRequest struct {
 	Grant     Grant  `json:"grant"`
 }
 
-// PeerGrantAnswer tells the receiver how the giver's domain has the volume.
+// PeerGrantAnswer tells the receiver how the giver's domain has the volume. Off: the domain is off, and nothing was granted; then
+// the rest is empty.
 type PeerGrantAnswer struct {
+	Off     bool   `json:"off,omitempty"`
 	Use     Use    `json:"use"`
 	Hydrate bool   `json:"hydrate"`
 	Rate    int64  `json:"rate,omitempty"` // bytes a second

@@ -26,7 +26,7 @@ var may = map[string][]string{
 	"internal/engine":                {"internal/blockdev", "internal/cowfmt", "internal/handover", "internal/store"},
 	"internal/master":                {"internal/blockdev", "internal/cowfmt", "internal/engine", "internal/nbd", "internal/store"},
 	"internal/serve": {
-		"internal/api", "internal/blockdev", "internal/cowfmt", "internal/engine", "internal/handover", "internal/master",
+		"internal/api", "internal/blockdev", "internal/blockdev/reserve", "internal/cowfmt", "internal/engine", "internal/handover", "internal/master",
 		"internal/nbd", "internal/store",
 	},
 	"internal/libvirtx":              {"internal/cowfmt"},

@@ -60,6 +60,13 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 	} else if !errors.Is(ferr, errNoFence) {
 		err = errors.Join(err, ferr)
 	}
+	if d.config.Reservations {
+		d.mu.Lock()
+		v.dead = &api.DeadOwner{Host: owner.Host, Instance: owner.Instance, Epoch: h.Epoch, By: api.ByReservation}
+		d.mu.Unlock()
+		d.log.Warn().Str("volume", v.name).Str("host", owner.HostName).Msg("the owner does not answer: its LUN is to shut it out")
+		return nil
+	}
 	return fmt.Errorf("volume %s is open on %s since %s, which does not answer: %w: if that host is dead, and only then: virt-cow host fenced %s",
 		w.Volume, owner.HostName, since, err, owner.HostName)
 }

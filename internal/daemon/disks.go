@@ -115,6 +115,28 @@ func (d *Daemon) arrived(v *volume) {
 	}
 }
 
+// strayed says of a guest that is here that its volume is not any more: another host has it. There is nothing that it could go on
+// with, and nobody but the operator to end it. One that is suspended by a migration is about to be gone.
+func (d *Daemon) strayed(vol *volume, v view) error {
+	d.mu.Lock()
+	gone, lost, m, out := vol.gone, vol.lost, vol.domain, vol.outgoing
+	d.mu.Unlock()
+	if m == nil || !gone && !lost || v.state.Moving {
+		return nil
+	}
+	state, where := api.VolumeFailed, "another host"
+	if gone {
+		state = api.VolumeElsewhere
+		if out != nil {
+			where = out.grant.HostName
+		}
+	}
+	err := fmt.Errorf("volume %s is %s's by now, and this guest must not go on with it: end the guest here with `virsh destroy %s`; "+
+		"if it does not run anywhere then, start it anew", vol.name, where, m.name())
+	d.setState(vol, state, err)
+	return err
+}
+
 // left notes that a domain no longer has a volume. If it stays served, then for whoever may open its socket.
 func (d *Daemon) left(ctx context.Context, m *domain, v *volume) {
 	d.tell(plugin.EventDetached, v, nil)

@@ -94,7 +94,7 @@ func (d *Daemon) takenOver(v *volume) {
 		return
 	}
 	d.counters.takeovers.Add(1)
-	if err := os.Remove(d.proofPath(id)); err != nil {
+	if err := os.Remove(d.proofPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.log.Error().Err(err).Str("volume", v.name).Msg("proof that was used")
 	}
 	d.noteIfServed(v)

@@ -169,7 +169,7 @@ func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver boo
 	switch {
 	case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
 		return api.GuestStopped
-	case err != nil, jobErr != nil:
+	case err != nil, jobErr != nil, s.Ending: // which does not run here for good, and may write still
 		return api.GuestUnknown
 	case leaving:
 		return api.GuestLeaves
@@ -193,13 +193,13 @@ func (d *Daemon) isLeaving(v *volume, seen bool) bool {
 // gone notes that a volume has another owner by now: its domain is looked at, and its engine has no more to do.
 func (d *Daemon) gone(v *volume, s *api.EngineStatus) {
 	d.mu.Lock()
-	out, news := v.outgoing, !v.gone
-	v.gone, v.state, v.err = true, api.VolumeElsewhere, nil
-	m := v.domain
-	d.mu.Unlock()
-	if !news {
+	if v.gone {
+		d.mu.Unlock()
 		return
 	}
+	out, m := v.outgoing, v.domain
+	v.gone, v.state, v.err = true, api.VolumeElsewhere, nil
+	d.mu.Unlock()
 	d.counters.migrationsOut.Add(1)
 	log := d.log.Info().Str("volume", v.name).Str("to", s.Handover.Peer)
 	if out != nil {

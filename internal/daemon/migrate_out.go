@@ -107,8 +107,11 @@ func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.Pe
 		return nil, errNoVolume(r.Volume)
 	}
 	d.mu.Lock()
-	e, m := v.engine, v.domain
+	e, m, held := v.engine, v.domain, v.held
 	d.mu.Unlock()
+	if d.isOff(ctx, m, held, r.Domain) {
+		return &api.PeerGrantAnswer{Off: true}, nil
+	}
 	if m == nil || m.ident().UUID.String() != r.Domain {
 		return nil, &inUseError{volume: v.name, store: v.want.Store, domain: nameOf(m)}
 	}
@@ -149,6 +152,19 @@ func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.Pe
 		Use:     api.Use{Target: v.want.Target, Bus: v.want.Bus, Plugged: v.plugged},
 		Hydrate: v.want.Hydrate != "no", Rate: v.want.Rate, Epoch: s.Epoch,
 	}, nil
+}
+
+// isOff says whether a volume is open here for something else than the domain that is about to migrate, which is off: only its
+// definition migrates (`virsh migrate --offline`).
+func (d *Daemon) isOff(ctx context.Context, m *domain, held, domain string) bool {
+	switch {
+	case m == nil:
+		return held != ""
+	case m.ident().UUID.String() != domain:
+		return false
+	}
+	runs, err := d.runs(ctx, m.ident())
+	return !runs && err == nil
 }
 
 // grantTimeout bounds the switching off of the cache: what the guest has not flushed is written then.

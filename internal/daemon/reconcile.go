@@ -96,7 +96,7 @@ func (m *domain) give(ctx context.Context, c libvirtx.Conn, v view, w libvirtx.W
 		return vol, err
 	}
 	m.d.arrived(vol)
-	return vol, nil
+	return vol, m.d.strayed(vol, v)
 }
 
 // keepAll sees to disks of ours that the metadata does not name: those this daemon plugged in, or one before it,
@@ -108,13 +108,13 @@ func (m *domain) keepAll(ctx context.Context, c libvirtx.Conn, v view, errs *[]e
 		case m.d.isPlugged(m, name):
 			*errs = append(*errs, m.takeBack(ctx, c, name, disk))
 		default:
-			*errs = append(*errs, m.keep(ctx, name, disk))
+			*errs = append(*errs, m.keep(ctx, v, name, disk))
 		}
 	}
 }
 
 // keep has the volume of a disk served that is not ours to take back.
-func (m *domain) keep(ctx context.Context, name string, disk libvirtx.Disk) error {
+func (m *domain) keep(ctx context.Context, v view, name string, disk libvirtx.Disk) error {
 	w, err := m.d.wantNamed(name)
 	if errors.Is(err, inventory.ErrNotFound) {
 		return nil // served by hand too
@@ -131,7 +131,7 @@ func (m *domain) keep(ctx context.Context, name string, disk libvirtx.Disk) erro
 		return err
 	}
 	m.d.arrived(vol)
-	return nil
+	return m.d.strayed(vol, v)
 }
 
 // stopRest ends the engines of volumes that the domain no longer has, or has no use for while it is off.

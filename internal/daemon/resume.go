@@ -56,7 +56,7 @@ func (d *Daemon) allServed(m *domain, v view) bool {
 			continue // served by hand: nobody here knows
 		}
 		d.mu.Lock()
-		mine, e, gone := vol.domain == m, vol.engine, vol.gone
+		mine, e, gone := vol.domain == m, vol.engine, vol.gone || vol.lost
 		d.mu.Unlock()
 		if !mine || e == nil || gone { // what is gone to another host fails for good
 			return false

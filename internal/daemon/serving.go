@@ -72,6 +72,9 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		return fmt.Errorf("the engine at %s serves volume %s of %s, not %s of %s",
 			d.controlPath(w.Volume), s.Volume, s.Store, w.Volume, w.Store)
 	}
+	d.mu.Lock()
+	v.lost = s.Lost
+	d.mu.Unlock()
 	if done := s.Hydration != nil && s.Hydration.State == api.HydrationDone; fresh && done && s.IO.Hydrated == 0 {
 		d.mu.Lock()
 		v.hydrated = true // long ago
@@ -258,7 +261,7 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 		state = api.VolumeElsewhere
 	}
 	v.engine, v.client, v.arrived, v.state, v.err = nil, nil, false, state, nil
-	v.gone, v.epoch, v.outgoing = false, 0, nil
+	v.gone, v.lost, v.epoch, v.outgoing = false, false, 0, nil
 	return nil
 }
 

@@ -31,6 +31,7 @@ type volume struct {
 
 	epoch    uint32         // in which the guest has it; 0: it does not
 	gone     bool           // it was handed over, and its engine has no more to do
+	lost     bool           // another host has taken it over from the guest that has it here
 	incoming *incoming      // it is another host's, and to come with its domain
 	outgoing *outgoing      // another host was granted it
 	dead     *api.DeadOwner // proof for its next engine
@@ -118,11 +119,12 @@ func (d *Daemon) setState(v *volume, state string, err error) {
 	}
 }
 
-// setStarting records a first attempt; a repeated one goes on showing why the last one failed.
+// setStarting records a first attempt; a repeated one goes on showing why the last one failed, and a volume that is to come with
+// its domain stays incoming.
 func (d *Daemon) setStarting(v *volume) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if v.err == nil {
+	if v.err == nil && v.incoming == nil {
 		v.state = api.VolumeStarting
 	}
 }

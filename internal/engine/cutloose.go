@@ -28,7 +28,7 @@ func (v *Volume) cutLoose(ctx context.Context) error {
 		return fmt.Errorf("cut loose %s: %w", v.info.Name, err)
 	}
 	for {
-		s, err := v.suspend(ctx, cutLooseDrain)
+		s, err := v.suspend(ctx, cutLooseDrain, false)
 		if err == nil {
 			err = s.resumeWith(&linear{size: c.size, data: c.data, inflight: new(inflight), commit: c.commit})
 		}

@@ -20,6 +20,9 @@ func (v *Volume) Err() error {
 	return v.FlushError()
 }
 
+// Lost says that another host has taken the store, or shut this one out of it: every request fails.
+func (v *Volume) Lost() bool { return v.lost.Load() != nil }
+
 // BeginClose says that the volume is to be closed as soon as it may: not while another host has it open. It goes on
 // serving; MayClose tells when.
 func (v *Volume) BeginClose() {
@@ -168,8 +171,10 @@ func (m *mover) resume() error {
 	} else if used && s.Grant == g.ID && giverStates[s.State] != 0 {
 		state, says = giverStates[s.State], s.State
 	}
-	m.v.st.SetShared(true)
-	m.claims.Shared = true
+	m.share()
+	if err := m.v.divide(true); err != nil {
+		return err
+	}
 	m.take(g, my, int(g.Slot))
 	m.state = state
 	if err := m.say(says); err != nil {

@@ -48,6 +48,9 @@ func (m *mover) ready() bool {
 		return true
 	}
 	h := m.v.st.Header()
+	if h.CutLoose {
+		return true
+	}
 	for g := range h.Groups() {
 		if !h.GroupReady(g) {
 			return false
@@ -60,8 +63,7 @@ func (m *mover) ownerIsDead() bool {
 	if m.dead == nil || m.role != receiver {
 		return false
 	}
-	o, h := m.v.st.Header().Owner, m.v.st.Header()
-	return o != nil && o.Host == m.dead.Host && o.Instance == m.dead.Instance && h.Epoch == m.dead.Epoch
+	return isDead(m.v.st.Header(), m.dead)
 }
 
 // poll reads what other hosts have written.

@@ -63,6 +63,7 @@ type gate struct {
 	rules     rules
 	refusal   error // of the classes whose rule is refuse
 	closed    bool
+	divided   bool // another host has, or may have, the volume open: no suspension but the engine's own
 	held      []heldRequest
 	turn      chan struct{} // closed when somebody in enter may go on; nil: nobody waits there
 	drains    []*drain

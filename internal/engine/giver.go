@@ -38,8 +38,6 @@ func (v *Volume) Grant(ctx context.Context, g cowfmt.Grant) error {
 			return nil
 		case m.isClosing():
 			return fmt.Errorf("grant %s: %w", v.info.Name, ErrClosed)
-		case v.Suspended():
-			return fmt.Errorf("grant %s: %w", v.info.Name, ErrSuspended)
 		case g.Host == m.me.Host:
 			return fmt.Errorf("grant %s: this is host %v itself", v.info.Name, g.Host)
 		}
@@ -72,16 +70,21 @@ func (v *Volume) sharable() error {
 // openGrant is DoGrant.
 func (m *mover) openGrant() error {
 	g, st := *m.asked, m.v.st
+	if err := m.v.divide(true); err != nil {
+		return err
+	}
 	if err := m.v.cacheOff(); err != nil {
+		_ = m.v.divide(false)
 		return err
 	}
-	st.SetShared(true)
-	m.claims.Shared = true
-	if _, err := st.ReadyGroups(readyGroups); err != nil {
-		return err
+	m.share()
+	_, err := st.ReadyGroups(readyGroups)
+	var my, their int
+	if err == nil {
+		my, their, err = st.ChooseSlots(m.me.Host, g.Host)
 	}
-	my, their, err := st.ChooseSlots(m.me.Host, g.Host)
 	if err != nil {
+		m.forget(nil)
 		return err
 	}
 	g.Slot, g.Since = uint16(their), time.Now().Unix()
@@ -97,6 +100,12 @@ func (m *mover) openGrant() error {
 	return nil
 }
 
+// share says that other hosts see the store: from now on it is looked at before each commit whether it is still this one's.
+func (m *mover) share() {
+	m.claims.Shared = true
+	m.v.st.SetClaiming(m.claims)
+}
+
 // take notes a grant that is open, or about to be.
 func (m *mover) take(g cowfmt.Grant, my, their int) {
 	m.mu.Lock()
@@ -109,6 +118,7 @@ func (m *mover) take(g cowfmt.Grant, my, their int) {
 // forget ends what was known of a grant; past is what is told of it still.
 func (m *mover) forget(past *Handover) {
 	m.take(cowfmt.Grant{}, 0, -1)
+	_ = m.v.divide(false)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.past = past

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -109,6 +110,13 @@ func (v *Volume) refuseHeld(before time.Time, err error) (n int) {
 	g.mu.Unlock()
 	v.letGo(s)
 	return len(s.refused)
+}
+
+// shutOut ends the volume's life here if its LUN has refused a write because another host took this one's registration away.
+func (v *Volume) shutOut(err error) {
+	if errors.Is(err, unix.EBADE) {
+		v.lose(fmt.Errorf("the LUN refuses this host's writes: another host has shut it out by a persistent reservation: %w", err))
+	}
 }
 
 // lose ends the volume's life here: another host has taken its store. All that comes fails, and nothing is written.

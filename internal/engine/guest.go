@@ -68,7 +68,8 @@ func (g *guestTold) set(s handover.Guest, turn uint64, now time.Time, holds time
 		g.state, g.since, g.stopped = s, now, nil
 	}
 	g.until = now.Add(holds)
-	if s == handover.GuestStopped {
+	// Not each of many tellings: enough of them to go back by more than stoppedApart.
+	if n := len(g.stopped); s == handover.GuestStopped && (n == 0 || now.Sub(g.stopped[n-1]) > stoppedApart/10) {
 		if len(g.stopped) == stoppedTold {
 			g.stopped = append(g.stopped[:0], g.stopped[1:]...)
 		}

@@ -44,24 +44,24 @@ type mover struct {
 	grant cowfmt.Grant // the open one; zero: none
 	giver cowfmt.Owner // a receiver's: who gave it
 	peer  handover.Slot
-	past  *Handover // of a hand-over that is over
-	last  handover.Action
-	// closing: the volume is to be closed.
-	closing bool
+	past  *Handover       // of a hand-over that is over
+	last  handover.Action // Nothing: it runs
+
+	wrote   bool  // receiver: the guest may have written here
+	closing bool  // the volume is to be closed; set by who asks for it
 	trouble error // why the last action or poll failed
 
 	// The runner's own.
 	wanted     cowfmt.CacheMode // once this host is alone
 	asked      *cowfmt.Grant
-	slot       int // this host's
-	peerSlot   int // the other's; -1: not found yet
-	seen       bool
+	slot       int  // this host's
+	peerSlot   int  // the other's; -1: not found yet
+	seen       bool // giver: the receiver's slot said that it has the volume open
 	peerClosed bool
 	waited     bool // requests waited when it was looked last
-	fenced     bool
-	mine       bool
+	fenced     bool // the receiver is proven dead: its slot says nothing any more
+	mine       bool // receiver: the header names it
 	dead       *store.Dead
-	wrote      bool
 	leftover   uuid.UUID        // a grant that a predecessor was about to end when it died
 	unwritten  cowfmt.SlotState // a slot that could not be written and may be on the device all the same; 0: none
 	looked     time.Time        // at the header, for its epoch
@@ -123,8 +123,12 @@ func (m *mover) undivided(what string) error {
 	case m.state == handover.Given:
 		return fmt.Errorf("%s %s: it was handed over to %s", what, m.v.info.Name, m.peerName())
 	}
-	return fmt.Errorf("%s %s: %w: %s has it open since %s, as %v; this host's is %v", what, m.v.info.Name, ErrGranted, m.peerName(),
-		time.Unix(m.grant.Since, 0).Format(time.RFC3339), m.peer, m.state)
+	says := slotName(m.peer)
+	if says == "" {
+		says = "nothing yet"
+	}
+	return fmt.Errorf("%s %s: %w: %s has it open since %s (its slot says %s, this host's %v)", what, m.v.info.Name, ErrGranted, m.peerName(),
+		time.Unix(m.grant.Since, 0).Format(time.RFC3339), says, m.state)
 }
 
 // granted says whether another host has, or may have, the volume open.
@@ -322,6 +326,7 @@ const (
 	paceUrgent = 10 * time.Millisecond // somebody may be waiting for this host
 	paceSlow   = 50 * time.Millisecond // for long already
 	paceOpen   = 100 * time.Millisecond
+	paceIdle   = time.Second
 	paceFailed = 200 * time.Millisecond
 	paceAlone  = 5 * time.Second
 	urgentFor  = 10 * time.Second
@@ -334,8 +339,17 @@ func (m *mover) pace(err error) time.Duration {
 		if d = paceUrgent; time.Since(m.since) > urgentFor {
 			d = paceSlow
 		}
-	case handover.Open, handover.Kept, handover.Idle:
+	case handover.Open, handover.Kept:
 		d = paceOpen
+	case handover.Idle:
+		d = paceIdle
+		if n, _ := m.v.waiting(); n > 0 || m.facts().Guest == handover.GuestRuns {
+			d = paceOpen
+		}
+	case handover.Alone:
+		if m.wanted != m.v.CacheMode() {
+			d = time.Second
+		}
 	}
 	if err != nil {
 		return max(d, paceFailed)

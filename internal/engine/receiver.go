@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -26,8 +27,12 @@ func (v *Volume) receive(o Options) (recovered bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	m.share()
 	m.role, m.giver = receiver, *v.st.Header().Owner
 	m.me.Instance = g.ID
+	if isDead(v.st.Header(), o.Dead) {
+		m.dead = o.Dead
+	}
 	m.take(g, int(g.Slot), -1)
 	v.cache, err = openCache(o.CachePath, v.st.Header(), g.ID, v.st.Leaves())
 	switch {
@@ -66,12 +71,10 @@ func (m *mover) present() error {
 	says := cowfmt.SlotIdle
 	s, used, err := m.v.st.ReadSlot(m.slot)
 	switch {
-	case err != nil && !errors.Is(err, cowfmt.ErrCorrupt):
-		return err
+	case err != nil && !errors.Is(err, cowfmt.ErrCorrupt) && !errors.Is(err, cowfmt.ErrInvalid):
+		return err // else: the owner chose the slot, whatever is in it
 	case used && s.Host == m.me.Host && s.Grant == m.grant.ID && s.State == cowfmt.SlotActive:
 		m.state, says, m.wrote = handover.Active, cowfmt.SlotActive, true
-	case used && s.Host != m.me.Host:
-		return fmt.Errorf("%s: migration slot %d is host %s's, not this one's", m.v.st.Name(), m.slot, s.HostName)
 	}
 	if err := m.say(says); err != nil {
 		return err
@@ -108,7 +111,7 @@ func (m *mover) beginToWrite() error {
 // The cache goes on as soon as what was read while it was off is read again.
 func (m *mover) becomeOwner() {
 	past := m.tell()
-	past.Held, past.Waits, past.PeerState = 0, "", handover.Unread
+	past.Held, past.Waits, past.PeerState, past.Wrote = 0, "", handover.Unread, true
 	if err := m.v.st.WriteSlot(m.slot, nil); err != nil {
 		m.v.log.Warn().Err(err).Msg("the migration slot stays: it says nothing any more")
 	}
@@ -116,15 +119,17 @@ func (m *mover) becomeOwner() {
 	m.role, m.state = giver, handover.Alone
 	m.me = *m.v.st.Header().Owner
 	m.mu.Unlock()
-	m.claims.Shared = true
 	m.forget(past)
 }
 
 // takeOver is DoTakeOver.
 func (m *mover) takeOver() error {
-	me := m.me
-	me.Instance = m.grant.ID
-	return m.v.st.Takeover(context.Background(), me, *m.dead, m.claims)
+	me, dead := m.me, *m.dead
+	me.Instance, me.Since, dead.Boot = m.grant.ID, time.Now().Unix(), m.giver.Boot
+	if o := m.v.st.Header().Owner; o.Host == dead.Host {
+		dead.Boot = o.Boot
+	}
+	return m.v.st.Takeover(context.Background(), me, dead, m.claims)
 }
 
 // PeerDead is proof that the host on the other side is dead: its engine will never write again. A receiver takes over
@@ -149,7 +154,6 @@ func (v *Volume) PeerDead(ctx context.Context, dead store.Dead) error {
 		if o := h.Owner; o == nil || o.Host != dead.Host || o.Instance != dead.Instance || h.Epoch != dead.Epoch {
 			return fmt.Errorf("%s: %w: %s is the owner, epoch %d", v.info.Name, store.ErrNotDead, ownerOf(h), h.Epoch)
 		}
-		dead.Boot = h.Owner.Boot
 		m.dead = &dead
 		m.setPeer(handover.Unread) // read before the proof it proves nothing: the giver may have kept the volume since
 		m.wake()

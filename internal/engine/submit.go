@@ -86,6 +86,7 @@ func (v *Volume) finish(r *blockdev.Request, err error) {
 	v.stats.ops[r.Op].add(int(r.Length))
 	if err != nil {
 		v.stats.errors.Add(1)
+		v.shutOut(err)
 	}
 	v.gate.leave(classOf(r.Op))
 	r.Done(r, err)

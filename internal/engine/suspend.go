@@ -12,6 +12,7 @@ type Suspension struct {
 	v     *Volume
 	timer *time.Timer
 	ended chan struct{}
+	cut   bool // somebody else's, who may make a cut meanwhile
 }
 
 // Suspend drains the volume and holds its I/O until Resume or, whatever happens to the caller, until the
@@ -21,13 +22,13 @@ func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspensi
 	if err := v.moving.undivided("suspend"); err != nil {
 		return nil, err
 	}
-	return v.suspend(ctx, deadline)
+	return v.suspend(ctx, deadline, true)
 }
 
-func (v *Volume) suspend(ctx context.Context, deadline time.Duration) (*Suspension, error) {
+func (v *Volume) suspend(ctx context.Context, deadline time.Duration, cut bool) (*Suspension, error) {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	s := &Suspension{v: v, ended: make(chan struct{})}
+	s := &Suspension{v: v, ended: make(chan struct{}), cut: cut}
 	g := &v.gate
 	g.mu.Lock()
 	if g.closed {
@@ -37,6 +38,10 @@ func (v *Volume) suspend(ctx context.Context, deadline time.Duration) (*Suspensi
 	if g.suspended != nil {
 		g.mu.Unlock()
 		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrSuspended)
+	}
+	if cut && g.divided {
+		g.mu.Unlock()
+		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrGranted)
 	}
 	g.suspended = s
 	d := g.await(all)
@@ -93,4 +98,16 @@ func (v *Volume) Suspended() bool {
 	v.gate.mu.Lock()
 	defer v.gate.mu.Unlock()
 	return v.gate.suspended != nil
+}
+
+// divide refuses suspensions from now on, until there is no grant any more; or is refused by one.
+func (v *Volume) divide(divided bool) error {
+	g := &v.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if divided && g.suspended != nil && g.suspended.cut {
+		return fmt.Errorf("%s: %w", v.info.Name, ErrSuspended)
+	}
+	g.divided = divided
+	return nil
 }

@@ -229,7 +229,8 @@ func (v *Volume) tick(every time.Duration) {
 				if v.table.isDirty() {
 					if err := v.commit.commit(v.table); err != nil {
 						v.log.Error().Err(err).Msg("commit of the exception table")
-						if v.FlushError() != nil {
+						v.shutOut(err)
+						if v.Err() != nil {
 							return // it will not get better
 						}
 					}

@@ -53,6 +53,7 @@ type State struct {
 	Paused  bool
 	IOError bool // paused by QEMU because a disk failed a request
 	Moving  bool // paused by a migration or by its start: it is still arriving, or about to be gone
+	Ending  bool // its QEMU is ending: libvirt 11 shows that of one that was migrated away too, for a moment
 }
 
 // Conn is one connection to a libvirtd. All methods may be called at the same time. Errors wrap the sentinels
@@ -109,8 +110,10 @@ func StateOf(state, reason int) State {
 	const running, blocked, paused, shutdown, suspended = 1, 2, 3, 4, 7
 	const migration, ioError, startingUp, postCopy, postCopyFailed = 2, 5, 11, 12, 13
 	switch state {
-	case running, blocked, shutdown, suspended:
+	case running, blocked, suspended:
 		return State{Active: true}
+	case shutdown:
+		return State{Active: true, Ending: true}
 	case paused:
 		moving := reason == migration || reason == startingUp || reason == postCopy || reason == postCopyFailed
 		return State{Active: true, Paused: true, IOError: reason == ioError, Moving: moving}

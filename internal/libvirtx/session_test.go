@@ -136,7 +136,7 @@ func TestKnown(t *testing.T) {
 func TestStateOf(t *testing.T) {
 	for s, want := range map[[2]int]State{
 		{1, 1}: {Active: true}, {3, 1}: {Active: true, Paused: true}, {3, 5}: {Active: true, Paused: true, IOError: true},
-		{4, 0}: {Active: true}, {5, 5}: {}, {6, 0}: {}, {7, 0}: {Active: true}, {0, 0}: {},
+		{4, 0}: {Active: true, Ending: true}, {5, 5}: {}, {6, 0}: {}, {7, 0}: {Active: true}, {0, 0}: {},
 	} {
 		if got := StateOf(s[0], s[1]); got != want {
 			t.Error(s, got)

@@ -218,7 +218,7 @@ func (k *control) status() *api.EngineStatus {
 		out.Origin = h.Origin.Address
 	}
 	if err := k.volume.Err(); err != nil {
-		out.Error = err.Error()
+		out.Error, out.Lost = err.Error(), k.volume.Lost()
 	}
 	k.handover(h, out)
 	if hydration.Err != nil {

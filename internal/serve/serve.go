@@ -45,10 +45,12 @@ type Config struct {
 	AcceptLoss bool
 	CacheOff   bool
 
-	Address  string         // where this host's daemon answers others
-	Incoming string         // UUID of a grant to open the volume by, unless this host is the owner by now; "": as the owner
-	Epoch    uint32         // that a guest has the volume since; another means that it went on elsewhere. 0: any
-	Dead     *api.DeadOwner // proof that the owner which the header may name is dead
+	Address      string // where this host's daemon answers others
+	Incoming     string // UUID of a grant to open the volume by, unless this host is the owner by now; "": as the owner
+	Epoch        uint32 // that a guest has the volume since; another means that it went on elsewhere. 0: any
+	Reservations bool   // SCSI persistent reservations keep other hosts from the volume's LUNs
+
+	Dead *api.DeadOwner // proof that the owner which the header may name is dead
 }
 
 // opened is a volume with all that it stands on.
@@ -132,6 +134,11 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 			return o, err
 		}
 		origin = engine.NewLatch(o.origin)
+	}
+	if c.Reservations && !c.ReadOnly {
+		if err := keepOut([]*blockdev.File{o.file, o.origin}, h, owner, c.Dead, log); err != nil {
+			return o, err
+		}
 	}
 	var base blockdev.Device
 	if h.Master != nil && !h.CutLoose {

@@ -41,7 +41,7 @@ func LoadSpec(path string) (Config, error) {
 	}
 	c := Config{
 		Store: s.Store, Name: s.Volume, UUID: s.UUID, Socket: s.Socket, Control: s.Control, Group: s.Group, Client: s.Client,
-		Hydrate: s.Hydrate, Rate: s.Rate, ReadOnly: s.ReadOnly, CacheOff: s.CacheOff, Address: s.Address, Epoch: s.Epoch, Dead: s.Dead,
+		Hydrate: s.Hydrate, Rate: s.Rate, ReadOnly: s.ReadOnly, CacheOff: s.CacheOff, Address: s.Address, Epoch: s.Epoch, Reservations: s.Reservations, Dead: s.Dead,
 	}
 	if s.Incoming != nil {
 		c.Incoming = s.Incoming.Grant

@@ -39,6 +39,16 @@ func (s *Store) Acquire(ctx context.Context, me cowfmt.Owner, how Claiming) (res
 		}
 	}
 	s.stand(holder)
+	if resumed && how.Shared { // a claim that the dead engine left up would keep out who gets the store from this one
+		c := &claim{Claiming: how, s: s, mine: cowfmt.ClaimSlot{Host: me.Host}}
+		claims, err := s.Claims()
+		if err == nil {
+			err = c.lowerLeft(claims)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
 	return resumed, s.finish(true)
 }
 

@@ -46,11 +46,12 @@ const (
 	former
 )
 
-// SetShared says whether other hosts may see the store's device, as Acquire and Takeover do with their Claiming.
-func (s *Store) SetShared(shared bool) {
+// SetClaiming says how the store is to be claimed at its end, and whether other hosts may see its device, as Acquire and
+// Takeover do with theirs.
+func (s *Store) SetClaiming(how Claiming) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.claiming.Shared = shared
+	s.claiming = how
 }
 
 // Owns says whether this handle is the store's owner, as far as it knows.

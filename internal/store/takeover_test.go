@@ -166,7 +166,7 @@ func TestEpochCost(t *testing.T) {
 		s := open(t, blockdevtest.NewFault(created(t, 1<<20, 4096, 512), reads))
 		_, err := s.Acquire(t.Context(), host("a"), Claiming{Patience: 1})
 		check(t, err)
-		s.SetShared(shared)
+		s.SetClaiming(Claiming{Shared: shared})
 		check(t, s.WriteLeaves([]Leaf{leaf(0, 1)}))
 		before := reads.Seen()
 		check(t, s.WriteLeaves([]Leaf{leaf(0, 1, 2)}))

@@ -111,10 +111,14 @@ type step struct {
 
 // The steps, in their order.
 var (
-	asked     = step{"asked", false, func(p *passage) bool { return p.says(p.to, "migrating here: asking for the volumes") }}
-	granted   = step{"granted", false, func(p *passage) bool { return p.says(p.from, "granted to another host") }}
-	opened    = step{"opened", false, func(p *passage) bool { return p.says(p.to, "volumes are open beside their owner") }}
-	copying   = step{"copying", true, func(p *passage) bool { return p.c.guest.AwaitMemory(context.Background()) == nil }}
+	asked   = step{"asked", false, func(p *passage) bool { return p.says(p.to, "migrating here: asking for the volumes") }}
+	granted = step{"granted", false, func(p *passage) bool { return p.says(p.from, "granted to another host") }}
+	opened  = step{"opened", false, func(p *passage) bool { return p.says(p.to, "volumes are open beside their owner") }}
+	copying = step{"copying", true, func(p *passage) bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		return p.c.guest.AwaitMemory(ctx) == nil
+	}}
 	suspended = step{"suspended", false, func(p *passage) bool {
 		select {
 		case <-p.event:

@@ -31,7 +31,7 @@ func register(dev *blockdev.File, key uint64) error {
 	return nil
 }
 
-// inFlight is how many writes the kernel has on their way to the host's disk.
+// inFlight is how many requests the kernel has on their way to the host's disk.
 func (h *host) inFlight(t *testing.T) int {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(h.disk), "inflight"))
@@ -42,7 +42,7 @@ func (h *host) inFlight(t *testing.T) int {
 	if _, err := fmt.Sscan(string(b), &reads, &writes); err != nil {
 		t.Fatal(err)
 	}
-	return writes
+	return reads + writes
 }
 
 const volumeSize = "16M"

@@ -99,8 +99,9 @@ func (h *host) wire(t testing.TB) {
 
 // pull pulls the cable at the target's end: the host does not see that, only that nobody answers. The returned function
 // puts it back, as the end of the part does.
-func (h *host) pull(t testing.TB) (plug func()) {
+func (h *host) pull(t *testing.T) (plug func()) {
 	t.Helper()
+	eventually(t, "nothing is on its way", func() bool { return h.inFlight(t) == 0 })
 	link := func(state string) {
 		out, err := exec.Command("ip", "netns", "exec", netns, "ip", "link", "set", h.cable()+"-target", state).CombinedOutput()
 		if err != nil {
