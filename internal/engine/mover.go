@@ -123,8 +123,12 @@ func (m *mover) undivided(what string) error {
 	case m.state == handover.Given:
 		return fmt.Errorf("%s %s: it was handed over to %s", what, m.v.info.Name, m.peerName())
 	}
-	return fmt.Errorf("%s %s: %w: %s has it open since %s, as %v; this host's is %v", what, m.v.info.Name, ErrGranted, m.peerName(),
-		time.Unix(m.grant.Since, 0).Format(time.RFC3339), m.peer, m.state)
+	says := slotName(m.peer)
+	if says == "" {
+		says = "nothing yet"
+	}
+	return fmt.Errorf("%s %s: %w: %s has it open since %s (its slot says %s, this host's %v)", what, m.v.info.Name, ErrGranted, m.peerName(),
+		time.Unix(m.grant.Since, 0).Format(time.RFC3339), says, m.state)
 }
 
 // granted says whether another host has, or may have, the volume open.

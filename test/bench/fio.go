@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strconv"
 	"syscall"
@@ -21,6 +22,7 @@ type sample struct {
 	MBps     float64 `json:"mbps"`  // 10^6 bytes a second
 	P50      float64 `json:"p50us"` // completion latency, microseconds
 	P99      float64 `json:"p99us"`
+	Max      float64 `json:"maxUs,omitempty"`
 	SyncP99  float64 `json:"syncP99us,omitempty"`
 	CPU      float64 `json:"cpuUsPerRequest"` // of the server, microseconds
 }
@@ -31,9 +33,13 @@ type load struct {
 	bs      int    // bytes
 	depth   int
 	runtime time.Duration
-	once    bool   // end with the disk, even before runtime
-	replay  string // path of an I/O log which replaces rw and bs
-	flush   bool   // flush at the end
+	once    bool              // end with the disk, even before runtime
+	replay  string            // path of an I/O log which replaces rw and bs
+	flush   bool              // flush at the end
+	span    int64             // bytes from the beginning that are read or written, 0: all
+	seed    int               // of what is read or written where
+	rate    int               // requests a second at most, 0: no limit
+	started func(*os.Process) // called with fio, if not nil
 }
 
 // fioArgs is fio's command line for a load on the server at socket.
@@ -55,6 +61,15 @@ func fioArgs(socket string, l load) []string {
 		return append(args, "--read_iolog="+l.replay, "--replay_no_stall=1", "--number_ios=1")
 	}
 	args = append(args, "--rw="+l.rw, "--bs="+strconv.Itoa(l.bs))
+	if l.span > 0 {
+		args = append(args, fmt.Sprintf("--size=%d", l.span))
+	}
+	if l.seed > 0 {
+		args = append(args, "--norandommap", fmt.Sprintf("--randseed=%d", l.seed))
+	}
+	if l.rate > 0 {
+		args = append(args, fmt.Sprintf("--rate_iops=%d", l.rate))
+	}
 	if !l.once {
 		args = append(args, "--time_based")
 	}
@@ -70,7 +85,16 @@ func runFio(ctx context.Context, socket string, l load) (sample, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's ^C is ours to handle
 	var stderr tail
 	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	var stdout bytes.Buffer
+	cmd.Stdout = &stdout
+	err := cmd.Start()
+	if err == nil {
+		if l.started != nil {
+			l.started(cmd.Process)
+		}
+		err = cmd.Wait()
+	}
+	out := stdout.Bytes()
 	if ctx.Err() != nil {
 		return sample{}, ctx.Err()
 	}
@@ -81,6 +105,7 @@ func runFio(ctx context.Context, socket string, l load) (sample, error) {
 }
 
 type fioLatency struct {
+	Max        float64            `json:"max"`
 	Percentile map[string]float64 `json:"percentile"` // "50.000000" -> nanoseconds
 }
 
@@ -138,6 +163,7 @@ func parseFio(out []byte) (sample, error) {
 		MBps:     d.Bytes / 1e6,
 		P50:      d.Clat.us("50.000000"),
 		P99:      d.Clat.us("99.000000"),
+		Max:      d.Clat.Max / 1e3,
 		SyncP99:  j.Sync.Lat.us("99.000000"),
 	}, nil
 }

@@ -22,13 +22,15 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
+
+	"github.com/virt-cow/virt-cow/test/lab"
 )
 
 type options struct {
 	Bin            string         `default:"bin/virt-cow" help:"The virt-cow under test."`
 	Dir            string         `help:"Where the work folder is made (default: $TMPDIR). A real file system with O_DIRECT." placeholder:"DIR"`
 	JSON           string         `name:"json" default:"bench/out/bench.json" help:"Where every run is written."`
-	Part           []string       `default:"cells,create,idle,hydration,hook" enum:"cells,create,idle,hydration,hook" help:"What to measure: ${enum}."`
+	Part           []string       `default:"cells,create,idle,hydration,hook,cacheoff,switch,migrate,before" enum:"cells,create,idle,hydration,hook,cacheoff,switch,migrate,before" help:"What to measure: ${enum}."`
 	Cells          *regexp.Regexp `help:"Only cells whose name matches." placeholder:"REGEXP"`
 	Peers          *regexp.Regexp `help:"Only peers whose name matches." placeholder:"REGEXP"`
 	Size           size           `default:"1G" help:"Size of the master."`
@@ -39,6 +41,9 @@ type options struct {
 	ContentionSize size           `default:"4G" help:"Size of the master which is hydrated while a guest works."`
 	SparseSize     size           `default:"1T" help:"Size of the sparse master of the parts create and idle."`
 	HydrateRate    string         `help:"Passed to serve as --rate where hydration's throughput is measured." placeholder:"RATE"`
+	Before         string         `help:"Another virt-cow, which part before compares this one with." placeholder:"FILE"`
+	Pairs          int            `default:"150" help:"Pairs of short whiles in parts cacheoff and before."`
+	Moves          int            `default:"12" help:"Migrations each way in part migrate."`
 	List           bool           `help:"List cells and peers, measure nothing."`
 	Quick          bool           `help:"A look, not a measurement: 1 round, 1 s, 256M (512M hydrated while a guest works)."`
 }
@@ -62,6 +67,7 @@ func (o *options) AfterApply() error {
 }
 
 func main() {
+	lab.Main()
 	var o options
 	kong.Parse(&o, kong.Name("bench"), kong.Description("Measure virt-cow beside its peers."))
 	st, err := os.Stderr.Stat()
@@ -100,7 +106,8 @@ func run(ctx context.Context, o *options, log zerolog.Logger) error {
 	parts := []struct {
 		name string
 		run  func(context.Context, *bench, *report) error
-	}{{"cells", runCells}, {"create", runCreate}, {"idle", runIdle}, {"hydration", runHydration}, {"hydration", runContention}, {"hook", runHook}}
+	}{{"cells", runCells}, {"create", runCreate}, {"idle", runIdle}, {"hydration", runHydration}, {"hydration", runContention}, {"hook", runHook},
+		{"cacheoff", runCacheOff}, {"cacheoff", runEpoch}, {"before", runBefore}, {"switch", runSwitch}, {"migrate", runMigrate}}
 	var errs []error
 	for _, p := range parts {
 		if !slices.Contains(o.Part, p.name) || ctx.Err() != nil {

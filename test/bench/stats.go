@@ -1,6 +1,10 @@
 package main
 
-import "slices"
+import (
+	"fmt"
+	"math"
+	"slices"
+)
 
 // median is the middle value, or the mean of the two middle ones; 0 of none.
 func median(v []float64) float64 {
@@ -38,6 +42,7 @@ func medians(runs []sample) sample {
 		MBps:     of(func(s sample) float64 { return s.MBps }),
 		P50:      of(func(s sample) float64 { return s.P50 }),
 		P99:      of(func(s sample) float64 { return s.P99 }),
+		Max:      of(func(s sample) float64 { return s.Max }),
 		SyncP99:  of(func(s sample) float64 { return s.SyncP99 }),
 		CPU:      of(func(s sample) float64 { return s.CPU }),
 	}
@@ -71,6 +76,25 @@ func (r *row) median() float64 { return median(r.Runs) }
 // over notes beside a peer's figure the ratio of ours to it.
 func (r *row) over(ours *row) {
 	r.Ratio, r.Of = ratio(ours.median(), r.median()), "ours/peer"
+}
+
+// pairedWith notes beside a figure the median of its ratios to the one it was measured beside, pair by pair, and how far
+// they lie apart.
+func (r *row) pairedWith(base *row, of string) {
+	n := min(len(r.Runs), len(base.Runs))
+	ratios := make([]float64, 0, n)
+	for i := range n {
+		ratios = append(ratios, ratio(r.Runs[i], base.Runs[i]))
+	}
+	if n == 0 || base.median() == 0 {
+		return
+	}
+	slices.Sort(ratios)
+	r.Ratio, r.Of = median(ratios), of
+	// Order statistics: the true median is between these two in 95 of 100 cases.
+	off := 0.98 * math.Sqrt(float64(n))
+	lo, hi := max(0, int(float64(n)/2-off)), min(n-1, int(float64(n)/2+off))
+	r.Note = fmt.Sprintf("95%%: %.3f to %.3f; half of %d pairs: %.3f to %.3f", ratios[lo], ratios[hi], n, ratios[n/4], ratios[(3*n-1)/4])
 }
 
 // under notes beside a figure with something the ratio to the one without.

@@ -35,7 +35,7 @@ func (r *report) print(w io.Writer) {
 			fmt.Fprintf(w, "\n%s\n", group)
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t±%.0f%%\t%s\t  %s\n", row.Name, figure(row.Median), row.Unit, spread(row.Runs),
-			some(row.Ratio, row.Of+" %.2f"), row.Note)
+			some(row.Ratio, row.Of+" %.3f"), row.Note)
 	}
 	t.Flush()
 	if len(r.Standing) > 0 {

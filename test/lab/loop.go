@@ -18,6 +18,16 @@ type loop struct {
 	number int
 }
 
+// Loop makes a loop device over a file for this machine itself, writable and with direct I/O; its Name is the device's path.
+// Close it; it is gone when the last who has it open has closed it.
+func Loop(path string) (*os.File, error) {
+	l, err := attachLoop(path, 0, false)
+	if err != nil {
+		return nil, err
+	}
+	return l.f, nil
+}
+
 // attachLoop makes a loop device over a file.
 func attachLoop(path string, sector int, readOnly bool) (*loop, error) {
 	mode := os.O_RDWR
