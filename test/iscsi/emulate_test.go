@@ -26,7 +26,7 @@ var modules = []string{
 }
 
 const (
-	diskSize = 32 << 20        // of the LUN, bytes
+	diskSize = 32 << 20         // of the LUN, bytes
 	ended    = 11 * time.Minute // bounds all of it, on a busy machine
 )
 
