@@ -136,8 +136,9 @@ func TestMigrateHostGone(t *testing.T) {
 	b.await(t, "v1", "waiting for the source", func(s *api.VolumeStatus) bool {
 		return s != nil && s.Migration != nil && strings.Contains(s.Migration.Waits, "virt-cow host fenced ha")
 	})
-	must(t, a.PowerCut())
+	p.forget()
 	<-p.over
+	must(t, a.PowerCut())
 	c.guest.MovedTo(b.Host)
 	if out, err := b.vc.Run(t.Context(), "status"); err == nil || !strings.Contains(out, "virt-cow host fenced ha") {
 		t.Errorf("status does not say what the guest waits for: %v\n%s", err, out)
