@@ -137,8 +137,8 @@ func TestMigrateHostGone(t *testing.T) {
 		return s != nil && s.Migration != nil && strings.Contains(s.Migration.Waits, "virt-cow host fenced ha")
 	})
 	p.forget()
-	<-p.over
 	must(t, a.PowerCut())
+	<-p.over
 	c.guest.MovedTo(b.Host)
 	if out, err := b.vc.Run(t.Context(), "status"); err == nil || !strings.Contains(out, "virt-cow host fenced ha") {
 		t.Errorf("status does not say what the guest waits for: %v\n%s", err, out)
