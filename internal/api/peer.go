@@ -39,6 +39,7 @@ type PeerGrantAnswer struct {
 // PeerOpenAnswer says whether the receiver has the volume open by the grant, or may still open it.
 type PeerOpenAnswer struct {
 	Open bool   `json:"open"`
+	Host string `json:"host"` // UUID of the host that answers: one that has another's address now knows nothing of its grants
 	Boot string `json:"boot"` // of the host that answers: a grant to an earlier one is of engines that ended with it
 }
 

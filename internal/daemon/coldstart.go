@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -33,10 +34,10 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 		return fmt.Errorf("volume %s: %s has had it since the guest here began (epoch %d, the guest's is %d): this guest must not go on, "+
 			"end it with `virsh destroy`", w.Volume, h.Owner.HostName, h.Epoch, epoch)
 	}
-	if d.proven(v, h.Owner, h.Epoch) {
+	owner := h.Owner
+	if d.proven(v, owner, h.Epoch) && !d.lives(ctx, v, owner) {
 		return nil
 	}
-	owner := h.Owner
 	since := time.Unix(owner.Since, 0).Format(time.RFC3339)
 	if owner.Address == "" {
 		return fmt.Errorf("volume %s is open on %s since %s, whose engine does not say where to ask: stop it there; if that host is dead, and only then: virt-cow host fenced %s",
@@ -70,6 +71,29 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 	}
 	return fmt.Errorf("volume %s is open on %s since %s, which does not answer: %w: if that host is dead, and only then: virt-cow host fenced %s",
 		w.Volume, owner.HostName, since, err, owner.HostName)
+}
+
+// lives says whether the very boot of a host that was proven dead answers: it was cut off for a while, and writes by now, perhaps.
+// The proof is void then. An operator's word may be long ago; what the host says is of now.
+func (d *Daemon) lives(ctx context.Context, v *volume, owner *api.Owner) bool {
+	if owner.Address == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.config.PeerTimeout)
+	defer cancel()
+	var hello api.PeerHello
+	err := d.config.Peers.Call(ctx, owner.Address, api.PathPeerHello, struct{}{}, &hello)
+	if err != nil || hello.Host != owner.Host || hello.Boot != owner.Boot {
+		return false
+	}
+	d.mu.Lock()
+	id := v.uuid
+	v.dead = nil
+	d.mu.Unlock()
+	err = os.Remove(d.proofPath(id))
+	d.log.Error().AnErr("removal", err).Str("volume", v.name).Str("host", owner.HostName).
+		Msg("a host that was proven dead answers, and was not started anew: the proof counts no more")
+	return true
 }
 
 // releaseTimeout bounds the closing of a volume elsewhere: what its guest wrote last is flushed then.

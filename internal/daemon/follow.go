@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -37,6 +39,15 @@ func (d *Daemon) follow(v *volume) {
 // of the hand-over.
 func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 	var asked, sealAsked time.Time
+	var asking atomic.Bool
+	ask := func(question func(*volume, *api.EngineStatus), s *api.EngineStatus) { // beside, since the guest waits for what the engine is told
+		if asking.CompareAndSwap(false, true) {
+			d.tasks.Go(func() {
+				defer asking.Store(false)
+				question(v, s)
+			})
+		}
+	}
 	for d.root.Err() == nil {
 		s, err := d.tellGuest(v)
 		switch {
@@ -47,11 +58,11 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 		case err != nil: // the engine is being started again, or hangs
 		case s.Handover.Role == api.RoleGiver && time.Since(asked) > askEvery:
 			asked = time.Now()
-			d.askReceivers(v, s)
-		case s.Handover.Role == api.RoleReceiver && s.Handover.State == "active" && s.Handover.PeerState == "open" &&
+			ask(d.askReceivers, s)
+		case s.Handover.Role == api.RoleReceiver && s.Handover.State == "active" && slices.Contains(mayStopWriting, s.Handover.PeerState) &&
 			time.Since(time.UnixMilli(s.Handover.Since)) > sealAfter && time.Since(sealAsked) > sealAfter:
 			sealAsked = time.Now()
-			d.askSeal(v, s)
+			ask(d.askSeal, s)
 		}
 		select {
 		case <-d.root.Done():
@@ -61,6 +72,9 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 		}
 	}
 }
+
+// mayStopWriting is what the slot says of a giver that a receiver waits for: that it stops, hands over, or is proven dead.
+var mayStopWriting = []string{"open", "sealed", "reclaim", "yield"}
 
 // handingOver says whether an engine shares its volume with another host, or did and has to be told of its guest still.
 func handingOver(s *api.EngineStatus) bool {
@@ -205,7 +219,7 @@ func (d *Daemon) askReceivers(v *volume, s *api.EngineStatus) {
 		var answer api.PeerOpenAnswer
 		err := d.config.Peers.Call(ctx, g.Address, api.PathPeerOpen, api.PeerVolume{Volume: v.name, UUID: s.UUID, Grant: g.ID}, &answer)
 		cancel()
-		if err != nil || answer.Open {
+		if err != nil || answer.Open || answer.Host != g.Host {
 			continue
 		}
 		why := api.GrantClosed

@@ -117,7 +117,7 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 			Msg("no host has the volume open, so the domain is off: nothing to be granted")
 		return nil
 	}
-	if err := d.endGiven(ctx, w.Volume, dom); err != nil {
+	if err := d.endGiven(ctx, w.Volume, dom, true); err != nil {
 		return err
 	}
 	self := d.config.Peers.Self()

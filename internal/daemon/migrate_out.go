@@ -54,15 +54,25 @@ func asks(ctx context.Context, address string) error {
 	return nil
 }
 
-// asksReceiver makes sure that a host that speaks of a grant is the one that has it.
+// asksReceiver makes sure that a host that speaks of a grant is the one that has it, as the engine knows it: an earlier daemon may
+// have asked for it.
 func (d *Daemon) asksReceiver(ctx context.Context, v *volume, grant string) error {
 	d.mu.Lock()
 	out := v.outgoing
 	d.mu.Unlock()
-	if out == nil || out.grant.ID != grant {
-		return nil // there is no such grant, and nothing comes of it
+	if out != nil && out.grant.ID == grant {
+		return asks(ctx, out.grant.Address)
 	}
-	return asks(ctx, out.grant.Address)
+	s, err := d.engineStatus(ctx, v)
+	if err != nil {
+		return err
+	}
+	for _, g := range s.Grants {
+		if g.ID == grant {
+			return asks(ctx, g.Address)
+		}
+	}
+	return nil // there is no such grant, and nothing comes of it
 }
 
 // volumeWithUUID is the volume in use that has this UUID, nil if there is none.
@@ -73,6 +83,16 @@ func (d *Daemon) volumeWithUUID(id string) *volume {
 		if v.uuid == id {
 			return v
 		}
+	}
+	return nil
+}
+
+// volumeUnheard is the volume in use of this name, if no engine has said its UUID yet: it may be the one.
+func (d *Daemon) volumeUnheard(name string) *volume {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if v := d.volumes[name]; v != nil && v.uuid == "" {
+		return v
 	}
 	return nil
 }
@@ -199,26 +219,29 @@ func (d *Daemon) endGrant(ctx context.Context, v *volume, grant, why string) err
 
 // peerOpen says whether this host has a volume open by a grant, or may still open it.
 func (d *Daemon) peerOpen(_ context.Context, r api.PeerVolume) (*api.PeerOpenAnswer, error) {
-	boot := d.config.Peers.Self().Boot
+	self := d.config.Peers.Self()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, v := range d.volumes {
 		if v.incoming != nil && v.incoming.grant == r.Grant {
-			return &api.PeerOpenAnswer{Open: true, Boot: boot}, nil
+			return &api.PeerOpenAnswer{Open: true, Host: self.Host, Boot: self.Boot}, nil
 		}
 	}
-	return &api.PeerOpenAnswer{Boot: boot}, nil
+	return &api.PeerOpenAnswer{Host: self.Host, Boot: self.Boot}, nil
 }
 
 // peerRelease closes a volume that nobody uses here, so that another host can open it.
 func (d *Daemon) peerRelease(ctx context.Context, r api.PeerReleaseRequest) (*struct{}, error) {
 	names := peer.From(ctx)
 	v := d.volumeWithUUID(r.UUID)
+	if v == nil {
+		v = d.volumeUnheard(r.Volume)
+	}
 	if v == nil { // an engine that died and left the store open, perhaps
 		return &struct{}{}, d.closeLeft(ctx, r)
 	}
 	d.mu.Lock()
-	m, held, announced := v.domain, v.held, v.announced()
+	m, held, announced, served := v.domain, v.held, v.announced(), v.engine != nil
 	d.mu.Unlock()
 	switch {
 	case held != "":
@@ -239,7 +262,10 @@ func (d *Daemon) peerRelease(ctx context.Context, r api.PeerReleaseRequest) (*st
 		return nil, fmt.Errorf("volume %s: somebody is connected to its engine on %s", v.name, d.config.Peers.Self().HostName)
 	}
 	d.log.Info().Str("volume", v.name).Stringer("for", names).Str("why", r.Why).Msg("closing a volume that another host asks for")
-	return &struct{}{}, d.stopVolume(ctx, v, m, api.VolumeOff)
+	if served {
+		return &struct{}{}, d.stopVolume(ctx, v, m, api.VolumeOff)
+	}
+	return &struct{}{}, d.closeLeft(ctx, r)
 }
 
 // runs says whether a domain is active, as libvirt says.
@@ -255,7 +281,7 @@ func (d *Daemon) runs(ctx context.Context, x libvirtx.Domain) (bool, error) {
 	return s.Active, err
 }
 
-// closeLeft closes a store that this host owns though no engine serves it.
+// closeLeft closes a store that this host owns though no engine serves it, and nobody here uses it.
 func (d *Daemon) closeLeft(ctx context.Context, r api.PeerReleaseRequest) error {
 	e, err := d.storeOf(r.Volume)
 	if err != nil {
@@ -268,11 +294,19 @@ func (d *Daemon) closeLeft(ctx context.Context, r api.PeerReleaseRequest) error 
 	if h.UUID != r.UUID || h.Owner == nil || h.Owner.Host != d.config.Peers.Self().Host {
 		return nil // not this host's to close
 	}
-	if _, err := d.hold(ctx, r.Volume, api.HeldRequest); err != nil {
+	v, err := d.hold(ctx, r.Volume, api.HeldRequest)
+	if err != nil {
 		return err
 	}
-	_, err = d.Stop(ctx, r.Volume)
-	return err
+	d.mu.Lock()
+	m := v.domain
+	v.held = ""
+	d.mu.Unlock()
+	if err := d.stopVolume(ctx, v, m, api.VolumeOff); err != nil || m != nil {
+		return err
+	}
+	d.forget(nil, v)
+	return nil
 }
 
 // runsError says that a volume is used by a guest that runs elsewhere.

@@ -48,7 +48,7 @@ func (d *Daemon) prepare(ctx context.Context, dom libvirtx.Domain, name string) 
 	if err != nil {
 		return err
 	}
-	if err := d.endGiven(ctx, name, dom); err != nil {
+	if err := d.endGiven(ctx, name, dom, false); err != nil {
 		return err
 	}
 	d.mu.Lock()

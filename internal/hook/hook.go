@@ -45,12 +45,13 @@ type Config struct {
 }
 
 // Run does what a call asks for. nil lets libvirt go on; an error wraps ErrVeto, is one line, and says what to do. Only
-// `prepare begin`, `restore begin` and `migrate begin` can be vetoed. When ctx ends, a call that waits is vetoed.
+// `prepare begin` and `migrate begin` can be vetoed. `restore begin` must not be: libvirt 11.3 then says that the domain
+// was started, leaves it off and deletes its saved state. When ctx ends, a call that waits is vetoed.
 func Run(ctx context.Context, c Config, call Call, xml io.Reader) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	switch call.Operation + " " + call.Phase {
-	case "prepare begin", "restore begin":
+	case "prepare begin": // also of a restore, after `restore begin`
 		dom, disks, _, err := c.named(ctx, call, xml)
 		if err != nil || len(disks) == 0 {
 			return err
