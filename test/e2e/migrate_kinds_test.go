@@ -48,6 +48,7 @@ func TestMigrateKinds(t *testing.T) {
 		if kind.admin {
 			move = c.guest.MigrateFromAdmin
 		}
+		must(t, c.guest.LimitMigration(t.Context(), sprint))
 		if out, err := move(t.Context(), to.Host, kind.flags...); err != nil {
 			t.Fatalf("%s: from %s to %s: %v: %s", kind.name, from.Name, to.Name, err, out)
 		}
