@@ -201,7 +201,10 @@ func (s *moveSite) measure(ctx context.Context, b *bench, rep *report, log *said
 			if errors.Is(err, errPanic) {
 				b.log.Warn().Err(err).Msgf("move %d/%d, %s: not counted", n+1, b.o.Moves, movers[side])
 				crashed, good = crashed+1, false
-				err = s.again(ctx, side)
+				fmt.Fprintf(log, "%s\n", s.guests[side].ConsoleLog())
+				if err = s.again(ctx, side); err == nil {
+					continue
+				}
 			}
 			if err != nil {
 				return fmt.Errorf("move %d, %s: %w", n+1, movers[side], err)
