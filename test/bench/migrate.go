@@ -151,7 +151,8 @@ func (s *moveSite) boot(ctx context.Context, store *lab.Disk) error {
 
 // beat starts what beats in a guest.
 func (s *moveSite) beat(ctx context.Context, side int) error {
-	if _, err := s.guests[side].Run(ctx, "guest beat "+s.disks[side]+" >/tmp/beat.out 2>&1 &"); err != nil {
+	// A kernel that meets a lost page must not go on without the thread that met it.
+	if _, err := s.guests[side].Run(ctx, "echo 1 >/proc/sys/kernel/panic_on_oops; guest beat "+s.disks[side]+" >/tmp/beat.out 2>&1 &"); err != nil {
 		return err
 	}
 	return s.await(ctx, s.guests[side])
