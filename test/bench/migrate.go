@@ -151,7 +151,8 @@ func (s *moveSite) boot(ctx context.Context, store *lab.Disk) error {
 
 // beat starts what beats in a guest.
 func (s *moveSite) beat(ctx context.Context, side int) error {
-	if _, err := s.guests[side].Run(ctx, "guest beat "+s.disks[side]+" >/tmp/beat.out 2>&1 &"); err != nil {
+	// A kernel that meets a lost page must not go on without the thread that met it.
+	if _, err := s.guests[side].Run(ctx, "echo 1 >/proc/sys/kernel/panic_on_oops; guest beat "+s.disks[side]+" >/tmp/beat.out 2>&1 &"); err != nil {
 		return err
 	}
 	return s.await(ctx, s.guests[side])
@@ -201,7 +202,10 @@ func (s *moveSite) measure(ctx context.Context, b *bench, rep *report, log *said
 			if errors.Is(err, errPanic) {
 				b.log.Warn().Err(err).Msgf("move %d/%d, %s: not counted", n+1, b.o.Moves, movers[side])
 				crashed, good = crashed+1, false
-				err = s.again(ctx, side)
+				fmt.Fprintf(log, "%s\n", s.guests[side].ConsoleLog())
+				if err = s.again(ctx, side); err == nil {
+					continue
+				}
 			}
 			if err != nil {
 				return fmt.Errorf("move %d, %s: %w", n+1, movers[side], err)
