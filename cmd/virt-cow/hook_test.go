@@ -47,7 +47,7 @@ func hookTable(t *testing.T) (head []string, rows [][]string) {
 func TestHookTable(t *testing.T) {
 	head, rows := hookTable(t)
 	states := head[2:]
-	if len(states) != len(daemonStates) || len(rows) < 19 {
+	if len(states) != len(daemonStates) || len(rows) < 17 {
 		t.Fatalf("the table has %d states and %d rows", len(states), len(rows))
 	}
 	b := newHookBed(t)

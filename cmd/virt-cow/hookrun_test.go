@@ -63,7 +63,7 @@ func TestHookOfRemovedProgram(t *testing.T) {
 	for _, operation := range []string{"prepare", "restore", "migrate", "start", "started", "stopped", "release", "reconnect", "attach", "x"} {
 		check(hookDomain("g1", "/run/other.sock"), operation, 0, "")
 	}
-	for _, operation := range []string{"prepare", "restore", "migrate"} {
+	for _, operation := range []string{"prepare", "migrate"} {
 		check(ours, operation, 1, "not installed")
 		check(strings.ReplaceAll(ours, "'", `"`), operation, 1, "not installed")
 	}
@@ -71,7 +71,7 @@ func TestHookOfRemovedProgram(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(bin, "virt-cow"), []byte(broken), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for _, operation := range []string{"started", "stopped", "release", "reconnect"} {
+		for _, operation := range []string{"restore", "started", "stopped", "release", "reconnect"} {
 			check(ours, operation, 0, "")
 		}
 	}
@@ -115,7 +115,7 @@ func TestHookComesUp(t *testing.T) {
 func TestHookInterrupted(t *testing.T) {
 	b := newHookBed(t)
 	d := b.daemon(t, "hung", "silent", false)
-	for operation, want := range map[string]int{"prepare": 1, "restore": 1, "reconnect": 0} {
+	for operation, want := range map[string]int{"prepare": 1, "reconnect": 0} {
 		before := len(d.called())
 		r := b.hook(t.Context(), d.dir, "10m", b.ours(d, "web1"), program, "hook", "g1", operation, "begin", "-")
 		if err := r.Start(); err != nil {

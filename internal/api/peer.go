@@ -26,8 +26,10 @@ type PeerGrantRequest struct {
 	Grant     Grant  `json:"grant"`
 }
 
-// PeerGrantAnswer tells the receiver how the giver's domain has the volume.
+// PeerGrantAnswer tells the receiver how the giver's domain has the volume. Off: the domain is off, and nothing was granted; then
+// the rest is empty.
 type PeerGrantAnswer struct {
+	Off     bool   `json:"off,omitempty"`
 	Use     Use    `json:"use"`
 	Hydrate bool   `json:"hydrate"`
 	Rate    int64  `json:"rate,omitempty"` // bytes a second
@@ -37,6 +39,7 @@ type PeerGrantAnswer struct {
 // PeerOpenAnswer says whether the receiver has the volume open by the grant, or may still open it.
 type PeerOpenAnswer struct {
 	Open bool   `json:"open"`
+	Host string `json:"host"` // UUID of the host that answers: one that has another's address now knows nothing of its grants
 	Boot string `json:"boot"` // of the host that answers: a grant to an earlier one is of engines that ended with it
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -33,19 +34,17 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 		return fmt.Errorf("volume %s: %s has had it since the guest here began (epoch %d, the guest's is %d): this guest must not go on, "+
 			"end it with `virsh destroy`", w.Volume, h.Owner.HostName, h.Epoch, epoch)
 	}
-	if d.proven(v, h.Owner, h.Epoch) {
+	owner := h.Owner
+	if d.proven(v, owner, h.Epoch) && !d.lives(ctx, v, owner) {
 		return nil
 	}
-	owner := h.Owner
 	since := time.Unix(owner.Since, 0).Format(time.RFC3339)
 	if owner.Address == "" {
 		return fmt.Errorf("volume %s is open on %s since %s, whose engine does not say where to ask: stop it there; if that host is dead, and only then: virt-cow host fenced %s",
 			w.Volume, owner.HostName, since, owner.HostName)
 	}
-	asking, cancel := context.WithTimeout(ctx, releaseTimeout)
-	defer cancel()
 	r := api.PeerReleaseRequest{Volume: w.Volume, UUID: h.UUID, Why: "it is to be served on " + d.config.Peers.Self().HostName}
-	err = d.config.Peers.Call(asking, owner.Address, api.PathPeerRelease, r, nil)
+	err = d.askRelease(ctx, owner, r)
 	switch {
 	case err == nil:
 		return nil
@@ -70,6 +69,49 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 	}
 	return fmt.Errorf("volume %s is open on %s since %s, which does not answer: %w: if that host is dead, and only then: virt-cow host fenced %s",
 		w.Volume, owner.HostName, since, err, owner.HostName)
+}
+
+// askRelease asks an owner to close a volume. One that would be fenced is asked again for a while: its daemon may only be on its way
+// up again, and its guests run.
+func (d *Daemon) askRelease(ctx context.Context, owner *api.Owner, r api.PeerReleaseRequest) error {
+	var wait time.Duration
+	for began := time.Now(); ; {
+		asking, cancel := context.WithTimeout(ctx, releaseTimeout)
+		err := d.config.Peers.Call(asking, owner.Address, api.PathPeerRelease, r, nil)
+		cancel()
+		if !errors.Is(err, peer.ErrUnreachable) || d.config.FenceCommand == "" || time.Since(began) > fenceAfter {
+			return err
+		}
+		wait = grantBackoff.Next(wait)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
+	}
+}
+
+// lives says whether the very boot of a host that was proven dead answers: it was cut off for a while, and writes by now, perhaps.
+// The proof is void then. An operator's word may be long ago; what the host says is of now.
+func (d *Daemon) lives(ctx context.Context, v *volume, owner *api.Owner) bool {
+	if owner.Address == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.config.PeerTimeout)
+	defer cancel()
+	var hello api.PeerHello
+	err := d.config.Peers.Call(ctx, owner.Address, api.PathPeerHello, struct{}{}, &hello)
+	if err != nil || hello.Host != owner.Host || hello.Boot != owner.Boot {
+		return false
+	}
+	d.mu.Lock()
+	id := v.uuid
+	v.dead = nil
+	d.mu.Unlock()
+	err = os.Remove(d.proofPath(id))
+	d.log.Error().AnErr("removal", err).Str("volume", v.name).Str("host", owner.HostName).
+		Msg("a host that was proven dead answers, and was not started anew: the proof counts no more")
+	return true
 }
 
 // releaseTimeout bounds the closing of a volume elsewhere: what its guest wrote last is flushed then.

@@ -189,22 +189,32 @@ func (d *Daemon) Fenced(ctx context.Context, r api.FencedRequest) (*api.FencedRe
 		return nil, bad("host %q: this is the host that is asked; give the name or UUID of the one that is dead", r.Host)
 	}
 	report := &api.FencedReport{Volumes: []api.FencedVolume{}, Unread: []api.FencedVolume{}}
+	named := func(host, name string) error {
+		switch {
+		case host != r.Host && name != r.Host:
+			return nil
+		case host == self.Host: // under a name that it had before
+			return bad("host %q: this host was called that: give the UUID of the one that is dead", r.Host)
+		case report.Host != "" && report.Host != host:
+			return bad("host %s: two hosts have that name, %s and %s: give the UUID", r.Host, report.Host, host)
+		}
+		report.Host, report.HostName = host, name
+		return nil
+	}
 	for _, info := range d.inventory.List() {
 		h, err := d.inventory.Header(ctx, info.Store)
 		if err != nil {
 			report.Unread = append(report.Unread, api.FencedVolume{Volume: info.Name, Error: err.Error()})
 			continue
 		}
-		if o := h.Owner; o != nil && (o.Host == r.Host || o.HostName == r.Host) {
-			if report.Host != "" && report.Host != o.Host {
-				return nil, bad("host %s: two hosts have that name, %s and %s: give the UUID", r.Host, report.Host, o.Host)
-			}
-			report.Host, report.HostName = o.Host, o.HostName
+		if h.Owner != nil {
+			err = named(h.Owner.Host, h.Owner.HostName)
 		}
 		for _, g := range h.Grants {
-			if g.Host == r.Host || g.HostName == r.Host {
-				report.Host, report.HostName = g.Host, g.HostName
-			}
+			err = errors.Join(err, named(g.Host, g.HostName))
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	if report.Host == "" {

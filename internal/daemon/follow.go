@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -37,8 +39,21 @@ func (d *Daemon) follow(v *volume) {
 // of the hand-over.
 func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 	var asked, sealAsked time.Time
+	var asking atomic.Bool
+	ask := func(question func(*volume, *api.EngineStatus), s *api.EngineStatus) { // beside, since the guest waits for what the engine is told
+		if asking.CompareAndSwap(false, true) {
+			d.tasks.Go(func() {
+				defer asking.Store(false)
+				question(v, s)
+			})
+		}
+	}
+	var known *api.Handover
 	for d.root.Err() == nil {
-		s, err := d.tellGuest(v)
+		s, err := d.tellGuest(v, known)
+		if known = nil; err == nil {
+			known = s.Handover
+		}
 		switch {
 		case errors.Is(err, errNotServed), err == nil && !handingOver(s):
 			if d.followedEnough(v, s) {
@@ -47,11 +62,11 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 		case err != nil: // the engine is being started again, or hangs
 		case s.Handover.Role == api.RoleGiver && time.Since(asked) > askEvery:
 			asked = time.Now()
-			d.askReceivers(v, s)
-		case s.Handover.Role == api.RoleReceiver && s.Handover.State == "active" && s.Handover.PeerState == "open" &&
+			ask(d.askReceivers, s)
+		case s.Handover.Role == api.RoleReceiver && s.Handover.State == "active" && slices.Contains(mayStopWriting, s.Handover.PeerState) &&
 			time.Since(time.UnixMilli(s.Handover.Since)) > sealAfter && time.Since(sealAsked) > sealAfter:
 			sealAsked = time.Now()
-			d.askSeal(v, s)
+			ask(d.askSeal, s)
 		}
 		select {
 		case <-d.root.Done():
@@ -61,6 +76,9 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 		}
 	}
 }
+
+// mayStopWriting is what the slot says of a giver that a receiver waits for: that it stops, hands over, or is proven dead.
+var mayStopWriting = []string{"open", "sealed", "reclaim", "yield"}
 
 // handingOver says whether an engine shares its volume with another host, or did and has to be told of its guest still.
 func handingOver(s *api.EngineStatus) bool {
@@ -108,8 +126,10 @@ func (d *Daemon) followedEnough(v *volume, s *api.EngineStatus) bool {
 
 var errNotServed = errors.New("not served")
 
-// tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told.
-func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
+// tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told. Known is what the
+// engine answered last, nil if it is to be asked first: where that is of an earlier turn, what is told does not count, and is
+// found out again at once.
+func (d *Daemon) tellGuest(v *volume, known *api.Handover) (*api.EngineStatus, error) {
 	d.mu.Lock()
 	e, m := v.engine, v.domain
 	d.mu.Unlock()
@@ -118,17 +138,26 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 	}
 	ctx, cancel := context.WithTimeout(d.root, statusTimeout)
 	defer cancel()
+	if known != nil {
+		s, err := d.tellGuestOf(ctx, v, e, m, *known)
+		if err != nil || !handingOver(s) || s.Handover != nil && s.Handover.Guest != api.GuestUnknown {
+			return s, err
+		}
+	}
 	s, err := e.client.Status(ctx)
 	if err != nil || !handingOver(s) {
 		return s, err
 	}
 	d.noteShared(v, s)
-	var turn uint64
-	var giver bool
+	var turn api.Handover
 	if s.Handover != nil {
-		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
+		turn = *s.Handover
 	}
-	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver), Turn: turn})
+	return d.tellGuestOf(ctx, v, e, m, turn)
+}
+
+func (d *Daemon) tellGuestOf(ctx context.Context, v *volume, e *engine, m *domain, turn api.Handover) (*api.EngineStatus, error) {
+	s, err := e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, turn.Role == api.RoleGiver), Turn: turn.Turn})
 	if err == nil && given(s) && m != nil {
 		d.gone(v, s)
 	}
@@ -205,7 +234,7 @@ func (d *Daemon) askReceivers(v *volume, s *api.EngineStatus) {
 		var answer api.PeerOpenAnswer
 		err := d.config.Peers.Call(ctx, g.Address, api.PathPeerOpen, api.PeerVolume{Volume: v.name, UUID: s.UUID, Grant: g.ID}, &answer)
 		cancel()
-		if err != nil || answer.Open {
+		if err != nil || answer.Open || answer.Host != g.Host {
 			continue
 		}
 		why := api.GrantClosed

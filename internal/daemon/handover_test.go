@@ -3,10 +3,13 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -59,6 +62,16 @@ func (o *others) Call(_ context.Context, _, path string, in, out any) error {
 		return err
 	}
 	return json.Unmarshal(b, out)
+}
+
+// answer has the others answer a path from now on.
+func (o *others) answer(path string, f func(in any) (any, error)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.answers == nil {
+		o.answers = map[string]func(any) (any, error){}
+	}
+	o.answers[path] = f
 }
 
 // change has an engine say something else from now on.
@@ -238,11 +251,11 @@ func (d *Daemon) startOf(m *domain, operation string) api.PrepareRequest {
 func TestStartedWhereItWasGivenAway(t *testing.T) {
 	t.Setenv("VIRT_COW_HOST_UUID", hostB)
 	d := newRealDaemon(t)
-	peers := &others{answers: map[string]func(any) (any, error){}}
+	peers := &others{}
 	d.config.Peers = peers
 	m, libvirt, st := d.givenAway(t)
 	libvirt.become(libvirtx.State{})
-	peers.answers[api.PathPeerRelease] = func(any) (any, error) { return nil, st.Release() }
+	peers.answer(api.PathPeerRelease, func(any) (any, error) { return nil, st.Release() })
 	if _, err := d.Prepare(t.Context(), d.startOf(m, "prepare")); err != nil {
 		t.Fatal(err)
 	}
@@ -256,14 +269,14 @@ func TestStartedWhereItWasGivenAway(t *testing.T) {
 func TestComesBackAtOnce(t *testing.T) {
 	t.Setenv("VIRT_COW_HOST_UUID", hostB)
 	d := newRealDaemon(t)
-	peers := &others{answers: map[string]func(any) (any, error){}}
+	peers := &others{}
 	d.config.Peers = peers
 	m, libvirt, st := d.givenAway(t)
 	if err := st.Update(func(h *cowfmt.Header) { h.Owner.Address = "ha" }); err != nil {
 		t.Fatal(err)
 	}
-	peers.answers[api.PathPeerClosed] = func(any) (any, error) { return nil, nil }
-	peers.answers[api.PathPeerGrant] = func(in any) (any, error) {
+	peers.answer(api.PathPeerClosed, func(any) (any, error) { return nil, nil })
+	peers.answer(api.PathPeerGrant, func(in any) (any, error) {
 		g := in.(api.PeerGrantRequest).Grant
 		_, slot, err := st.ChooseSlots(uuid.MustParse(hostA), uuid.MustParse(hostB))
 		if err != nil {
@@ -272,8 +285,8 @@ func TestComesBackAtOnce(t *testing.T) {
 		return api.PeerGrantAnswer{Epoch: st.Header().Epoch}, st.Grant(cowfmt.Grant{
 			ID: uuid.MustParse(g.ID), Host: uuid.MustParse(g.Host), Boot: uuid.MustParse(g.Boot), HostName: g.HostName, Slot: uint16(slot), Since: 1,
 		})
-	}
-	if _, err := d.Prepare(t.Context(), d.startOf(m, "migrate")); err == nil || !strings.Contains(err.Error(), "here already") && !strings.Contains(err.Error(), "on this host already") {
+	})
+	if _, err := d.Prepare(t.Context(), d.startOf(m, "migrate")); err == nil || !strings.Contains(err.Error(), "on this host already") {
 		t.Errorf("its guest here would have the volume: %v", err)
 	}
 	libvirt.become(libvirtx.State{})
@@ -283,5 +296,210 @@ func TestComesBackAtOnce(t *testing.T) {
 	s, err := d.engineStatus(t.Context(), d.volumeNamed("v"))
 	if err != nil || s.Handover == nil || s.Handover.Role != api.RoleReceiver || s.Handover.State != "idle" {
 		t.Errorf("%+v: %v", s, err)
+	}
+}
+
+// TestNotResumedOnGivenDisk: its requests would fail for ever, and it would go on for a moment each time.
+func TestNotResumedOnGivenDisk(t *testing.T) {
+	d := newRealDaemon(t)
+	m, libvirt := d.pausedGuest(t)
+	if err := m.reconcile(t.Context()); err == nil || libvirt.resumes != 1 {
+		t.Fatalf("resumed %d times: %v", libvirt.resumes, err)
+	}
+	d.mu.Lock()
+	d.volumes["v"].gone = true
+	d.mu.Unlock()
+	if err := m.reconcile(t.Context()); libvirt.resumes != 1 {
+		t.Errorf("resumed %d times: %v", libvirt.resumes, err)
+	}
+}
+
+// TestNotHeldWhileItComes: held it would stay open, and its owner's cache off, when the migration has failed.
+func TestNotHeldWhileItComes(t *testing.T) {
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+		Owner: &api.Owner{Host: hostA, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
+		Handover: &api.Handover{Role: api.RoleReceiver, State: "idle", Grant: grant},
+	})
+	if _, err := d.Start(t.Context(), "v"); err == nil || v.held != "" {
+		t.Errorf("held for %q: %v", v.held, err)
+	}
+}
+
+// TestFencedNames: a name is no host. Only what the dead host owns counts, in the epoch it is in.
+func TestFencedNames(t *testing.T) {
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	owns := func(name, host, called, granted, grantedName string) {
+		t.Helper()
+		err := otherHost(t, d.create(t, name).Store).Update(func(h *cowfmt.Header) {
+			h.Owner = &cowfmt.Owner{Host: uuid.MustParse(host), Boot: uuid.MustParse(bootA), Instance: uuid.New(), HostName: called, Since: 1}
+			h.Cache = cowfmt.CacheOff
+			h.Grants = []cowfmt.Grant{{
+				ID: uuid.New(), Host: uuid.MustParse(granted), Boot: uuid.MustParse(bootA), HostName: grantedName, Slot: 1, Since: 1,
+			}}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const hostC, hostD = "00000000-0000-4000-8000-0000000000c1", "00000000-0000-4000-8000-0000000000d1"
+	owns("v", hostD, "twin", hostB, "before")
+	owns("w", hostA, "ha", hostC, "twin")
+	for name, says := range map[string]string{"twin": "two hosts", "before": "this host", "ha": ""} {
+		r, err := d.Fenced(t.Context(), api.FencedRequest{Host: name})
+		switch {
+		case says != "" && (err == nil || !strings.Contains(err.Error(), says)):
+			t.Errorf("%s: %+v %v", name, r, err)
+		case says == "" && (err != nil || r.Host != hostA || len(r.Volumes) != 1 || r.Volumes[0].Volume != "w"):
+			t.Errorf("%s: %+v %v", name, r, err)
+		}
+	}
+}
+
+// TestProofOfOneThatLives: an operator's word is kept until it is used. Meanwhile the host may be back that was only cut off, with the
+// same engine, whose guest writes.
+func TestProofOfOneThatLives(t *testing.T) {
+	for boot, takes := range map[string]bool{bootA: false, grant: true} {
+		d := newRealDaemon(t)
+		d.config.PeerTimeout = patience
+		d.config.Peers = &others{answers: map[string]func(any) (any, error){
+			api.PathPeerHello:   func(any) (any, error) { return api.PeerHello{Host: hostA, Boot: boot}, nil },
+			api.PathPeerRelease: func(any) (any, error) { return nil, &api.RemoteError{Code: 409, Message: "its guest runs"} },
+		}}
+		path := d.create(t, "v").Store
+		err := otherHost(t, path).Update(func(h *cowfmt.Header) {
+			h.Owner = &cowfmt.Owner{
+				Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), HostName: "ha", Address: "ha", Since: 1,
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := d.Fenced(t.Context(), api.FencedRequest{Host: "ha"}); err != nil || len(r.Volumes) != 1 || r.Volumes[0].Error != "" {
+			t.Fatal(r, err)
+		}
+		_, err = d.Start(t.Context(), "v")
+		if takes != (err == nil) || err != nil && !strings.Contains(err.Error(), "its guest runs") {
+			t.Errorf("boot %s: %v", boot, err)
+		}
+	}
+}
+
+// TestOnlyItsReceiverEndsAGrant: also when it was an earlier daemon that gave it.
+func TestOnlyItsReceiverEndsAGrant(t *testing.T) {
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	v, engine := d.adoptedBy(t, d.domainHere("g"), 1)
+	engine.change(func(s *api.EngineStatus) {
+		s.Grants = []api.Grant{{ID: grant, Host: hostA, Address: "ha"}}
+		s.Handover = &api.Handover{Role: api.RoleGiver, State: "open", Grant: grant}
+	})
+	eventually(t, "it is served", func() bool { ready, _ := v.engine.isReady(); return ready })
+	d.mu.Lock()
+	v.uuid, v.outgoing = hostB, nil
+	d.mu.Unlock()
+	ctx := peer.With(t.Context(), peer.Names{DNS: []string{"hc"}})
+	if _, err := d.peerClosed(ctx, api.PeerVolume{UUID: hostB, Grant: grant}); !errors.Is(err, errNotYours) {
+		t.Errorf("ended by another host: %v", err)
+	}
+	ctx = peer.With(t.Context(), peer.Names{DNS: []string{"ha"}})
+	if _, err := d.peerClosed(ctx, api.PeerVolume{UUID: hostB, Grant: grant}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReleasesWhatItLeft: of an engine that died, of which a daemon that is new knows no more than the name, in a domain that is off.
+func TestReleasesWhatItLeft(t *testing.T) {
+	t.Setenv("VIRT_COW_HOST_UUID", hostB)
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	d.conn = &said{}
+	info := d.create(t, "v")
+	st := otherHost(t, info.Store)
+	err := st.Update(func(h *cowfmt.Header) {
+		h.Owner = &cowfmt.Owner{Host: uuid.MustParse(hostB), Boot: uuid.MustParse(bootA), Instance: uuid.New(), Since: 1}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.claim(d.domainHere("g"), libvirtx.Want{Volume: "v", Store: info.Store}, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.peerRelease(t.Context(), api.PeerReleaseRequest{Volume: "v", UUID: info.UUID}); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Reread(); err != nil || st.Header().Owner != nil {
+		t.Errorf("still owned: %+v: %v", st.Header().Owner, err)
+	}
+}
+
+// TestGuestIsToldWhileOthersAreAsked: a host that does not answer takes seconds to find out. Meanwhile the guest may be suspended,
+// and wait on the other host for this one's engine, which waits to be told.
+func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
+	for what, h := range map[string]api.Handover{
+		api.PathPeerOpen: {Role: api.RoleGiver, State: "open"},
+		api.PathPeerSeal: {Role: api.RoleReceiver, State: "active", PeerState: "sealed"},
+	} {
+		d := newRealDaemon(t)
+		asked, end := make(chan struct{}), make(chan struct{})
+		d.config.PeerTimeout = patience
+		d.config.Peers = &others{answers: map[string]func(any) (any, error){what: func(any) (any, error) {
+			close(asked)
+			<-end
+			return nil, peer.ErrUnreachable
+		}}}
+		t.Cleanup(func() { close(end) })
+		m := d.domainHere("g")
+		d.conn = &said{state: libvirtx.State{Active: true}}
+		h.Grant = grant
+		_, engine := d.adoptedIncoming(t, m, api.EngineStatus{
+			Owner: &api.Owner{Host: hostA, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostA, Address: "ha"}}, Handover: &h,
+		})
+		<-asked
+		told := func() (n int) {
+			engine.mu.Lock()
+			defer engine.mu.Unlock()
+			for _, path := range engine.asked {
+				if path == api.PathEngineGuest {
+					n++
+				}
+			}
+			return n
+		}
+		since := told()
+		eventually(t, "the engine is told of its guest", func() bool { return told() > since+2 })
+	}
+}
+
+// TestNotFencedWhileItComesUp: a daemon that is being restarted does not answer for a moment, and its host is well.
+func TestNotFencedWhileItComesUp(t *testing.T) {
+	d := newRealDaemon(t)
+	dir := t.TempDir()
+	fenced := filepath.Join(dir, "fenced")
+	d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
+	if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: > "+fenced+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	st := otherHost(t, d.create(t, "v").Store)
+	err := st.Update(func(h *cowfmt.Header) {
+		h.Owner = &cowfmt.Owner{Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), Address: "ha", Since: 1}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerRelease: func(any) (any, error) {
+		if asked.Add(1) < 3 {
+			return nil, peer.ErrUnreachable
+		}
+		return nil, &api.RemoteError{Code: 409, Message: "its guest runs"}
+	}}}
+	if _, err := d.Start(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "its guest runs") {
+		t.Error(err)
+	}
+	if _, err := os.Stat(fenced); err == nil {
+		t.Error("a host that is well was fenced")
 	}
 }

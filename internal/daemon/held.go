@@ -25,6 +25,10 @@ func (d *Daemon) hold(ctx context.Context, name, why string) (*volume, error) {
 	}
 	d.mu.Lock()
 	v := d.volumes[name]
+	if v != nil && (v.incoming != nil || v.gone) {
+		d.mu.Unlock()
+		return nil, bad("volume %s is another host's: its domain is migrating, or has left: `virt-cow status` tells of it", name)
+	}
 	if v == nil {
 		w.Hydrate = "no"
 		v = &volume{name: name, want: w, state: api.VolumeStarting}

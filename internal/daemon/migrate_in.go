@@ -112,7 +112,12 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 	if err != nil {
 		return err
 	}
-	if err := d.endGiven(ctx, w.Volume, dom); err != nil {
+	if owner == nil {
+		d.log.Info().Str("migration", migration).Str("domain", dom.Name).Str("volume", disk.Volume).
+			Msg("no host has the volume open, so the domain is off: nothing to be granted")
+		return nil
+	}
+	if err := d.endGiven(ctx, w.Volume, dom, true); err != nil {
 		return err
 	}
 	self := d.config.Peers.Self()
@@ -134,13 +139,25 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 	if err != nil {
 		return err
 	}
+	if answer.Off {
+		d.mu.Lock()
+		if v.incoming == in {
+			v.incoming, v.prepared, v.state = nil, time.Time{}, api.VolumeOff
+		}
+		m := v.domain
+		d.mu.Unlock()
+		d.forget(m, v)
+		d.log.Info().Str("migration", migration).Str("domain", dom.Name).Str("volume", v.name).Str("owner", owner.HostName).
+			Msg("the domain is off where its volume is: nothing to be granted")
+		return nil
+	}
 	d.mu.Lock()
 	v.want.Target, v.want.Bus, v.want.Rate, v.plugged = answer.Use.Target, answer.Use.Bus, answer.Rate, answer.Use.Plugged
 	v.want.Hydrate = hydrateWord(answer.Hydrate)
 	d.mu.Unlock()
 	if err := d.startVolume(ctx, v); err != nil {
 		d.setState(v, api.VolumeFailed, err)
-		return fmt.Errorf("volume %s: %w", v.name, err)
+		return aboutVolume(v.name, err)
 	}
 	d.mu.Lock() // the time it took is the migration's
 	v.prepared, v.state = time.Now().Add(incomingFor), api.VolumeIncoming
@@ -148,7 +165,8 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 	return nil
 }
 
-// ownerElsewhere is the other host that has a volume, and the volume's UUID.
+// ownerElsewhere is the other host that has a volume, and the volume's UUID. nil is nobody, of a store that is the right one by
+// its serial: the domain is off (`virsh migrate --offline`). Whatever it is, a start here goes through Prepare.
 func (d *Daemon) ownerElsewhere(ctx context.Context, w libvirtx.Want, disk api.PrepareDisk) (*api.Owner, string, error) {
 	h, err := d.inventory.Header(ctx, w.Store)
 	if err != nil {
@@ -164,8 +182,11 @@ func (d *Daemon) ownerElsewhere(ctx context.Context, w libvirtx.Want, disk api.P
 	case disk.Serial != "" && disk.Serial != libvirtx.Serial(id) && disk.Serial != h.UUID:
 		return nil, "", fmt.Errorf("volume %s: the store at %s is another one on this host: the guest's disk has serial %s, this would be %s",
 			w.Volume, w.Store, disk.Serial, libvirtx.Serial(id))
+	case h.Owner == nil && disk.Serial != "":
+		return nil, h.UUID, nil
 	case h.Owner == nil:
-		return nil, "", fmt.Errorf("volume %s: no host has its store at %s open, so it is not what the guest has", w.Volume, w.Store)
+		return nil, "", fmt.Errorf("volume %s: no host has its store at %s open, so it is not what a guest that runs has; "+
+			"that of one that is off is known by its serial: give its disk <serial>%s</serial>", w.Volume, w.Store, libvirtx.Serial(id))
 	case h.Owner.Host == self.Host:
 		return nil, "", fmt.Errorf("volume %s: this host has it open itself (if both hosts have one UUID, give each its own: engine.host_uuid)", w.Volume)
 	case h.Owner.Address == "":

@@ -54,15 +54,25 @@ func asks(ctx context.Context, address string) error {
 	return nil
 }
 
-// asksReceiver makes sure that a host that speaks of a grant is the one that has it.
+// asksReceiver makes sure that a host that speaks of a grant is the one that has it, as the engine knows it: an earlier daemon may
+// have asked for it.
 func (d *Daemon) asksReceiver(ctx context.Context, v *volume, grant string) error {
 	d.mu.Lock()
 	out := v.outgoing
 	d.mu.Unlock()
-	if out == nil || out.grant.ID != grant {
-		return nil // there is no such grant, and nothing comes of it
+	if out != nil && out.grant.ID == grant {
+		return asks(ctx, out.grant.Address)
 	}
-	return asks(ctx, out.grant.Address)
+	s, err := d.engineStatus(ctx, v)
+	if err != nil {
+		return err
+	}
+	for _, g := range s.Grants {
+		if g.ID == grant {
+			return asks(ctx, g.Address)
+		}
+	}
+	return nil // there is no such grant, and nothing comes of it
 }
 
 // volumeWithUUID is the volume in use that has this UUID, nil if there is none.
@@ -77,6 +87,16 @@ func (d *Daemon) volumeWithUUID(id string) *volume {
 	return nil
 }
 
+// volumeUnheard is the volume in use of this name, if no engine has said its UUID yet: it may be the one.
+func (d *Daemon) volumeUnheard(name string) *volume {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if v := d.volumes[name]; v != nil && v.uuid == "" {
+		return v
+	}
+	return nil
+}
+
 // peerGrant lets another host open a volume beside this one: its domain is about to migrate there.
 func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.PeerGrantAnswer, error) {
 	if err := asks(ctx, r.Grant.Address); err != nil {
@@ -87,8 +107,11 @@ func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.Pe
 		return nil, errNoVolume(r.Volume)
 	}
 	d.mu.Lock()
-	e, m := v.engine, v.domain
+	e, m, held := v.engine, v.domain, v.held
 	d.mu.Unlock()
+	if d.isOff(ctx, m, held, r.Domain) {
+		return &api.PeerGrantAnswer{Off: true}, nil
+	}
 	if m == nil || m.ident().UUID.String() != r.Domain {
 		return nil, &inUseError{volume: v.name, store: v.want.Store, domain: nameOf(m)}
 	}
@@ -129,6 +152,19 @@ func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.Pe
 		Use:     api.Use{Target: v.want.Target, Bus: v.want.Bus, Plugged: v.plugged},
 		Hydrate: v.want.Hydrate != "no", Rate: v.want.Rate, Epoch: s.Epoch,
 	}, nil
+}
+
+// isOff says whether a volume is open here for something else than the domain that is about to migrate, which is off: only its
+// definition migrates (`virsh migrate --offline`).
+func (d *Daemon) isOff(ctx context.Context, m *domain, held, domain string) bool {
+	switch {
+	case m == nil:
+		return held != ""
+	case m.ident().UUID.String() != domain:
+		return false
+	}
+	runs, err := d.runs(ctx, m.ident())
+	return !runs && err == nil
 }
 
 // grantTimeout bounds the switching off of the cache: what the guest has not flushed is written then.
@@ -183,26 +219,29 @@ func (d *Daemon) endGrant(ctx context.Context, v *volume, grant, why string) err
 
 // peerOpen says whether this host has a volume open by a grant, or may still open it.
 func (d *Daemon) peerOpen(_ context.Context, r api.PeerVolume) (*api.PeerOpenAnswer, error) {
-	boot := d.config.Peers.Self().Boot
+	self := d.config.Peers.Self()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, v := range d.volumes {
 		if v.incoming != nil && v.incoming.grant == r.Grant {
-			return &api.PeerOpenAnswer{Open: true, Boot: boot}, nil
+			return &api.PeerOpenAnswer{Open: true, Host: self.Host, Boot: self.Boot}, nil
 		}
 	}
-	return &api.PeerOpenAnswer{Boot: boot}, nil
+	return &api.PeerOpenAnswer{Host: self.Host, Boot: self.Boot}, nil
 }
 
 // peerRelease closes a volume that nobody uses here, so that another host can open it.
 func (d *Daemon) peerRelease(ctx context.Context, r api.PeerReleaseRequest) (*struct{}, error) {
 	names := peer.From(ctx)
 	v := d.volumeWithUUID(r.UUID)
+	if v == nil {
+		v = d.volumeUnheard(r.Volume)
+	}
 	if v == nil { // an engine that died and left the store open, perhaps
 		return &struct{}{}, d.closeLeft(ctx, r)
 	}
 	d.mu.Lock()
-	m, held, announced := v.domain, v.held, v.announced()
+	m, held, announced, served := v.domain, v.held, v.announced(), v.engine != nil
 	d.mu.Unlock()
 	switch {
 	case held != "":
@@ -223,7 +262,10 @@ func (d *Daemon) peerRelease(ctx context.Context, r api.PeerReleaseRequest) (*st
 		return nil, fmt.Errorf("volume %s: somebody is connected to its engine on %s", v.name, d.config.Peers.Self().HostName)
 	}
 	d.log.Info().Str("volume", v.name).Stringer("for", names).Str("why", r.Why).Msg("closing a volume that another host asks for")
-	return &struct{}{}, d.stopVolume(ctx, v, m, api.VolumeOff)
+	if served {
+		return &struct{}{}, d.stopVolume(ctx, v, m, api.VolumeOff)
+	}
+	return &struct{}{}, d.closeLeft(ctx, r)
 }
 
 // runs says whether a domain is active, as libvirt says.
@@ -239,7 +281,7 @@ func (d *Daemon) runs(ctx context.Context, x libvirtx.Domain) (bool, error) {
 	return s.Active, err
 }
 
-// closeLeft closes a store that this host owns though no engine serves it.
+// closeLeft closes a store that this host owns though no engine serves it, and nobody here uses it.
 func (d *Daemon) closeLeft(ctx context.Context, r api.PeerReleaseRequest) error {
 	e, err := d.storeOf(r.Volume)
 	if err != nil {
@@ -252,11 +294,19 @@ func (d *Daemon) closeLeft(ctx context.Context, r api.PeerReleaseRequest) error 
 	if h.UUID != r.UUID || h.Owner == nil || h.Owner.Host != d.config.Peers.Self().Host {
 		return nil // not this host's to close
 	}
-	if _, err := d.hold(ctx, r.Volume, api.HeldRequest); err != nil {
+	v, err := d.hold(ctx, r.Volume, api.HeldRequest)
+	if err != nil {
 		return err
 	}
-	_, err = d.Stop(ctx, r.Volume)
-	return err
+	d.mu.Lock()
+	m := v.domain
+	v.held = ""
+	d.mu.Unlock()
+	if err := d.stopVolume(ctx, v, m, api.VolumeOff); err != nil || m != nil {
+		return err
+	}
+	d.forget(nil, v)
+	return nil
 }
 
 // runsError says that a volume is used by a guest that runs elsewhere.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,7 +48,7 @@ func (d *Daemon) prepare(ctx context.Context, dom libvirtx.Domain, name string) 
 	if err != nil {
 		return err
 	}
-	if err := d.endGiven(ctx, name, dom); err != nil {
+	if err := d.endGiven(ctx, name, dom, false); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -65,10 +66,18 @@ func (d *Daemon) prepare(ctx context.Context, dom libvirtx.Domain, name string) 
 	d.setStarting(v)
 	if err := d.startVolume(ctx, v); err != nil {
 		d.setState(v, api.VolumeFailed, err)
-		return fmt.Errorf("volume %s: %w", name, err)
+		return aboutVolume(name, err)
 	}
 	_, err = d.alone(ctx, v) // QEMU has not connected yet: whoever has is another
 	return err
+}
+
+// aboutVolume has an error say which volume it is about, unless it begins with that.
+func aboutVolume(name string, err error) error {
+	if strings.HasPrefix(err.Error(), "volume "+name) {
+		return err
+	}
+	return fmt.Errorf("volume %s: %w", name, err)
 }
 
 // wantNamed is how a volume that a disk names by its socket is served. Where its store is the catalogue says, unless it

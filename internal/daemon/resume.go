@@ -56,9 +56,9 @@ func (d *Daemon) allServed(m *domain, v view) bool {
 			continue // served by hand: nobody here knows
 		}
 		d.mu.Lock()
-		mine, e := vol.domain == m && !vol.gone && !vol.lost, vol.engine
+		mine, e, gone := vol.domain == m, vol.engine, vol.gone || vol.lost
 		d.mu.Unlock()
-		if !mine || e == nil {
+		if !mine || e == nil || gone { // what is gone to another host fails for good
 			return false
 		}
 		if ready, _ := e.isReady(); !ready {

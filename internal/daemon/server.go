@@ -115,7 +115,11 @@ func call[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFun
 			answer(w, nil, badRequest{fmt.Errorf("%s: %w", r.URL.Path, err)})
 			return
 		}
-		zerolog.Ctx(r.Context()).Info().Msg("asked for")
+		level := zerolog.InfoLevel
+		if r.URL.Path == api.PathPeerOpen { // every few seconds, as long as a grant is open
+			level = zerolog.DebugLevel
+		}
+		zerolog.Ctx(r.Context()).WithLevel(level).Msg("asked for")
 		out, err := f(context.WithoutCancel(r.Context()), in)
 		answer(w, out, err)
 	}

@@ -266,8 +266,9 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 }
 
 // endGiven ends an engine that has handed its volume over, for a domain whose guest here is gone: it is about to have the volume
-// anew, and that engine would refuse all that it asks. What is known of the guest before goes with it.
-func (d *Daemon) endGiven(ctx context.Context, name string, dom libvirtx.Domain) error {
+// anew, and that engine would refuse all that it asks. So would one that fails for good, and so does any, if void, since another
+// host is the owner. What is known of the guest before goes with it.
+func (d *Daemon) endGiven(ctx context.Context, name string, dom libvirtx.Domain, void bool) error {
 	v := d.volumeNamed(name)
 	if v == nil {
 		return nil
@@ -277,7 +278,7 @@ func (d *Daemon) endGiven(ctx context.Context, name string, dom libvirtx.Domain)
 	s, err := d.engineStatus(ctx, v)
 	d.mu.Lock()
 	e, m := v.engine, v.domain
-	over := e == nil || v.gone || err == nil && given(s)
+	over := void || e == nil || v.gone || err == nil && (given(s) || s.Error != "")
 	d.mu.Unlock()
 	if !over || m != nil && m.ident().UUID != dom.UUID {
 		return nil

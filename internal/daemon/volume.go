@@ -119,11 +119,12 @@ func (d *Daemon) setState(v *volume, state string, err error) {
 	}
 }
 
-// setStarting records a first attempt; a repeated one goes on showing why the last one failed.
+// setStarting records a first attempt; a repeated one goes on showing why the last one failed, and a volume that is to come with
+// its domain stays incoming.
 func (d *Daemon) setStarting(v *volume) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if v.err == nil {
+	if v.err == nil && v.incoming == nil {
 		v.state = api.VolumeStarting
 	}
 }

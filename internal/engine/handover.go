@@ -56,7 +56,9 @@ func (m *mover) tell() *Handover {
 	if m.role == receiver {
 		out.Peer, out.PeerHost = m.giver.HostName, m.giver.Host
 	}
-	if held > 0 && time.Since(oldest) > patience || m.closing || m.trouble != nil {
+	// A guest that runs here with a giver that does not stop will have to wait as soon as it writes.
+	stuck := m.state == handover.Active && time.Since(m.since) > patience
+	if held > 0 && time.Since(oldest) > patience || stuck || m.closing || m.trouble != nil {
 		out.Waits = m.waits(out)
 	}
 	return out

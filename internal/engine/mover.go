@@ -79,10 +79,12 @@ const (
 func (r role) String() string { return [...]string{"giver", "receiver"}[r] }
 
 func newMover(v *Volume, me cowfmt.Owner) *mover {
-	return &mover{
+	m := &mover{
 		v: v, me: me, state: handover.Alone, since: time.Now(), peerSlot: -1, wanted: cowfmt.CacheOn,
 		onKick: make(chan struct{}, 1), calls: make(chan func()), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
+	m.guest.turn = uint64(time.Now().UnixNano()) // of no engine before this one: who tells may have asked that one for its turn
+	return m
 }
 
 // wake has the runner look at once. It never blocks.
@@ -122,8 +124,12 @@ func (m *mover) undivided(what string) error {
 	case m.state == handover.Given:
 		return fmt.Errorf("%s %s: it was handed over to %s", what, m.v.info.Name, m.peerName())
 	}
-	return fmt.Errorf("%s %s: %w: %s has it open since %s, as %v; this host's is %v", what, m.v.info.Name, ErrGranted, m.peerName(),
-		time.Unix(m.grant.Since, 0).Format(time.RFC3339), m.peer, m.state)
+	says := slotName(m.peer)
+	if says == "" {
+		says = "nothing yet"
+	}
+	return fmt.Errorf("%s %s: %w: %s has it open since %s (its slot says %s, this host's %v)", what, m.v.info.Name, ErrGranted, m.peerName(),
+		time.Unix(m.grant.Since, 0).Format(time.RFC3339), says, m.state)
 }
 
 // granted says whether another host has, or may have, the volume open.

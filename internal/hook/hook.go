@@ -45,12 +45,13 @@ type Config struct {
 }
 
 // Run does what a call asks for. nil lets libvirt go on; an error wraps ErrVeto, is one line, and says what to do. Only
-// `prepare begin`, `restore begin` and `migrate begin` can be vetoed. When ctx ends, a call that waits is vetoed.
+// `prepare begin` and `migrate begin` can be vetoed. `restore begin` must not be: libvirt 11.3 then says that the domain
+// was started, leaves it off and deletes its saved state. When ctx ends, a call that waits is vetoed.
 func Run(ctx context.Context, c Config, call Call, xml io.Reader) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	switch call.Operation + " " + call.Phase {
-	case "prepare begin", "restore begin":
+	case "prepare begin": // also of a restore, after `restore begin`
 		dom, disks, _, err := c.named(ctx, call, xml)
 		if err != nil || len(disks) == 0 {
 			return err
@@ -126,7 +127,13 @@ const maxLine = 1000
 // veto makes an error of one line, whatever its parts have in them.
 func veto(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	line := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r < ' ' || r == 0x7f }), " ")
+	var parts []string // errors that were joined
+	for part := range strings.Lines(err.Error()) {
+		if part = strings.Join(strings.FieldsFunc(part, func(r rune) bool { return r < ' ' || r == 0x7f }), " "); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	line := strings.Join(parts, "; ")
 	if len(line) > maxLine {
 		line = strings.ToValidUTF8(line[:maxLine], "") + "…"
 	}

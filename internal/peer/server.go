@@ -88,7 +88,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log := s.Log.With().Stringer("host", From(r.Context())).Str("remote", r.RemoteAddr).Str("path", r.URL.Path).Logger()
-		log.Info().Msg("asked by another host")
+		log.Debug().Msg("asked by another host") // what it was asked is logged by who answers
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		s.Handler.ServeHTTP(w, r.WithContext(log.WithContext(r.Context())))
 	})

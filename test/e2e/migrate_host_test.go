@@ -127,9 +127,16 @@ func TestMigrateHostGone(t *testing.T) {
 	p.finishHeld(t)
 	must(t, a.Freeze())
 	must(t, b.Libvirtd().Signal(syscall.SIGCONT))
+	defer func() { // what the guest does is not to be seen otherwise
+		if t.Failed() {
+			stats, err := b.Virsh(t.Context(), "qemu-monitor-command", "--hmp", "g1", "info blockstats")
+			t.Logf("QEMU: %v %s\nthe guest: %s", err, stats, c.guest.ConsoleLog())
+		}
+	}()
 	b.await(t, "v1", "waiting for the source", func(s *api.VolumeStatus) bool {
 		return s != nil && s.Migration != nil && strings.Contains(s.Migration.Waits, "virt-cow host fenced ha")
 	})
+	p.forget()
 	must(t, a.PowerCut())
 	<-p.over
 	c.guest.MovedTo(b.Host)

@@ -21,15 +21,22 @@ type site struct {
 	guest  *lab.Guest
 	log    *keptLog
 	master *lab.Disk
-	raw    string // what is on the master, outside
+	disks  map[string]*lab.Disk // by volume
+	raw    string               // what is on the master, outside
 	sum    string
 }
 
 // newSite makes a site whose guest has these volumes, each a clone of the master with these flags for `store create`.
 func newSite(t *testing.T, hosts []string, flags []string, volumes ...string) *site {
 	t.Helper()
+	return newSiteOf(t, program, hosts, flags, volumes...)
+}
+
+// newSiteOf is newSite with another program.
+func newSiteOf(t *testing.T, program string, hosts []string, flags []string, volumes ...string) *site {
+	t.Helper()
 	t.Parallel()
-	s := &site{log: &keptLog{}}
+	s := &site{log: &keptLog{}, disks: map[string]*lab.Disk{}}
 	s.Site = lab.SiteFor(t, lab.SiteConfig{Names: hosts, Host: lab.Config{Log: s.log, Hook: program, Env: []string{"VIRT_COW_PLUGINS_DIR=" + pluginsDir}}})
 	t.Cleanup(func() {
 		if t.Failed() || testing.Verbose() {
@@ -45,8 +52,7 @@ func newSite(t *testing.T, hosts []string, flags []string, volumes ...string) *s
 	must(t, err)
 	var wants strings.Builder
 	for i, v := range volumes {
-		d, err := s.NewDisk(lab.DiskConfig{Name: v, Size: (masterMiB + 16) << 20})
-		must(t, err)
+		d := s.newDisk(t, v)
 		fmt.Fprintf(&wants, `<virtcow:disk volume="%s" store="%s" target="vd%c" bus="virtio" hydrate="no"/>`, v, d.Path, 'b'+i)
 	}
 	for _, h := range s.Hosts {
@@ -55,7 +61,7 @@ func newSite(t *testing.T, hosts []string, flags []string, volumes ...string) *s
 	}
 	a := s.beds[0]
 	for _, v := range volumes {
-		a.run(t, append(append([]string{"store", "create", "--master", s.master.Path, "--name", v}, flags...), "/dev/disk/by-id/"+v)...)
+		s.newStore(t, v, v, flags...)
 	}
 	metadata := `<virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0">` + wants.String() + `</virtcow:disks>`
 	if s.guest, err = a.Define(t.Context(), lab.GuestConfig{Name: "g1", Metadata: metadata}); err != nil {
@@ -68,6 +74,21 @@ func newSite(t *testing.T, hosts []string, flags []string, volumes ...string) *s
 		}
 	}
 	return s
+}
+
+// newDisk makes a disk that a store of a clone of the master fits on.
+func (s *site) newDisk(t *testing.T, name string) *lab.Disk {
+	t.Helper()
+	d, err := s.NewDisk(lab.DiskConfig{Name: name, Size: (masterMiB + 16) << 20})
+	must(t, err)
+	s.disks[name] = d
+	return d
+}
+
+// newStore makes a volume, a clone of the master, on a disk.
+func (s *site) newStore(t *testing.T, disk, volume string, flags ...string) {
+	t.Helper()
+	s.beds[0].run(t, append(append([]string{"store", "create", "--master", s.master.Path, "--name", volume}, flags...), s.disks[disk].Path)...)
 }
 
 // configure writes a host's configuration file; more is added to it.
@@ -91,6 +112,7 @@ func (s *site) boot(t *testing.T, volumes ...string) {
 // move migrates the guest, which must succeed, and returns the beds it is on now and was on before.
 func (s *site) move(t *testing.T, from, to *bed, flags ...string) {
 	t.Helper()
+	must(t, s.guest.LimitMigration(t.Context(), sprint)) // libvirt keeps what an earlier one from here was limited to
 	out, err := s.guest.Migrate(t.Context(), to.Host, flags...)
 	if err != nil {
 		t.Fatalf("migrate %s to %s: %v: %s", from.Name, to.Name, err, out)

@@ -3,10 +3,12 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +48,7 @@ func (c *crossing) write(t *testing.T) {
 	for i, v := range c.volumes {
 		k, err := c.guest.StartChecker(t.Context(), lab.CheckerConfig{
 			Name: fmt.Sprintf("boot%d%s", c.boots, v), Disk: on.disk(t, "/dev/disk/by-id/"+v), Seed: uint64(100*c.boots + i + 1),
+			Slots: 1024, // a guest under emulation takes its time to read them all
 		})
 		must(t, err)
 		c.checkers[v] = k
@@ -234,11 +237,17 @@ func (c *crossing) finish(t *testing.T) {
 	t.Helper()
 	c.move(t, c.on(), c.other())
 	on := c.verdict(t)
+	list := make([]records.Log, len(c.volumes))
+	errs := make([]error, len(c.volumes))
+	var wg sync.WaitGroup
+	for i, v := range c.volumes {
+		wg.Go(func() { list[i], errs[i] = c.checkers[v].Stop(t.Context()) })
+	}
+	wg.Wait()
+	must(t, errors.Join(errs...))
 	logs := map[string]records.Log{}
-	for v, k := range c.checkers {
-		log, err := k.Stop(t.Context())
-		must(t, err)
-		logs[v] = log
+	for i, v := range c.volumes {
+		logs[v] = list[i]
 	}
 	c.verifyAll(t, on, logs)
 }

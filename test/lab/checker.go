@@ -117,10 +117,16 @@ func (c *Checker) Told() (records.Log, error) {
 	return w.Promised(flushed), err
 }
 
-// Wrong is what the checker said on the console that it found, nil if it said nothing of the kind.
+// Wrong is what the checker said on the console that it found, nil if it said nothing of the kind; or that the guest's kernel has
+// panicked, which ends a checker too.
 func (c *Checker) Wrong() error {
 	mark := fmt.Sprintf(records.Wrong, c.Name, "")
+	begun := false // the console has what guests of before said
 	return c.console(func(line string) error {
+		begun = begun || strings.Contains(line, " "+c.Name+" ")
+		if begun && strings.Contains(line, "Kernel panic") {
+			return fmt.Errorf("guest %s of checker %s: %s", c.Guest.Name, c.Name, line)
+		}
 		if _, what, ok := strings.Cut(line, mark); ok {
 			return fmt.Errorf("checker %s of guest %s: %s", c.Name, c.Guest.Name, what)
 		}

@@ -152,12 +152,14 @@ func (h *Host) connect(ctx context.Context) error {
 	end := func(name, address, peer string) []string {
 		return []string{"addr add " + address + " peer " + peer + " dev " + name, "link set " + name + " up"}
 	}
-	cable := func(inside, outside string) error {
-		return ip(ctx, nil, fmt.Sprintf("link add %s netns %d type veth peer name %s netns %d",
-			inside, h.pid(), outside, admin.pid()))
+	// A host that was off has its hardware addresses still: the others remember them.
+	cable := func(inside, outside string, n Network, other int) error {
+		mac := fmt.Sprintf("02:77:00:%02x:%02x:%02x", int(n), h.index+1, other+1)
+		return ip(ctx, nil, fmt.Sprintf("link add %s address %s netns %d type veth peer name %s netns %d",
+			inside, mac, h.pid(), outside, admin.pid()))
 	}
 	port := fmt.Sprintf("host-%d", h.index)
-	if err := cable("mgmt-admin", port); err != nil {
+	if err := cable("mgmt-admin", port, Mgmt, adminAddress-1); err != nil {
 		return err
 	}
 	if err := admin.ip(ctx, end(port, admin.Address(Mgmt), h.Address(Mgmt))...); err != nil {
@@ -172,7 +174,7 @@ func (h *Host) connect(ctx context.Context) error {
 			continue
 		}
 		name := l.Network.String() + "-" + other.Name
-		if err := cable(name, l.port(h)); err != nil {
+		if err := cable(name, l.port(h), l.Network, other.index); err != nil {
 			return err
 		}
 		l.mu.Lock()
