@@ -60,7 +60,7 @@ func (g *guestTold) wrote(writes uint64) {
 func (g *guestTold) set(s handover.Guest, turn uint64, now time.Time, holds time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if turn>>turnBits != g.turn {
+	if turnOf(turn>>turnBits, 0) != turnOf(g.turn, 0) { // of g.turn a turn that is told has the low bits only
 		return
 	}
 	g.writes = turn & (1<<turnBits - 1)

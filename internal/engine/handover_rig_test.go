@@ -138,7 +138,11 @@ func (h *site) guest(s handover.Guest) {
 // is waits until the engine is in a state.
 func (h *site) is(s handover.State) {
 	h.tb.Helper()
-	eventually(h.tb, h.name+" is "+s.String(), func() bool { return h.state() == s })
+	for end := time.Now().Add(time.Minute); h.state() != s; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			h.tb.Fatalf("after a minute %s is not %v: %+v", h.name, s, h.v.Handover())
+		}
+	}
 }
 
 // state is the engine's; a receiver that became the owner is alone, too.

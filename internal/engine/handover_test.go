@@ -103,6 +103,9 @@ func moveOnce(t *testing.T, h *history, from, to *site, seed uint64, size, chunk
 					r = &blockdev.Request{Op: blockdev.OpRead, Off: r.Off, Length: max(r.Length, sector)}
 				}
 				if err := h.do(v, id, r); err != nil {
+					if t.Context().Err() != nil {
+						return // the test has failed, and ended the volume
+					}
 					t.Errorf("client %d of %s: %v", id, v.Info().Name, err)
 					return
 				}
