@@ -164,20 +164,6 @@ func (h *site) reads(off, length int64, version uint32) {
 	}
 }
 
-// moveTo hands the volume over to another host, whose engine is opened, as a live migration does it.
-func (h *site) moveTo(o *site) {
-	h.tb.Helper()
-	g := h.grantTo(o)
-	check(h.tb, o.open(incoming(g)))
-	h.guest(handover.GuestStopped)
-	h.is(handover.Sealed)
-	o.guest(handover.GuestRuns)
-	o.write(0, sector, 1)
-	o.is(handover.Owner)
-	h.is(handover.Given)
-	h.close()
-}
-
 // alone says that a host has the volume to itself, cache on.
 func (h *site) alone() {
 	h.tb.Helper()
