@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +23,8 @@ type host struct {
 	id   string
 	lun  string
 	s    *server
+	told *server      // that is told what the guest does
+	says atomic.Value // what: a string
 }
 
 // twoHosts makes a LUN with a clone on it that two hosts see.
@@ -65,11 +68,25 @@ func (h *host) is(state string) {
 	eventually(h.b.t, h.name+" is "+state, func() bool { at := h.s.status().Handover; return at != nil && at.State == state })
 }
 
+// guest has the engine told what the guest does, as a daemon does it: again and again, since the engine forgets what it was told
+// before its guest did something.
 func (h *host) guest(state string) {
-	h.b.t.Helper()
-	if _, err := h.s.engine().Guest(h.b.t.Context(), api.GuestRequest{State: state}); err != nil {
-		h.b.t.Fatal(err)
+	h.says.Store(state)
+	if h.told == h.s {
+		return
 	}
+	s := h.s
+	h.told = s
+	go func() {
+		ctx := context.Background()
+		for !s.ended() {
+			if st, err := s.engine().Status(ctx); err == nil && st.Handover != nil {
+				// It may have ended meanwhile.
+				_, _ = s.engine().Guest(ctx, api.GuestRequest{State: h.says.Load().(string), Turn: st.Handover.Turn})
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
 }
 
 // grantTo asks for a grant as another host's daemon would.

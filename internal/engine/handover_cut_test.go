@@ -58,7 +58,7 @@ func (m *mayHave) allows(p []byte) error {
 // The power of the shared disk, and of both hosts, is cut at every operation of a migration: afterwards exactly one of them is
 // the owner, gets to write without the other, and has everything that was flushed.
 func TestPowerCutInMigration(t *testing.T) {
-	const states = 6
+	const states = 4
 	disk := blockdevtest.NewCrash(memoryStore(t, deathSize, deathChunk, sector, true), blockdevtest.CrashOptions{})
 	master := memoryMaster(deathSize, false, 0, deathSize)
 	openMaster := func() blockdev.Device { return master.Open(true) }
