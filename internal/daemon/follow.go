@@ -19,6 +19,7 @@ const (
 	followEvery = 50 * time.Millisecond
 	askEvery    = 3 * time.Second
 	sealAfter   = time.Second
+	jobEvery    = 500 * time.Millisecond // that libvirt is asked whether a guest is being migrated
 )
 
 // follow has somebody look after a volume as long as two hosts have it open, and look at once.
@@ -38,7 +39,7 @@ func (d *Daemon) follow(v *volume) {
 // followed tells the engine what libvirt says of the guest, and the other host what only this one knows, until nothing is left
 // of the hand-over.
 func (d *Daemon) followed(v *volume, look <-chan struct{}) {
-	var asked, sealAsked time.Time
+	var asked, sealAsked, jobAsked time.Time
 	var asking atomic.Bool
 	ask := func(question func(*volume, *api.EngineStatus), s *api.EngineStatus) { // beside, since the guest waits for what the engine is told
 		if asking.CompareAndSwap(false, true) {
@@ -49,7 +50,7 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 		}
 	}
 	for d.root.Err() == nil {
-		s, err := d.tellGuest(v)
+		s, err := d.tellGuest(v, &jobAsked)
 		switch {
 		case errors.Is(err, errNotServed), err == nil && !handingOver(s):
 			if d.followedEnough(v, s) {
@@ -123,7 +124,7 @@ func (d *Daemon) followedEnough(v *volume, s *api.EngineStatus) bool {
 var errNotServed = errors.New("not served")
 
 // tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told.
-func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
+func (d *Daemon) tellGuest(v *volume, jobAsked *time.Time) (*api.EngineStatus, error) {
 	d.mu.Lock()
 	e, m := v.engine, v.domain
 	d.mu.Unlock()
@@ -142,15 +143,17 @@ func (d *Daemon) tellGuest(v *volume) (*api.EngineStatus, error) {
 	if s.Handover != nil {
 		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
 	}
-	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver), Turn: turn})
+	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver, jobAsked), Turn: turn})
 	if err == nil && given(s) && m != nil {
 		d.gone(v, s)
 	}
 	return s, err
 }
 
-// guestState is what libvirt says of a domain now.
-func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver bool) string {
+// guestState is what libvirt says of a domain now. Of a giver's it asks for the job too, now and then and only while the guest runs:
+// libvirt asks QEMU for that, and a QEMU that hangs in its switch-over, as the migration's network is gone, would have that question
+// keep libvirt from cancelling the migration. In between the guest is said to be leaving, on which nothing is decided.
+func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver bool, jobAsked *time.Time) string {
 	if m == nil {
 		return api.GuestStopped
 	}
@@ -158,20 +161,33 @@ func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver boo
 	if err != nil {
 		return api.GuestUnknown
 	}
-	// The job first: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
-	leaving, jobErr := false, error(nil)
-	if giver {
-		if leaving, jobErr = c.Leaving(ctx, m.ident()); jobErr == nil {
-			leaving = d.isLeaving(v, leaving)
+	state := func() string {
+		s, err := c.State(ctx, m.ident())
+		switch {
+		case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
+			return api.GuestStopped
+		case err != nil, s.Ending: // which does not run here for good, and may write still
+			return api.GuestUnknown
 		}
+		return api.GuestRuns
 	}
-	s, err := c.State(ctx, m.ident())
+	now := state()
 	switch {
-	case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
-		return api.GuestStopped
-	case err != nil, jobErr != nil, s.Ending: // which does not run here for good, and may write still
+	case now != api.GuestRuns || !giver:
+		return now
+	case time.Since(*jobAsked) < jobEvery:
+		return api.GuestLeaves
+	}
+	*jobAsked = time.Now()
+	leaving, err := c.Leaving(ctx, m.ident())
+	// And once more: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
+	if now = state(); now != api.GuestRuns {
+		return now
+	}
+	switch {
+	case err != nil:
 		return api.GuestUnknown
-	case leaving:
+	case d.isLeaving(v, leaving):
 		return api.GuestLeaves
 	}
 	return api.GuestRuns
