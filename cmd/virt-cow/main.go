@@ -221,5 +221,6 @@ func newLog(w io.Writer, level zerolog.Level) zerolog.Logger {
 	if isTerminal(w) {
 		w = zerolog.ConsoleWriter{Out: overBar{w}, TimeFormat: "15:04:05"}
 	}
+	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00" // a migration has many steps in a second
 	return zerolog.New(w).Level(level).With().Timestamp().Logger()
 }

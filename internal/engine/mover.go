@@ -80,10 +80,12 @@ const (
 func (r role) String() string { return [...]string{"giver", "receiver"}[r] }
 
 func newMover(v *Volume, me cowfmt.Owner) *mover {
-	return &mover{
+	m := &mover{
 		v: v, me: me, state: handover.Alone, since: time.Now(), peerSlot: -1, wanted: cowfmt.CacheOn,
 		onKick: make(chan struct{}, 1), calls: make(chan func()), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
+	m.guest.turn = uint64(time.Now().UnixNano()) // of no engine before this one: who tells may have asked that one for its turn
+	return m
 }
 
 // wake has the runner look at once. It never blocks.

@@ -93,6 +93,8 @@ func (c Config) served(ctx context.Context, dom libvirtx.Domain, volume string) 
 		return fmt.Errorf("the engine at its place serves volume %q", s.Volume)
 	case s.Error != "":
 		return fmt.Errorf("its engine fails: %s", s.Error)
+	case s.Handover != nil && s.Handover.State == "given":
+		return fmt.Errorf("its engine has handed it over to %s", s.Handover.Peer)
 	case s.Client != nil && s.Client.UUID != dom.UUID.String():
 		return fmt.Errorf("its engine serves domain %s", s.Client.Domain)
 	case s.Connections > 0:

@@ -102,5 +102,8 @@ func checkSpec(s *api.EngineSpec) error {
 	if _, err := deadOwner(s.Dead); err != nil {
 		return err
 	}
+	if s.Dead != nil && s.Dead.By == api.ByReservation && (!s.Reservations || s.ReadOnly) {
+		return errors.New("dead owner: by reservation, but nothing is to be reserved: that proves nothing")
+	}
 	return checkPeer(s.Client)
 }

@@ -44,11 +44,18 @@ func TestLoadSpec(t *testing.T) {
 	}
 	if c.Store != s.Store || c.Name != s.Volume || c.UUID != s.UUID || c.Socket != s.Socket || c.Control != s.Control || c.Group != s.Group ||
 		*c.Client != *s.Client || !c.Hydrate || c.Rate != 5 || !c.CacheOff || !c.ReadOnly ||
-		c.Address != s.Address || c.Incoming != s.Incoming.Grant || *c.Dead != *s.Dead {
+		c.Address != s.Address || c.Incoming != s.Incoming.Grant || *c.Dead != *s.Dead || c.Reservations {
 		t.Errorf("%+v", c)
 	}
 	if c, err = LoadSpec(specFile(t, []byte(`{"version":2,"volume":"v","store":"/s","socket":"/r/v.sock","control":"/r/v.ctl"}`))); err != nil || c.Name != "v" {
 		t.Errorf("of the version before: %+v, %v", c, err)
+	}
+	s.ReadOnly, s.Reservations, s.Dead.By = false, true, api.ByReservation
+	if b, err = json.Marshal(s); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = LoadSpec(specFile(t, b)); err != nil || !c.Reservations || *c.Dead != *s.Dead {
+		t.Errorf("reserved: %+v, %v", c, err)
 	}
 	if _, err := LoadSpec(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
@@ -66,20 +73,22 @@ func TestSpecsThatAreRefused(t *testing.T) {
 		"":   "unexpected end",
 		"{}": "version 0",
 		"[]": "cannot unmarshal",
-		`{"version":1,"want":{"volume":"v","store":"/s","target":"vdb"}}`: "version 1, which only the daemon reads",
-		`{"version":4,"volume":7,"unheard":true}`:                         "version 4, this program knows 3",
-		`{"version":3,"volume":"v","readonly ":true}`:                     "unknown field",
-		`{"version":2,"volume":"v","readonly ":true}`:                     "unknown field",
-		changed(func(s *api.EngineSpec) { s.Volume = "../v" }):            "volume name",
-		changed(func(s *api.EngineSpec) { s.UUID = "x" }):                 "uuid",
-		changed(func(s *api.EngineSpec) { s.Store = "s" }):                "store",
-		changed(func(s *api.EngineSpec) { s.Socket = "" }):                "socket",
-		changed(func(s *api.EngineSpec) { s.Control = "c" }):              "control",
-		changed(func(s *api.EngineSpec) { s.Incoming.Grant = "" }):        "grant",
-		changed(func(s *api.EngineSpec) { s.Dead.Instance = "x" }):        "dead owner",
-		changed(func(s *api.EngineSpec) { s.Rate = -1 }):                  "rate",
-		changed(func(s *api.EngineSpec) { s.Client.PIDFile = "" }):        "client",
-		strings.Repeat(" ", maxSpec) + "{}":                               "more than",
+		`{"version":1,"want":{"volume":"v","store":"/s","target":"vdb"}}`:                        "version 1, which only the daemon reads",
+		`{"version":4,"volume":7,"unheard":true}`:                                                "version 4, this program knows 3",
+		`{"version":3,"volume":"v","readonly ":true}`:                                            "unknown field",
+		`{"version":2,"volume":"v","readonly ":true}`:                                            "unknown field",
+		changed(func(s *api.EngineSpec) { s.Volume = "../v" }):                                   "volume name",
+		changed(func(s *api.EngineSpec) { s.UUID = "x" }):                                        "uuid",
+		changed(func(s *api.EngineSpec) { s.Store = "s" }):                                       "store",
+		changed(func(s *api.EngineSpec) { s.Socket = "" }):                                       "socket",
+		changed(func(s *api.EngineSpec) { s.Control = "c" }):                                     "control",
+		changed(func(s *api.EngineSpec) { s.Incoming.Grant = "" }):                               "grant",
+		changed(func(s *api.EngineSpec) { s.Dead.Instance = "x" }):                               "dead owner",
+		changed(func(s *api.EngineSpec) { s.Dead.By = api.ByReservation }):                       "proves nothing",
+		changed(func(s *api.EngineSpec) { s.Dead.By, s.Reservations = api.ByReservation, true }): "proves nothing", // it is read-only
+		changed(func(s *api.EngineSpec) { s.Rate = -1 }):                                         "rate",
+		changed(func(s *api.EngineSpec) { s.Client.PIDFile = "" }):                               "client",
+		strings.Repeat(" ", maxSpec) + "{}":                                                      "more than",
 	} {
 		if _, err := LoadSpec(specFile(t, []byte(text))); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%.60s: %v, want %q", text, err, says)

@@ -26,7 +26,7 @@ type offCell struct {
 // of a pair. The store is on a block device, so that its I/O is counted where it arrives. That device is in memory: what
 // matters is the engine's CPU and how often it goes to the device, and a disk has whims.
 func runCacheOff(ctx context.Context, b *bench, rep *report) error {
-	if err := b.makeMaster(ctx); err != nil {
+	if err := errors.Join(b.makeMaster(ctx), checkRoom(b.shm, int64(b.o.Size)*5/4)); err != nil {
 		return err
 	}
 	for _, state := range []string{written, untouched, first} {
@@ -133,8 +133,8 @@ func (s *server) switchCache(ctx context.Context, on bool) error {
 	return err
 }
 
-// runBefore compares this virt-cow with another one, on clones that are written: cache on, nobody else there. The store is
-// in a file, where nothing has to be looked at for other hosts, and on a block device.
+// runBefore compares this virt-cow with another one, on clones that are written: cache on, nobody else
+// there, the stores on block devices that other hosts may see.
 func runBefore(ctx context.Context, b *bench, rep *report) error {
 	if b.o.Before == "" {
 		b.log.Warn().Msg("SKIPPED: part before needs --before, another virt-cow to compare with")
@@ -144,7 +144,7 @@ func runBefore(ctx context.Context, b *bench, rep *report) error {
 	if err != nil {
 		return err
 	}
-	if err := b.makeMaster(ctx); err != nil {
+	if err := errors.Join(b.makeMaster(ctx), checkRoom(b.shm, int64(b.o.Size)*5/2)); err != nil {
 		return err
 	}
 	return b.beforeOn(ctx, rep, old)

@@ -23,8 +23,21 @@ type device struct {
 // deviceIO is what a block device has done.
 type deviceIO struct{ reads, writes, flushes float64 }
 
-// startDevice makes a clone of master on a block device over a file in folder, and serves it; flags are for `store create`.
-func (b *bench) startDevice(ctx context.Context, folder, program, master string, flags ...string) (d *device, err error) {
+// startDevice makes a clone as makeDevice does, and serves it.
+func (b *bench) startDevice(ctx context.Context, folder, program, master string, flags ...string) (*device, error) {
+	d, err := b.makeDevice(ctx, folder, program, master, flags...)
+	if err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(d.dir, "n.sock")
+	if d.server, err = startServer(ctx, []string{program, "serve", "--socket", socket, d.loop.Name()}, b.env(), socket); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// makeDevice makes a clone of master on a block device over a file in folder; flags are for `store create`.
+func (b *bench) makeDevice(ctx context.Context, folder, program, master string, flags ...string) (d *device, err error) {
 	d = &device{}
 	if d.dir, err = b.newDir(); err != nil {
 		return nil, err
@@ -53,12 +66,7 @@ func (b *bench) startDevice(ctx context.Context, folder, program, master string,
 	}
 	name := fmt.Sprintf("bench-%d-%s", os.Getpid(), filepath.Base(d.dir))
 	argv := append([]string{program, "store", "create", "--master", master, "--name", name}, flags...)
-	if err := command(ctx, append(argv, d.loop.Name()), b.env()...); err != nil {
-		return d, err
-	}
-	socket := filepath.Join(d.dir, "n.sock")
-	d.server, err = startServer(ctx, []string{program, "serve", "--socket", socket, d.loop.Name()}, b.env(), socket)
-	return d, err
+	return d, command(ctx, append(argv, d.loop.Name()), b.env()...)
 }
 
 func (d *device) close() error {
@@ -73,6 +81,11 @@ func (d *device) close() error {
 		err = errors.Join(err, os.Remove(d.back))
 	}
 	return errors.Join(err, os.RemoveAll(d.dir))
+}
+
+// since is what was done from before on, a request.
+func (io deviceIO) since(before deviceIO, requests float64) deviceIO {
+	return deviceIO{(io.reads - before.reads) / requests, (io.writes - before.writes) / requests, (io.flushes - before.flushes) / requests}
 }
 
 // io is what the device has done so far.

@@ -23,9 +23,9 @@ func output(t *testing.T, name string) []byte {
 // The files are what fio 3.33 wrote: a read, a replay with flushes, and a write refused with ENOSPC.
 func TestParseFio(t *testing.T) {
 	for name, want := range map[string]sample{
-		"read.json": {Requests: 40826, Seconds: 1.001, IOPS: 40785.214785, MBps: 167.056239, P50: 197.632, P99: 6258.688},
+		"read.json": {Requests: 40826, Seconds: 1.001, IOPS: 40785.214785, MBps: 167.056239, P50: 197.632, P99: 6258.688, Max: 23644.984},
 		"replay.json": {Requests: 1024, Syncs: 32, Seconds: 0.058, IOPS: 17655.172414, MBps: 72.315586,
-			P50: 175.104, P99: 8093.696, SyncP99: 872.448},
+			P50: 175.104, P99: 8093.696, Max: 11526.864, SyncP99: 872.448},
 	} {
 		got, err := parseFio(output(t, name))
 		if err != nil {

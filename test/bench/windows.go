@@ -119,7 +119,7 @@ func (d *device) window(ctx context.Context) (m measured, err error) {
 	}
 	return measured{
 		cpu: float64((to.cpu - from.cpu).Nanoseconds()) / 1e3 / n, rate: n / to.at.Sub(from.at).Seconds(),
-		io: deviceIO{(to.io.reads - from.io.reads) / n, (to.io.writes - from.io.writes) / n, (to.io.flushes - from.io.flushes) / n},
+		io: to.io.since(from.io, n),
 	}, nil
 }
 

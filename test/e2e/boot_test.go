@@ -17,7 +17,7 @@ func TestBootDiskRefused(t *testing.T) {
 	vetoed(t, b.Host, "g1", store+": no such file", "start", "g1")
 	must(t, os.Rename(store+".away", store))
 	back := b.openElsewhere(t, store)
-	vetoed(t, b.Host, "g1", "open on another host", "start", "g1")
+	vetoed(t, b.Host, "g1", "is open on", "start", "g1")
 	back()
 
 	must(t, b.guest.Start(t.Context()))

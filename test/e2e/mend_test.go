@@ -27,7 +27,7 @@ func TestMendedByItself(t *testing.T) {
 	must(t, b.guest.Boot(t.Context()))
 
 	b.refused(t, 2, stores["missing"]+": no such file", "attach", "g1", "--store", stores["missing"])
-	b.refused(t, 1, "open on another host", "attach", "g1", "--store", stores["elsewhere"])
+	b.refused(t, 1, "is open on", "attach", "g1", "--store", stores["elsewhere"])
 	b.refused(t, 4, "another disk at vdb", "attach", "g1", "--store", stores["taken"], "--target", "vdb")
 	if got := b.wants(t, "g1"); got != "" {
 		t.Errorf("refused, and yet g1 wants %s", got)
@@ -40,7 +40,7 @@ func TestMendedByItself(t *testing.T) {
 	}
 	b.want(t, "g1", wants...)
 	b.await(t, "good", "attached", attached)
-	for name, says := range map[string]string{"missing": "no such file", "elsewhere": "open on another host", "taken": "another disk at vdb"} {
+	for name, says := range map[string]string{"missing": "no such file", "elsewhere": "is open on", "taken": "another disk at vdb"} {
 		b.await(t, name, "failed", failed(says))
 		eventually(t, name+" in the log", func() bool { return logged(b.log.String(), `"error"`, name, says) })
 		b.refused(t, 3, says, "status")

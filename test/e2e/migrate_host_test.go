@@ -136,6 +136,7 @@ func TestMigrateHostGone(t *testing.T) {
 	b.await(t, "v1", "waiting for the source", func(s *api.VolumeStatus) bool {
 		return s != nil && s.Migration != nil && strings.Contains(s.Migration.Waits, "virt-cow host fenced ha")
 	})
+	p.forget()
 	must(t, a.PowerCut())
 	<-p.over
 	c.guest.MovedTo(b.Host)

@@ -25,6 +25,7 @@ type passage struct {
 	c        *crossing
 	from, to *bed
 	over     chan struct{} // closed at its end
+	forget   func()        // ends virsh's waiting for it, where that host is frozen and will never go on
 	err      error         // virsh's, once it is over
 	said     int           // what the daemons had said when it began, bytes
 	logged   map[string]int64
@@ -46,9 +47,12 @@ func (c *crossing) begin(t *testing.T, slow bool) *passage {
 	}
 	must(t, c.guest.LimitMigration(t.Context(), rate))
 	p.event = p.awaitEvent(t)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	p.forget = cancel
 	go func() {
+		defer cancel()
 		defer close(p.over)
-		_, p.err = c.guest.Migrate(context.WithoutCancel(t.Context()), p.to.Host)
+		_, p.err = c.guest.Migrate(ctx, p.to.Host)
 	}()
 	return p
 }

@@ -26,8 +26,8 @@ var modules = []string{
 }
 
 const (
-	diskSize = 32 << 20        // of the LUN, bytes
-	ended    = 8 * time.Minute // bounds all of it, on a busy machine
+	diskSize = 32 << 20         // of the LUN, bytes
+	ended    = 11 * time.Minute // bounds all of it, on a busy machine
 )
 
 // initScript prints on the second serial line what the test program prints, and leaves the first to the kernel.
@@ -41,7 +41,7 @@ mount -t configfs config /sys/kernel/config
 echo 1 >/proc/sys/kernel/panic
 stty -F /dev/ttyS1 raw
 cd /tmp
-/bin/inside -test.v -test.timeout 7m -test.run '^TestISCSI$' </dev/null >/dev/ttyS1 2>&1
+/bin/inside -test.v -test.timeout 10m -test.run '^TestISCSI$' </dev/null >/dev/ttyS1 2>&1
 echo "ended with $?"
 poweroff -f
 `

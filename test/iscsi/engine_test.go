@@ -2,18 +2,21 @@ package iscsi
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/blockdev/reserve"
 )
@@ -54,22 +57,60 @@ func (h *host) createStore(t *testing.T) {
 	}
 }
 
-// refusesToServe checks that the host may not open the store now.
-func (h *host) refusesToServe(t *testing.T, says string) {
+// refusesToServe checks that the host may not open the store now, and registers with nothing.
+func (h *host) refusesToServe(t *testing.T, says string, with ...func(*api.EngineSpec)) {
 	t.Helper()
-	if err := os.MkdirAll(h.runDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	out, err := h.run(t, h.serveArgs("--lock-wait", "1s")...)
-	if err == nil || !strings.Contains(out, says) {
-		t.Errorf("host %s: %v, does not say %q: %s", h.name, err, says, out)
+	before := h.reservations(t)
+	h.refuses(t, capabilities, h.serveArgs(t, with...), says)
+	if after := h.reservations(t); !reflect.DeepEqual(after, before) {
+		t.Errorf("host %s: refused, but the LUN is reserved: %+v, before: %+v", h.name, after, before)
 	}
 }
 
-// One owner at a time, over two sessions with one LUN; a killed engine's host stays the owner.
+// refuses runs virt-cow on the host and checks that it fails and says why.
+func (h *host) refuses(t *testing.T, capabilities []int, args []string, says string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := h.command(ctx, args...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := start(cmd, capabilities); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), says) {
+		t.Errorf("host %s: %v, does not say %q: %s", h.name, err, says, &out)
+	}
+}
+
+func (h *host) reservations(t *testing.T) reserve.State {
+	t.Helper()
+	s, err := reserve.Read(h.open(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// reservedFor checks that the LUN is reserved for these hosts and nobody else.
+func (l *lun) reservedFor(t *testing.T, hosts ...*host) {
+	t.Helper()
+	s := l.b.reservations(t)
+	all := len(s.Keys) == len(hosts) && s.Type == reserve.TypeWriteExclusiveRegistrantsOnly
+	for _, h := range hosts {
+		all = all && s.Registered(h.key)
+	}
+	if !all {
+		t.Errorf("reserved: %+v, host a's key %#x, host b's %#x", s, l.a.key, l.b.key)
+	}
+}
+
+// One owner at a time, over two sessions with one LUN; a killed engine's host stays the owner. Only who owns the volume registers.
 func testColdOwnership(t *testing.T, l *lun) {
 	l.a.createStore(t)
 	a := l.a.serve(t)
+	l.reservedFor(t, l.a)
+	refused(t, l.b.open(t), 15<<20)
 	g := a.guest(t)
 	write(t, g, block(1), 0)
 	ok(t, g.Flush())
@@ -84,80 +125,155 @@ func testColdOwnership(t *testing.T, l *lun) {
 		t.Errorf("exit code %d", code)
 	}
 	b := l.b.serve(t)
+	l.reservedFor(t, l.a, l.b)
 	g = b.guest(t)
 	holds(t, g, block(1), 0)
 	holds(t, g, block(2), 4096)
 	holds(t, g, block(0), 8192)
 	l.a.refusesToServe(t, "open on another host")
-	b.stop(t)
-	if out, err := l.a.run(t, "store", "verify", l.a.disk); err != nil {
-		t.Errorf("%v: %s", err, out)
+	if code := b.stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	l.verify(t)
+}
+
+// An owner that is not registered can't be shut out: it keeps its volume, and the LUN stays as it is.
+func testOwnerNotRegistered(t *testing.T, l *lun) {
+	l.a.createStore(t)
+	a := l.a.serve(t, unreserved)
+	g := a.guest(t)
+	write(t, g, block(1), 0)
+	ok(t, g.Flush())
+	l.b.refusesToServe(t, "virt-cow host fenced", l.deadByReservation(t))
+	write(t, g, block(2), 4096)
+	ok(t, g.Flush())
+	a.kill(t) // it may have sent something all the same
+	l.b.refusesToServe(t, "virt-cow host fenced", l.deadByReservation(t))
+	a = l.a.serve(t, unreserved)
+	g = a.guest(t)
+	holds(t, g, block(1), 0)
+	holds(t, g, block(2), 4096)
+	if code := a.stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	l.verify(t)
+}
+
+// A store that is not on a LUN of its own is not served where reservations are wanted.
+func testNotReservable(t *testing.T, l *lun) {
+	l.a.createStore(t)
+	before := l.contents(t)
+	must(t, "dmsetup", "--noudevsync", "create", "lv", "--uuid", "LVM-lv", "--table", fmt.Sprintf("0 %d linear %s 0", diskSize/512, l.a.disk))
+	lv := "/dev/" + strings.TrimSpace(must(t, "dmsetup", "info", "-c", "--noheadings", "-o", "blkdevname", "lv"))
+	for path, says := range map[string]string{
+		backing: "persistent reservations: not supported by the device: or set reservations = ",
+		lv:      "reserve the disks that it is on: or set reservations = ",
+	} {
+		l.a.refusesToServe(t, says, func(s *api.EngineSpec) { s.Store = path })
+	}
+	must(t, "dmsetup", "--noudevsync", "remove", "lv")
+	if l.contents(t) != before {
+		t.Error("the LUN changed")
 	}
 }
 
-// An engine whose host was preempted writes nothing more and says so to its guest, and what it had acknowledged by a
-// FLUSH is there.
+// The owner lives, reaches the LUN, and is taken for dead: its engine writes nothing more and stops for good, and what it had
+// acknowledged by a FLUSH is there.
 func testFencedEngine(t *testing.T, l *lun) {
 	l.a.createStore(t)
-	devA, devB := l.a.open(t), l.b.open(t)
-	ok(t, reserve.Register(devA, l.a.key))
 	a := l.a.serve(t)
 	g := a.guest(t)
 	write(t, g, block(1), 0)
 	ok(t, g.Flush())
-	ok(t, reserve.Register(devB, l.b.key))
-	write(t, g, block(2), 4096) // not flushed: its flag is in host a's memory only
+	b := l.b.serve(t, l.deadByReservation(t))
+	l.reservedFor(t, l.b)
+	n := b.guest(t)
+	b.owns(t, l.b)
+	holds(t, n, block(1), 0)
+	write(t, n, block(2), 0)
+	ok(t, n.Flush())
 
-	ok(t, reserve.Preempt(devB, l.b.key, l.a.key))
+	refused(t, l.a.open(t), 0)
 	before := l.contents(t)
-	for _, off := range []int64{0, 4096, 1 << 20} { // a chunk in the store, one not flushed, one never written
-		if _, err := g.WriteAt(block(3), off); err == nil {
-			t.Errorf("a write at %d of a host that was preempted is acknowledged", off)
-		} else if !errors.Is(err, unix.EIO) {
-			t.Errorf("a write at %d: %v", off, err)
+	for _, off := range []int64{0, 4096, 1 << 20} { // a chunk in the store, and two never written
+		if _, err := g.WriteAt(block(3), off); !errors.Is(err, unix.EIO) {
+			t.Errorf("a write at %d of a host that was preempted: %v", off, err)
 		}
 	}
+	a.isLost(t)
 	if err := g.Flush(); err == nil {
 		t.Error("a FLUSH of a host that was preempted is acknowledged")
 	}
-	holds(t, g, block(1), 0) // reading is no harm
-	if code := a.stop(t); code == 0 {
-		t.Error("the engine of a host that was preempted says that it closed its store")
+	if _, err := g.ReadAt(make([]byte, 4096), 0); err == nil {
+		t.Error("a host that was preempted reads what is another's by now")
 	}
+	a.stop(t)
 	if l.contents(t) != before {
 		t.Error("the LUN changed")
 	}
-	l.b.refusesToServe(t, "open on another host")
+	l.reservedFor(t, l.b)
+	l.a.refusesToServe(t, "open on another host")
+	holds(t, n, block(2), 0)
+	holds(t, n, block(0), 4096)
+	holds(t, n, block(0), 1<<20)
+	if code := b.stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	l.verify(t)
+}
+
+// isLost waits until the engine says that it was shut out, and is not to be had for anything any more.
+func (e *engine) isLost(t *testing.T) {
+	t.Helper()
+	eventually(t, "the engine says that it was shut out", func() bool {
+		s, err := e.control().Status(t.Context())
+		return err == nil && s.Lost && strings.Contains(s.Error, "shut it out by a persistent reservation")
+	})
 }
 
 // The control: a killed engine's last write lands, minutes later, on what another host has written since.
 func testKilledEngineUnfenced(t *testing.T, l *lun) {
-	off, b := killed(t, l, func(*blockdev.File) {})
-	holds(t, b, block(2), off)
-}
-
-// With its host preempted, a killed engine's last write never lands.
-func testKilledEngineFenced(t *testing.T, l *lun) {
-	devA := l.a.open(t)
-	ok(t, reserve.Register(devA, l.a.key))
-	off, b := killed(t, l, func(b *blockdev.File) {
-		ok(t, reserve.Register(b, l.b.key))
-		ok(t, reserve.Preempt(b, l.b.key, l.a.key))
+	l.killed(t, unreserved, func(off int64) (check func()) {
+		b := l.b.open(t)
+		write(t, b, block(3), off)
+		return func() { holds(t, b, block(2), off) }
 	})
-	holds(t, b, block(3), off)
 }
 
-// killed has an engine of host a write a chunk of the store into a pulled cable, kills it, has host b fence host a and write
-// the chunk's place on the LUN, and puts the cable back. It returns that place, once a's write has ended.
-func killed(t *testing.T, l *lun, fence func(b *blockdev.File)) (off int64, b *blockdev.File) {
+// The killed engine's volume is taken over by reservation: its last write never lands.
+func testKilledEngineFenced(t *testing.T, l *lun) {
+	l.killed(t, func(*api.EngineSpec) {}, func(off int64) (check func()) {
+		b := l.b.serve(t, l.deadByReservation(t))
+		l.reservedFor(t, l.b)
+		n := b.guest(t)
+		b.owns(t, l.b)
+		holds(t, n, block(1), 0)
+		write(t, n, block(3), 0)
+		ok(t, n.Flush())
+		if at := l.find(t, block(3)); at != off {
+			t.Errorf("the chunk is at %d, was at %d", at, off)
+		}
+		return func() {
+			holds(t, n, block(3), 0)
+			l.a.refusesToServe(t, "open on another host")
+			if code := b.stop(t); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			l.verify(t)
+		}
+	})
+}
+
+// killed has an engine of host a write a chunk of the store into a pulled cable and kills it. Meanwhile gets the chunk's place on
+// the LUN and does what another host does then; then the cable is put back, and the check follows the end of a's write.
+func (l *lun) killed(t *testing.T, with func(*api.EngineSpec), meanwhile func(off int64) (check func())) {
 	t.Helper()
 	l.a.createStore(t)
-	a := l.a.serve(t)
+	a := l.a.serve(t, with)
 	g := a.guest(t)
 	write(t, g, block(1), 0)
 	ok(t, g.Flush())
-	b = l.b.open(t)
-	off = l.find(t, block(1))
+	off := l.find(t, block(1))
 	plug := l.a.pull(t)
 	wrote := make(chan error, 1)
 	go func() {
@@ -171,12 +287,11 @@ func killed(t *testing.T, l *lun, fence func(b *blockdev.File)) (off int64, b *b
 	if err := <-wrote; err == nil {
 		t.Error("a write into a pulled cable is acknowledged")
 	}
-	fence(b)
-	write(t, b, block(3), off)
+	check := meanwhile(off)
 	plug()
 	eventually(t, "the late write ends", func() bool { return l.a.inFlight(t) == 0 })
 	a.wait(t)
-	return off, b
+	check()
 }
 
 // find is where on the LUN a chunk's data is.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -71,7 +69,7 @@ func (e *engine) granted(t *testing.T, to *host) (string, *engine) {
 	if s.Cache != api.CacheOff || len(s.Grants) != 1 {
 		t.Errorf("granted: %+v", s)
 	}
-	return id, to.serve(t, "--incoming", id)
+	return id, to.serve(t, func(s *api.EngineSpec) { s.Incoming = &api.Incoming{Grant: id} })
 }
 
 // owns waits until a host's engine is the owner, alone and with its cache on.
@@ -85,9 +83,6 @@ func (e *engine) owns(t *testing.T, h *host) {
 
 // The protocol of a live migration, there and back, on a LUN that is reserved for both hosts.
 func testMigration(t *testing.T, l *lun) {
-	for _, h := range []*host{l.a, l.b} {
-		ok(t, reserve.Register(h.open(t), h.key))
-	}
 	l.a.createStore(t)
 	e := l.a.serve(t)
 	g := e.guest(t)
@@ -101,6 +96,7 @@ func testMigration(t *testing.T, l *lun) {
 		_, next := e.granted(t, to)
 		here := next.libvirt(t, api.GuestStopped)
 		n := next.guest(t)
+		l.reservedFor(t, l.a, l.b)
 		// Before the switch both have it open: what the giver writes the receiver reads, also where it read before.
 		off := int64(1+round) << 20
 		holds(t, n, block(1+10*round), 0)
@@ -166,8 +162,8 @@ func (l *lun) freeze(t *testing.T, e *engine, data []byte) (returns func() error
 	}
 }
 
-// fence has host b preempt the owner, as the store's header has it, and returns the proof of its death.
-func (l *lun) fence(t *testing.T) *api.DeadOwner {
+// deadByReservation is what the daemon of host b puts into a spec when host a, the owner, does not answer: the engine is to shut it out.
+func (l *lun) deadByReservation(t *testing.T) func(*api.EngineSpec) {
 	t.Helper()
 	out, err := l.b.run(t, "--json", "store", "info", l.b.disk)
 	if err != nil {
@@ -180,22 +176,17 @@ func (l *lun) fence(t *testing.T) *api.DeadOwner {
 	if err := json.Unmarshal([]byte(out), &info); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	theirs := reserve.Key(info.Owner.Host, info.Owner.Boot)
-	if theirs != l.a.key {
+	if info.Owner.Host != l.a.uuid || info.Owner.Boot != l.a.boot {
 		t.Fatalf("the owner is not host a: %s", out)
 	}
-	b := l.b.open(t)
-	ok(t, reserve.Register(b, l.b.key))
-	if err := reserve.Preempt(b, l.b.key, theirs); err != nil {
-		t.Fatal(err)
+	return func(s *api.EngineSpec) {
+		s.Dead = &api.DeadOwner{Host: info.Owner.Host.String(), Instance: info.Owner.Instance.String(), Epoch: info.Epoch, By: api.ByReservation}
 	}
-	return &api.DeadOwner{Host: info.Owner.Host.String(), Instance: info.Owner.Instance.String(), Epoch: info.Epoch, By: "reservation"}
 }
 
-// The owner freezes while it writes; another host preempts it, takes its volume over and goes on. When the owner is back, its
+// The owner freezes while it writes; another host shuts it out, takes its volume over and goes on. When the owner is back, its
 // late write, and every other, is refused.
 func testTakeover(t *testing.T, l *lun) {
-	ok(t, reserve.Register(l.a.open(t), l.a.key))
 	l.a.createStore(t)
 	a := l.a.serve(t)
 	g := a.guest(t)
@@ -204,7 +195,8 @@ func testTakeover(t *testing.T, l *lun) {
 	returns := l.freeze(t, a, block(1))
 	l.b.refusesToServe(t, "open on another host")
 
-	b := l.b.serveSpec(t, func(s *api.EngineSpec) { s.Dead = l.fence(t) })
+	b := l.b.serve(t, l.deadByReservation(t))
+	l.reservedFor(t, l.b)
 	n := b.guest(t)
 	b.owns(t, l.b)
 	holds(t, n, block(1), 0)
@@ -217,8 +209,10 @@ func testTakeover(t *testing.T, l *lun) {
 	if _, err := g.WriteAt(block(0xdd), 4096); err == nil {
 		t.Error("a write of a host that was preempted is acknowledged")
 	}
-	// It had nothing left to flush, and succeeds until the engine has seen whose the volume is.
-	eventually(t, "a FLUSH fails", func() bool { return g.Flush() != nil })
+	a.isLost(t)
+	if err := g.Flush(); err == nil {
+		t.Error("a FLUSH of a host that was preempted is acknowledged")
+	}
 	a.kill(t)
 	l.a.refusesToServe(t, "open on another host")
 	holds(t, n, block(2), 0)
@@ -232,8 +226,6 @@ func testTakeover(t *testing.T, l *lun) {
 
 // The giver freezes before it seals: the receiver's first write waits for the proof of its death.
 func testGiverDies(t *testing.T, l *lun) {
-	ok(t, reserve.Register(l.a.open(t), l.a.key))
-	ok(t, reserve.Register(l.b.open(t), l.b.key))
 	l.a.createStore(t)
 	a := l.a.serve(t)
 	g := a.guest(t)
@@ -254,7 +246,14 @@ func testGiverDies(t *testing.T, l *lun) {
 		s, err := b.control().Status(t.Context())
 		return err == nil && s.Handover != nil && s.Handover.State == "active" && s.Handover.Held > 0
 	})
-	if _, err := b.control().Dead(t.Context(), *l.fence(t)); err != nil {
+	// Nobody but an operator or a fence command proves a death in the middle of a migration. This one's command preempts.
+	var proof api.EngineSpec
+	l.deadByReservation(t)(&proof)
+	proof.Dead.By = "fence command"
+	if err := reserve.Preempt(l.b.open(t), l.b.key, l.a.key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.control().Dead(t.Context(), *proof.Dead); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -273,23 +272,4 @@ func testGiverDies(t *testing.T, l *lun) {
 		t.Errorf("exit code %d", code)
 	}
 	l.verify(t)
-}
-
-// serveSpec starts an engine of the host as its daemon would.
-func (h *host) serveSpec(t *testing.T, with func(*api.EngineSpec)) *engine {
-	t.Helper()
-	s := &api.EngineSpec{Version: api.SpecVersion, Volume: "v", Store: h.disk, Socket: h.socket(), Control: api.ControlPath(h.socket())}
-	with(s)
-	b, err := json.Marshal(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(h.runDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(h.runDir, "v"+api.SpecSuffix)
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return h.launch(t, "serve", "--host-uuid", h.uuid.String(), "--spec", path)
 }

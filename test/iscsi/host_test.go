@@ -3,6 +3,7 @@ package iscsi
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -107,7 +108,7 @@ func (h *host) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run runs virt-cow on the host and returns what it printed, also with an error.
+// run runs virt-cow on the host, as its administrator, and returns what it printed, also with an error.
 func (h *host) run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -124,27 +125,41 @@ type engine struct {
 	done   chan struct{}
 }
 
-// serveArgs are the arguments of an engine of the host.
-func (h *host) serveArgs(more ...string) []string {
-	return append([]string{"serve", "--host-uuid", h.uuid.String(), "--socket", h.socket()}, append(more, h.disk)...)
-}
-
 func (h *host) socket() string { return filepath.Join(h.runDir, "v.sock") }
 
-// serve starts an engine of the host and waits until it answers.
-func (h *host) serve(t *testing.T, more ...string) *engine {
-	t.Helper()
-	return h.launch(t, h.serveArgs(more...)...)
-}
+// unreserved is for an engine that does not know of reservations.
+func unreserved(s *api.EngineSpec) { s.Reservations = false }
 
-func (h *host) launch(t *testing.T, args ...string) *engine {
+// serveArgs writes the spec of an engine of the host, as its daemon would, with reservations, and returns the arguments of the engine.
+func (h *host) serveArgs(t *testing.T, with ...func(*api.EngineSpec)) []string {
 	t.Helper()
+	s := &api.EngineSpec{
+		Version: api.SpecVersion, Volume: "v", Store: h.disk, Socket: h.socket(), Control: api.ControlPath(h.socket()), Reservations: true,
+	}
+	for _, f := range with {
+		f(s)
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.MkdirAll(h.runDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	path := filepath.Join(h.runDir, "v"+api.SpecSuffix)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"serve", "--host-uuid", h.uuid.String(), "--lock-wait", patience.String(), "--spec", path}
+}
+
+// serve starts an engine of the host and waits until it answers.
+func (h *host) serve(t *testing.T, with ...func(*api.EngineSpec)) *engine {
+	t.Helper()
+	args := h.serveArgs(t, with...)
 	e := &engine{cmd: h.command(context.Background(), args...), socket: h.socket(), done: make(chan struct{})}
 	e.cmd.Stdout, e.cmd.Stderr = &e.log, &e.log
-	if err := e.cmd.Start(); err != nil {
+	if err := start(e.cmd, capabilities); err != nil {
 		t.Fatal(err)
 	}
 	go func() {

@@ -97,8 +97,8 @@ func (g *Guest) RunsOn(ctx context.Context) ([]*Host, error) {
 
 // JobInfo is what `virsh domjobinfo` says of the guest on the host it is on, name to value: "Job type" is None when
 // nothing goes on.
-func (g *Guest) JobInfo(ctx context.Context) (map[string]string, error) {
-	out, err := g.Host().Virsh(ctx, "domjobinfo", g.Name)
+func (g *Guest) JobInfo(ctx context.Context, flags ...string) (map[string]string, error) {
+	out, err := g.Host().Virsh(ctx, append([]string{"domjobinfo", g.Name}, flags...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,6 @@
 // Command guest runs inside the lab's tiny guest. "guest agent TTY" carries out commands that come over a
-// serial port; "guest write" and "guest verify" keep records on a disk, "guest check" reads them back all the time.
+// serial port; "guest write" and "guest verify" keep records on a disk, "guest check" reads them back all the time;
+// "guest beat" says all the time that it can.
 //
 // The agent's protocol is one line a message, each with a marker and a JSON body: a wire.Request
 // comes, a wire.Reply with its id goes back when the command has ended. Lines without it are passed
@@ -31,7 +32,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME [SEED] | check DISK SLOTS NAME SEED [base] | verify DISK NAME")
+		return errors.New("usage: guest agent TTY | write DISK SLOTS NAME [SEED] | check DISK SLOTS NAME SEED [base] | verify DISK NAME | beat DISK")
 	}
 	switch {
 	case args[0] == "agent" && len(args) == 2:
@@ -42,6 +43,8 @@ func run(args []string) error {
 		return check(args[1], args[2], args[3], args[4], len(args) == 6)
 	case args[0] == "verify" && len(args) == 3:
 		return verify(args[1], args[2])
+	case args[0] == "beat" && len(args) == 2:
+		return beat(args[1])
 	}
 	return fmt.Errorf("can't %s", strings.Join(args, " "))
 }
