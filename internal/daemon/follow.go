@@ -19,6 +19,7 @@ const (
 	followEvery = 50 * time.Millisecond
 	askEvery    = 3 * time.Second
 	sealAfter   = time.Second
+	jobEvery    = 500 * time.Millisecond // that libvirt is asked whether a guest is being migrated
 )
 
 // follow has somebody look after a volume as long as two hosts have it open, and look at once.
@@ -164,7 +165,9 @@ func (d *Daemon) tellGuestOf(ctx context.Context, v *volume, e *engine, m *domai
 	return s, err
 }
 
-// guestState is what libvirt says of a domain now.
+// guestState is what libvirt says of a domain now. Of a giver's it asks for the job too, now and then and only while the guest runs:
+// libvirt asks QEMU for that, and a QEMU that hangs in its switch-over, as the migration's network is gone, would have that question
+// keep libvirt from cancelling the migration. In between the guest is said to be leaving, on which nothing is decided.
 func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver bool) string {
 	if m == nil {
 		return api.GuestStopped
@@ -173,20 +176,38 @@ func (d *Daemon) guestState(ctx context.Context, v *volume, m *domain, giver boo
 	if err != nil {
 		return api.GuestUnknown
 	}
-	// The job first: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
-	leaving, jobErr := false, error(nil)
-	if giver {
-		if leaving, jobErr = c.Leaving(ctx, m.ident()); jobErr == nil {
-			leaving = d.isLeaving(v, leaving)
+	state := func() string {
+		s, err := c.State(ctx, m.ident())
+		switch {
+		case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
+			return api.GuestStopped
+		case err != nil, s.Ending: // which does not run here for good, and may write still
+			return api.GuestUnknown
 		}
+		return api.GuestRuns
 	}
-	s, err := c.State(ctx, m.ident())
+	now := state()
+	if now != api.GuestRuns || !giver {
+		return now
+	}
+	d.mu.Lock()
+	ask := time.Since(v.jobAsked) >= jobEvery
+	if ask {
+		v.jobAsked = time.Now()
+	}
+	d.mu.Unlock()
+	if !ask {
+		return api.GuestLeaves
+	}
+	leaving, err := c.Leaving(ctx, m.ident())
+	// And once more: a guest that runs after its migration was over has stayed. The other way round it may be gone by now.
+	if now = state(); now != api.GuestRuns {
+		return now
+	}
 	switch {
-	case errors.Is(err, libvirtx.ErrNoDomain), err == nil && (!s.Active || s.Moving):
-		return api.GuestStopped
-	case err != nil, jobErr != nil, s.Ending: // which does not run here for good, and may write still
+	case err != nil:
 		return api.GuestUnknown
-	case leaving:
+	case d.isLeaving(v, leaving):
 		return api.GuestLeaves
 	}
 	return api.GuestRuns

@@ -36,6 +36,7 @@ type volume struct {
 	outgoing *outgoing      // another host was granted it
 	dead     *api.DeadOwner // proof for its next engine
 	fencedAt time.Time      // when its owner's host was to be fenced last
+	jobAsked time.Time      // when libvirt was asked last whether its guest is being migrated
 	look     chan struct{}  // wakes whoever follows its hand-over, nil if nobody does
 }
 

@@ -60,7 +60,7 @@ func (g *guestTold) wrote(writes uint64) {
 func (g *guestTold) set(s handover.Guest, turn uint64, now time.Time, holds time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if turnOf(turn>>turnBits, 0) != turnOf(g.turn, 0) { // of g.turn a turn that is told has the low bits only
+	if turn>>turnBits != turnOf(g.turn, 0)>>turnBits { // which is cut to what is left of 64 bits
 		return
 	}
 	g.writes = turn & (1<<turnBits - 1)

@@ -159,7 +159,7 @@ func (s *moveSite) beat(ctx context.Context, side int) error {
 }
 
 // errPanic says that a guest's kernel crashed. Emulated guests do that now and then when they move, also those with plain
-// disks: QEMU lost a page of their memory. They start again by themselves.
+// disks only: perhaps QEMU loses a page of their memory. They start again by themselves.
 var errPanic = errors.New("the guest's kernel crashed")
 
 // await waits for some beats.

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -362,7 +361,7 @@ func TestMigrateKilledSoak(t *testing.T) {
 					if t.Failed() {
 						return // the next would only say so once more
 					}
-					t.Log(fmt.Sprintf("== %s, %s", s.name, k.name))
+					t.Logf("== %s, %s", s.name, k.name)
 					c.under(t, s, k, either)
 				}
 			}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -222,13 +223,42 @@ func testFencedEngine(t *testing.T, l *lun) {
 	l.verify(t)
 }
 
-// isLost waits until the engine says that it was shut out, and is not to be had for anything any more.
-func (e *engine) isLost(t *testing.T) {
+// isLost waits until the engine says that it is not to be had for anything any more, and why: it was shut out, or has read in the
+// header whose the volume is, whichever it saw first.
+func (e *engine) isLost(t *testing.T, why ...string) {
 	t.Helper()
+	if why == nil {
+		why = []string{shutOut, "taken over by another host"}
+	}
 	eventually(t, "the engine says that it was shut out", func() bool {
 		s, err := e.control().Status(t.Context())
-		return err == nil && s.Lost && strings.Contains(s.Error, "shut it out by a persistent reservation")
+		return err == nil && s.Lost && slices.ContainsFunc(why, func(w string) bool { return strings.Contains(s.Error, w) })
 	})
+}
+
+const shutOut = "shut it out by a persistent reservation"
+
+// Before anything else is known of a takeover, the first write that the LUN refuses ends the engine's work for good.
+func testShutOut(t *testing.T, l *lun) {
+	l.a.createStore(t)
+	a := l.a.serve(t)
+	g := a.guest(t)
+	write(t, g, block(1), 0)
+	ok(t, g.Flush())
+	b := l.b.open(t)
+	ok(t, reserve.Register(b, l.b.key))
+	ok(t, reserve.Preempt(b, l.b.key, l.a.key))
+	if _, err := g.WriteAt(block(2), 0); !errors.Is(err, unix.EIO) {
+		t.Errorf("a write of a host that was preempted: %v", err)
+	}
+	a.isLost(t, shutOut)
+	ok(t, reserve.Register(l.a.open(t), l.a.key)) // let in again, it must not go on all the same
+	if _, err := g.WriteAt(block(2), 0); err == nil {
+		t.Error("an engine that was shut out goes on")
+	}
+	if err := g.Flush(); err == nil {
+		t.Error("a FLUSH of an engine that was shut out is acknowledged")
+	}
 }
 
 // The control: a killed engine's last write lands, minutes later, on what another host has written since.

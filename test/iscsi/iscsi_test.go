@@ -35,6 +35,7 @@ var parts = []struct {
 	{"OwnerNotRegistered", testOwnerNotRegistered},
 	{"NotReservable", testNotReservable},
 	{"Capabilities", testCapabilities},
+	{"ShutOut", testShutOut},
 	{"FencedEngine", testFencedEngine},
 	{"KilledEngineUnfenced", testKilledEngineUnfenced},
 	{"KilledEngineFenced", testKilledEngineFenced},
