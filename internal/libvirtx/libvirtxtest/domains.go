@@ -41,8 +41,8 @@ func (r *rig) domains(t *testing.T) {
 			t.Fatal(named, volumes, err)
 		}
 	}
-	if saved, err := c.Leaving(ctx, d); err != nil || saved {
-		t.Fatal(saved, err)
+	if leaving, _ := c.Leaving(ctx, d); leaving { // that it is off may be an error
+		t.Error("a domain that is off is leaving")
 	}
 	if err := c.Resume(ctx, d); err == nil || errors.Is(err, libvirtx.ErrGone) || !strings.Contains(err.Error(), "off") {
 		t.Fatal(err)
