@@ -126,7 +126,7 @@ func (b *hookBed) field(t *testing.T, argv []string, engine *server, call, domai
 // saysWhy checks that a veto names what is wrong.
 func saysWhy(variant, said string) bool {
 	why := map[string]string{
-		"error": "store /s of volume web1 is open on host b since noon", "page": "500 Internal Server Error",
+		"error": "store /s of volume web1 is open on host; b since noon", "page": "500 Internal Server Error",
 		"garbage": "no proper answer", "hangs up": "no proper answer", "midway": "no proper answer", "not HTTP": "no proper answer",
 		"silent": "no answer within 1.5s", "endless": "no answer within 1.5s", "accepts nothing": "no answer within 1.5s",
 		"no socket": "systemctl start virt-cow", "stale socket": "systemctl start virt-cow", "no folder": "systemctl start virt-cow",
