@@ -119,7 +119,7 @@ func (m *mover) read() (err error) {
 // nothing, and would never find out.
 func (m *mover) checkEpoch() error {
 	ops := m.v.stats.guestOps()
-	if ops == m.lastOps || time.Since(m.looked) < paceAlone || !m.claims.Shared {
+	if ops == m.lastOps || time.Since(m.looked) < lookEvery || !m.claims.Shared {
 		return nil
 	}
 	m.lastOps, m.looked = ops, time.Now()

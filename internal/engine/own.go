@@ -49,7 +49,9 @@ func (v *Volume) own(ctx context.Context, o Options) (recovered bool, err error)
 	if dead {
 		proof := *o.Dead
 		proof.Boot = owner.Boot
-		err = v.st.Takeover(ctx, me, proof, o.Claiming)
+		if err = v.st.Takeover(ctx, me, proof, o.Claiming); err == nil {
+			letNotice(o.Claiming)
+		}
 	} else {
 		resumed, err = v.st.Acquire(ctx, me, o.Claiming)
 	}
@@ -68,6 +70,16 @@ func (v *Volume) own(ctx context.Context, o Options) (recovered bool, err error)
 	}
 	v.tellOfFlushes()
 	return recovered, nil
+}
+
+// letNotice waits until an owner that was declared dead and lives has looked at the header, if its guest writes: what is written
+// here must not be overwritten by it.
+func letNotice(how store.Claiming) {
+	wait := how.Wait
+	if wait == 0 {
+		wait = time.Second
+	}
+	time.Sleep(2 * wait)
 }
 
 // isDead says whether the header's owner is the one that is proven dead.

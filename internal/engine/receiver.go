@@ -129,7 +129,11 @@ func (m *mover) takeOver() error {
 	if o := m.v.st.Header().Owner; o.Host == dead.Host {
 		dead.Boot = o.Boot
 	}
-	return m.v.st.Takeover(context.Background(), me, dead, m.claims)
+	err := m.v.st.Takeover(context.Background(), me, dead, m.claims)
+	if err == nil {
+		letNotice(m.claims)
+	}
+	return err
 }
 
 // PeerDead is proof that the host on the other side is dead: its engine will never write again. A receiver takes over

@@ -156,11 +156,15 @@ const (
 	paceIdle   = time.Second
 	paceFailed = 200 * time.Millisecond
 	paceAlone  = 5 * time.Second
+	lookEvery  = 500 * time.Millisecond // at the header of a shared store that the guest uses: is it still this host's?
 	urgentFor  = 10 * time.Second
 )
 
 func (m *mover) pace(err error) time.Duration {
 	d := paceAlone
+	if m.claims.Shared {
+		d = lookEvery
+	}
 	switch m.state {
 	case handover.Sealed, handover.Reclaim, handover.Yield, handover.Active, handover.Writer:
 		if d = paceUrgent; time.Since(m.since) > urgentFor {
