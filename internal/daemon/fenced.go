@@ -155,11 +155,9 @@ const (
 
 // tellDead gives a volume's engine the proof that a host is dead: the volume's owner, or one that it is granted to.
 func (d *Daemon) tellDead(ctx context.Context, v *volume, s *api.EngineStatus, host, by string) error {
-	d.mu.Lock()
-	e := v.engine
-	d.mu.Unlock()
-	if e == nil {
-		return fmt.Errorf("volume %s: nothing serves it here", v.name)
+	e, err := d.engineOf(v)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, grantTimeout)
 	defer cancel()

@@ -20,7 +20,8 @@ type outgoing struct {
 	leaving   bool // the domain was seen to be migrated
 }
 
-// Peers is how the daemons of other hosts are spoken to. A peer.Node is one.
+// Peers is how the daemons of other hosts are spoken to. The program makes one of a peer.Client and
+// a peer.Server.
 type Peers interface {
 	Self() api.PeerHello
 	Address() string // where other hosts reach this one's daemon
@@ -202,17 +203,25 @@ func (d *Daemon) peerClosed(ctx context.Context, r api.PeerVolume) (*struct{}, e
 	return &struct{}{}, d.endGrant(ctx, v, r.Grant, api.GrantClosed)
 }
 
+// engineOf is the engine that serves a volume here.
+func (d *Daemon) engineOf(v *volume) (*engine, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if v.engine == nil {
+		return nil, fmt.Errorf("volume %s: nothing serves it here", v.name)
+	}
+	return v.engine, nil
+}
+
 // endGrant has the engine end a grant.
 func (d *Daemon) endGrant(ctx context.Context, v *volume, grant, why string) error {
-	d.mu.Lock()
-	e := v.engine
-	d.mu.Unlock()
-	if e == nil {
-		return fmt.Errorf("volume %s: nothing serves it here", v.name)
+	e, err := d.engineOf(v)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, grantTimeout)
 	defer cancel()
-	_, err := e.client.EndGrant(ctx, api.GrantEndRequest{ID: grant, Why: why})
+	_, err = e.client.EndGrant(ctx, api.GrantEndRequest{ID: grant, Why: why})
 	d.follow(v)
 	return err
 }

@@ -155,7 +155,7 @@ func (v *Volume) PeerDead(ctx context.Context, dead store.Dead) error {
 			return nil
 		}
 		h := v.st.Header()
-		if o := h.Owner; o == nil || o.Host != dead.Host || o.Instance != dead.Instance || h.Epoch != dead.Epoch {
+		if !isDead(h, &dead) {
 			return fmt.Errorf("%s: %w: %s is the owner, epoch %d", v.info.Name, store.ErrNotDead, ownerOf(h), h.Epoch)
 		}
 		m.dead = &dead
