@@ -9,7 +9,7 @@ import (
 
 // ControlVersion is the version of the engine's control protocol. A daemon drives engines of this
 // version and the one before.
-const ControlVersion = 3
+const ControlVersion = 4
 
 // Paths of an engine's control socket. What came with a later version than 1 says so.
 const (
@@ -62,6 +62,8 @@ type EngineStatus struct {
 	Lost           bool       `json:"lost,omitempty"`  // another host has taken the volume over: every request fails; since 3
 	Hydration      *Hydration `json:"hydration,omitempty"`
 	IO             IOCounters `json:"io"`
+
+	Stack []SnapshotStatus `json:"stack,omitempty"` // oldest first; since 4
 }
 
 // The states of a hydration.
@@ -112,4 +114,5 @@ type SuspendRequest struct {
 // Error is the body of every answer that is not 2xx.
 type Error struct {
 	Message string `json:"error"`
+	Code    string `json:"code,omitempty"` // ErrorBusy, for one: what a program may go by
 }

@@ -1,7 +1,7 @@
 package api
 
 // SpecVersion is the version of EngineSpec. Files of the version before are read too.
-const SpecVersion = 3
+const SpecVersion = 4
 
 // SpecSuffix ends the name of the file, in the daemon's run folder, that holds a volume's EngineSpec.
 const SpecSuffix = ".volume"
@@ -29,6 +29,8 @@ type EngineSpec struct {
 	Dead         *DeadOwner `json:"dead,omitempty"`         // proof that the owner which the header may name is dead
 	Epoch        uint32     `json:"epoch,omitempty"`        // a guest has the volume since this one: another means that it went on elsewhere
 	Reservations bool       `json:"reservations,omitempty"` // SCSI persistent reservations keep other hosts from the store's LUN
+
+	Snapshots map[string]string `json:"snapshots,omitempty"` // paths of snapshot stores on this host, by UUID, where the header's are not right here
 
 	Devices []string `json:"devices,omitempty"` // block devices it opens: all others are kept from its unit
 
