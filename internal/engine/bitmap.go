@@ -17,18 +17,27 @@ import (
 // Lock order: loading, then mu. Neither is held over the other's I/O: mu never covers I/O.
 type bitmap struct {
 	source func(leaf int64, flags []byte) error // reads a leaf from the device
-	cache  *cacheFile
+	memory leafMemory
+	leaves int64
 	chunks int64
 
 	loading sync.Mutex // one leaf is read at a time
 
-	mu    sync.Mutex   // flags are set, and captured for a commit
-	count []uint16     // set flags of a leaf, if it is read
-	ones  atomic.Int64 // set flags of the leaves that are read
+	mu        sync.Mutex   // flags are set, and captured for a commit
+	count     []uint16     // set flags of a leaf, if it is read
+	ones      atomic.Int64 // set flags of the leaves that are read
+	forgotten int          // how often
 }
 
-func newBitmap(source func(leaf int64, flags []byte) error, cache *cacheFile, chunks int64) bitmap {
-	return bitmap{source: source, cache: cache, chunks: chunks, count: make([]uint16, cache.leaves)}
+// leafMemory is where the leaves of a bitmap are. populate gets the memory for a leaf's words, state begins as leafUnread.
+type leafMemory interface {
+	state(leaf int64) *uint32
+	words(leaf int64) []uint64
+	populate(leaf int64) error
+}
+
+func newBitmap(source func(leaf int64, flags []byte) error, memory leafMemory, leaves, chunks int64) bitmap {
+	return bitmap{source: source, memory: memory, leaves: leaves, chunks: chunks, count: make([]uint16, leaves)}
 }
 
 // chunksOf is how many chunks a leaf covers: LeafChunks, fewer for the last.
@@ -41,7 +50,7 @@ func (b *bitmap) chunksOf(leaf int64) int64 {
 func (b *bitmap) lookup(c, limit int64) (set bool, n int64, known bool) {
 	leaf, at := c/store.LeafChunks, c%store.LeafChunks
 	limit = min(limit, b.chunksOf(leaf)-at)
-	switch atomic.LoadUint32(b.cache.state(leaf)) {
+	switch atomic.LoadUint32(b.memory.state(leaf)) {
 	case leafUnread:
 		return false, 0, false
 	case leafClear:
@@ -49,7 +58,7 @@ func (b *bitmap) lookup(c, limit int64) (set bool, n int64, known bool) {
 	case leafFull:
 		return true, limit, true
 	}
-	words := b.cache.words(leaf)
+	words := b.memory.words(leaf)
 	w := atomic.LoadUint64(&words[at/64]) // once: the run has at least the chunk whose state it is of
 	var flip uint64                       // turns the run looked for into zeros
 	if set = w>>(at%64)&1 == 1; set {
@@ -95,7 +104,7 @@ func (b *bitmap) leafRange(leaf, c, n int64) (first, last int64, whole bool) {
 // ready says whether set could set these flags without I/O and without failing.
 func (b *bitmap) ready(c, n int64) bool {
 	for leaf := c / store.LeafChunks; leaf <= (c+n-1)/store.LeafChunks; leaf++ {
-		switch atomic.LoadUint32(b.cache.state(leaf)) {
+		switch atomic.LoadUint32(b.memory.state(leaf)) {
 		case leafUnread:
 			return false
 		case leafClear:
@@ -118,7 +127,7 @@ func (b *bitmap) prepare(c, n int64) error {
 		}
 		b.mu.Lock()
 		var err error
-		if state := b.cache.state(leaf); atomic.LoadUint32(state) == leafClear {
+		if state := b.memory.state(leaf); atomic.LoadUint32(state) == leafClear {
 			if err = b.mix(leaf); err == nil {
 				atomic.StoreUint32(state, leafMixed)
 			}
@@ -134,7 +143,7 @@ func (b *bitmap) prepare(c, n int64) error {
 // setLeaf sets those of the flags of n chunks from c on that are in a leaf, and says whether that changed any. ready must
 // hold. Called with mu held.
 func (b *bitmap) setLeaf(leaf, c, n int64) bool {
-	state := b.cache.state(leaf)
+	state := b.memory.state(leaf)
 	if atomic.LoadUint32(state) == leafFull {
 		return false
 	}
@@ -144,7 +153,7 @@ func (b *bitmap) setLeaf(leaf, c, n int64) bool {
 		b.account(leaf, int(last)-int(before))
 		atomic.StoreUint32(state, leafFull)
 	} else {
-		words := b.cache.words(leaf)
+		words := b.memory.words(leaf)
 		for i := first / 64; i <= (last-1)/64; i++ {
 			mask := ^uint64(0)
 			if i == first/64 {
@@ -160,11 +169,34 @@ func (b *bitmap) setLeaf(leaf, c, n int64) bool {
 	return b.count[leaf] != before
 }
 
+// mark sets the flags of chunks. ready must hold for each.
+func (b *bitmap) mark(chunks []int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range chunks {
+		b.setLeaf(c/store.LeafChunks, c, 1)
+	}
+}
+
+// with is the leaves of some chunks, sorted, as they are once these have their flags. ready must hold for each.
+func (b *bitmap) with(chunks []int64) (out []store.Leaf) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range chunks {
+		leaf, at := c/store.LeafChunks, c%store.LeafChunks
+		if n := len(out); n == 0 || out[n-1].Index != leaf {
+			out = append(out, store.Leaf{Index: leaf, Flags: b.flags(leaf)})
+		}
+		out[len(out)-1].Flags[at/8] |= 1 << (at % 8)
+	}
+	return out
+}
+
 // load reads a leaf into the cache, unless it is there.
 func (b *bitmap) load(leaf int64) error {
 	b.loading.Lock()
 	defer b.loading.Unlock()
-	if atomic.LoadUint32(b.cache.state(leaf)) != leafUnread {
+	if atomic.LoadUint32(b.memory.state(leaf)) != leafUnread {
 		return nil
 	}
 	return b.read(leaf)
@@ -173,12 +205,34 @@ func (b *bitmap) load(leaf int64) error {
 // read takes over what the device has of a leaf.
 func (b *bitmap) read(leaf int64) error {
 	var flags [store.LeafFlags]byte
-	if err := b.source(leaf, flags[:]); err != nil {
-		return err
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.merge(leaf, flags[:])
+	for {
+		was := b.forgotten
+		b.mu.Unlock()
+		err := b.source(leaf, flags[:])
+		b.mu.Lock()
+		if err != nil {
+			return err
+		}
+		if b.forgotten == was {
+			return b.merge(leaf, flags[:])
+		}
+	}
+}
+
+// forget makes every leaf unread that has a zero: somebody else may have set flags. Nobody may be setting any here.
+func (b *bitmap) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forgotten++
+	for leaf := range b.leaves {
+		state := b.memory.state(leaf)
+		if s := atomic.LoadUint32(state); s == leafClear || s == leafMixed {
+			atomic.StoreUint32(state, leafUnread)
+			b.account(leaf, -int(b.count[leaf]))
+		}
+	}
 }
 
 // merge adds the device's ones to a leaf and makes it known. Called with mu held.
@@ -187,7 +241,7 @@ func (b *bitmap) merge(leaf int64, flags []byte) error {
 	for i := 0; i < len(flags); i += 8 {
 		n += bits.OnesCount64(binary.LittleEndian.Uint64(flags[i:]))
 	}
-	state := b.cache.state(leaf)
+	state := b.memory.state(leaf)
 	was := atomic.LoadUint32(state)
 	switch {
 	case was == leafFull:
@@ -205,7 +259,7 @@ func (b *bitmap) merge(leaf int64, flags []byte) error {
 	if err := b.mix(leaf); err != nil {
 		return err
 	}
-	words := b.cache.words(leaf)
+	words := b.memory.words(leaf)
 	for i := range words {
 		b.or(leaf, words, i, binary.LittleEndian.Uint64(flags[i*8:]))
 	}
@@ -217,13 +271,13 @@ func (b *bitmap) merge(leaf int64, flags []byte) error {
 
 // mix gives a leaf that is not mixed yet a page of zeros. Called with mu held.
 func (b *bitmap) mix(leaf int64) error {
-	if atomic.LoadUint32(b.cache.state(leaf)) == leafMixed {
+	if atomic.LoadUint32(b.memory.state(leaf)) == leafMixed {
 		return nil
 	}
-	if err := b.cache.populate(leaf); err != nil {
+	if err := b.memory.populate(leaf); err != nil {
 		return err
 	}
-	clear(b.cache.words(leaf)) // of what a killed process may have left half done
+	clear(b.memory.words(leaf)) // of what a killed process may have left half done
 	return nil
 }
 
@@ -244,14 +298,14 @@ func (b *bitmap) account(leaf int64, n int) {
 // settle makes a leaf full that has become so. Its page stays: a reader may be in it.
 func (b *bitmap) settle(leaf int64) {
 	if int64(b.count[leaf]) == b.chunksOf(leaf) {
-		atomic.StoreUint32(b.cache.state(leaf), leafFull)
+		atomic.StoreUint32(b.memory.state(leaf), leafFull)
 	}
 }
 
 // flags are the bytes of a leaf that is read. Called with mu held.
 func (b *bitmap) flags(leaf int64) []byte {
 	out := make([]byte, store.LeafFlags)
-	switch atomic.LoadUint32(b.cache.state(leaf)) {
+	switch atomic.LoadUint32(b.memory.state(leaf)) {
 	case leafFull:
 		n := b.chunksOf(leaf)
 		for i := range n / 8 {
@@ -261,7 +315,7 @@ func (b *bitmap) flags(leaf int64) []byte {
 			out[n/8] = 1<<(n%8) - 1
 		}
 	case leafMixed:
-		for i, w := range b.cache.words(leaf) {
+		for i, w := range b.memory.words(leaf) {
 			binary.LittleEndian.PutUint64(out[i*8:], w)
 		}
 	}

@@ -26,7 +26,7 @@ type table struct {
 // that were never committed: with recovered, every leaf it knows is to be written again.
 func newTable(st *store.Store, cache *cacheFile, recovered bool) *table {
 	h := st.Header()
-	t := &table{bitmap: newBitmap(st.ReadLeaf, cache, h.Chunks()), st: st, dirty: map[int64]struct{}{}}
+	t := &table{bitmap: newBitmap(st.ReadLeaf, cache, cache.leaves, h.Chunks()), st: st, dirty: map[int64]struct{}{}}
 	t.mode.Store(uint32(h.Cache))
 	if !recovered {
 		return t

@@ -28,8 +28,8 @@ func (t *table) refresh(leaf int64) error {
 func (t *table) reconcile(ctx context.Context) error {
 	var reads errgroup.Group
 	reads.SetLimit(reconcileAtOnce)
-	for leaf := range t.cache.leaves {
-		if atomic.LoadUint32(t.cache.state(leaf)) == leafUnread {
+	for leaf := range t.leaves {
+		if atomic.LoadUint32(t.memory.state(leaf)) == leafUnread {
 			continue
 		}
 		if ctx.Err() != nil {
