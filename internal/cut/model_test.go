@@ -23,6 +23,8 @@ type story struct {
 	off     bool
 	vss     bool // the guest thaws itself after ten seconds
 	granted time.Duration
+	frozen  time.Duration // FrozenFor; 0: ten seconds
+	broken  bool          // a snapshot breaks as soon as it is there
 	choose  func(call string) fault
 }
 
@@ -41,7 +43,7 @@ func (s story) tell(t *testing.T) (w *world, result *Result, err error) {
 			w.guest.byItself = 10 * time.Second
 		}
 		for _, v := range w.volumes {
-			v.granted = time.Now().Add(s.granted)
+			v.granted, v.breaks = time.Now().Add(s.granted), s.broken
 		}
 		result, err = w.live(t, s)
 		problem = w.wrong(s, result)
@@ -62,7 +64,11 @@ func (w *world) live(t *testing.T, s story) (result *Result, err error) {
 	w.mu.Unlock()
 	ended := make(chan struct{})
 	go func() { k.Run(ctx); ended <- struct{}{} }()
-	result, err = k.Make(ctx, w.request(s.quiesce))
+	r := w.request(s.quiesce)
+	if s.frozen > 0 {
+		r.FrozenFor = s.frozen
+	}
+	result, err = k.Make(ctx, r)
 	select {
 	case <-dead:
 		result, err = nil, errDead // whatever it thought
@@ -176,12 +182,20 @@ func TestMade(t *testing.T) {
 		{story{quiesce: api.QuiesceTry, then: "drop"}, api.GradeFS, ""},
 		{story{quiesce: api.QuiesceTry, then: "die"}, api.GradeFS, ""},
 		{story{quiesce: api.QuiesceTry, then: "hand", granted: 30 * time.Second}, api.GradeFS, ""},
+		{story{quiesce: api.QuiesceTry, then: "hand", frozen: time.Second, choose: only("cut v0 0", slow)}, api.GradeCrash, "before all volumes were suspended"},
+		{story{quiesce: api.QuiesceTry, then: "hand", frozen: time.Second, choose: only("thaw 0", slow)}, api.GradeCrash, "it was frozen for 3.004s, longer than 1s"},
+		{story{quiesce: api.QuiesceTry, then: "hand", choose: only("freeze 0", lostReply)}, api.GradeCrash, "may not have been frozen"},
 	} {
-		c.story.choose = well
+		if c.story.choose == nil {
+			c.story.choose = well
+		}
 		_, result, err := c.story.tell(t)
 		if err != nil || result.Grade != c.grade || !strings.Contains(result.Why, c.says) {
 			t.Errorf("%+v: %+v, %v", c.story, result, err)
 		}
+	}
+	if _, _, err := (story{quiesce: api.QuiesceTry, then: "hand", broken: true, choose: well}).tell(t); err == nil || !strings.Contains(err.Error(), "broken right after the cut") {
+		t.Errorf("a snapshot that breaks at once: %v", err)
 	}
 	s := story{quiesce: api.QuiesceTry, granted: 10 * time.Minute, choose: well}
 	if w, _, err := s.tell(t); !errors.Is(err, errShared) || len(w.guest.frozen) > 0 {

@@ -69,6 +69,7 @@ type volume struct {
 	suspended []span
 	granted   time.Time // until when a grant is open
 	opens     int
+	breaks    bool
 }
 
 type guest struct {
@@ -367,6 +368,9 @@ func (e engine) EndCut(ctx context.Context, r api.CutEndRequest) (*api.EngineSta
 		for _, s := range v.stack {
 			if s.Cut == r.Cut {
 				s.State = api.SnapshotActive
+				if v.breaks {
+					s.State, s.Error = api.SnapshotBroken, "no room"
+				}
 			}
 		}
 		return nil
