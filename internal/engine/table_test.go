@@ -119,7 +119,7 @@ func TestTableModel(t *testing.T) {
 			check(t, err)
 			copy(device, model)
 		}
-		for leaf := range mine.cache.leaves { // a leaf nobody touched counts when it is read
+		for leaf := range mine.leaves { // a leaf nobody touched counts when it is read
 			check(t, mine.load(leaf))
 		}
 		if got := mine.ones.Load(); got != ones {
@@ -147,7 +147,7 @@ func TestTableRefresh(t *testing.T) {
 			model[j] = true
 		}
 		check(t, writer.st.WriteLeaves(writer.capture()))
-		for leaf := range reader.cache.leaves {
+		for leaf := range reader.leaves {
 			check(t, reader.refresh(leaf))
 		}
 		model.compare(t, reader, rng)
@@ -189,8 +189,8 @@ func TestTableHalfDonePage(t *testing.T) {
 	for _, state := range []uint32{leafUnread, leafClear} {
 		path := filepath.Join(cacheDir(t), "c")
 		tb := tableOn(t, dev, path)
-		*tb.cache.state(0) = state
-		tb.cache.words(0)[0] = 0xff0
+		*tb.memory.state(0) = state
+		tb.memory.words(0)[0] = 0xff0
 		next := newTable(tb.st, tb.cache, true)
 		check(t, next.prepare(20, 1))
 		next.set(20, 1)
