@@ -43,6 +43,7 @@ var may = map[string][]string{
 	"internal/launch":                {"internal/api"},
 	"internal/peer":                  {"internal/api"},
 	"internal/plugin":                {"internal/cowfmt"},
+	"internal/cut":                   {"internal/api", "internal/durable", "internal/libvirtx"},
 	"internal/metrics":               {"internal/api"},
 	"internal/catalogue":             {"internal/cowfmt", "internal/durable"},
 	"internal/inventory":             {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/libvirtx", "internal/plugin"},
@@ -51,8 +52,8 @@ var may = map[string][]string{
 	"internal/man":                   {},
 	"internal/doctor":                {"hooks", "internal/api", "internal/config", "internal/libvirtx", "internal/peer"},
 	"internal/daemon": {
-		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",
-		"internal/metrics", "internal/peer", "internal/plugin",
+		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/cut", "internal/durable", "internal/inventory", "internal/launch",
+		"internal/libvirtx", "internal/metrics", "internal/peer", "internal/plugin",
 	},
 }
 

@@ -38,7 +38,8 @@ type snapshot struct {
 	data   blockdev.Device   // of the snapshot
 	origin *blockdev.Section // the volume's data, at the same places
 	saved  bitmap
-	frozen *bitmap // of a clone: what is clear is the master's, and needs no saving; nil: all chunks are needed
+	froze  []uint16 // ones of each leaf of the clone's table, as they were written to the frozen table last
+	frozen *bitmap  // of a clone: what is clear is the master's, and needs no saving; nil: all chunks are needed
 	copier copier
 
 	state  atomic.Uint32 // cowfmt.StackPending and so on
@@ -218,6 +219,7 @@ func (s *snapshot) activate() { s.state.Store(uint32(cowfmt.StackActive)) }
 func (s *snapshot) end(broken bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.state.Store(0)
 	if broken {
 		s.state.Store(uint32(cowfmt.StackBroken))
 	}

@@ -63,20 +63,21 @@ func (s *snapshot) doBreak(b *breaker) {
 		if b.err == nil || s.ended() {
 			break
 		}
+		foreign := errors.Is(b.err, store.ErrNotOwner)
 		if errors.Is(b.err, store.ErrEpoch) {
 			s.v.lose(b.err)
+		}
+		if s.v.Lost() || foreign && s.v.moving.hasEnded() || !foreign && time.Since(began) > s.timeout {
 			break
 		}
-		if errors.Is(b.err, store.ErrNotOwner) && !s.v.moving.hasEnded() && !s.v.Lost() {
+		if foreign {
 			began = time.Now()
-		}
-		if time.Since(began) > s.timeout {
-			break
 		}
 	}
 	if b.err == nil {
 		s.end(true)
 		s.v.remap(func() {})
+		go s.v.leave(s)
 	} else {
 		b.err = fmt.Errorf("snapshot %v is to be broken: %w: %w", s.id, unix.EIO, b.err)
 	}
@@ -84,7 +85,9 @@ func (s *snapshot) doBreak(b *breaker) {
 	s.breaking = nil
 	s.mu.Unlock()
 	close(b.done)
-	if b.err == nil {
-		s.v.leave(s)
-	}
+}
+
+func (b *breaker) wait() error {
+	<-b.done
+	return b.err
 }

@@ -191,7 +191,7 @@ func TestTableHalfDonePage(t *testing.T) {
 		tb := tableOn(t, dev, path)
 		*tb.memory.state(0) = state
 		tb.memory.words(0)[0] = 0xff0
-		next := newTable(tb.st, tb.cache, true)
+		next := newTable(tb.st, tb.memory.(*cacheFile), true)
 		check(t, next.prepare(20, 1))
 		next.set(20, 1)
 		if set, n, err := next.run(0, 100); set || n != 20 || err != nil {
@@ -213,7 +213,7 @@ func TestTableRecovered(t *testing.T) {
 	check(t, tb.prepare(store.LeafChunks, store.LeafChunks))
 	tb.set(store.LeafChunks, store.LeafChunks)
 	check(t, tb.load(2))
-	next := newTable(tb.st, tb.cache, true)
+	next := newTable(tb.st, tb.memory.(*cacheFile), true)
 	if got := next.ones.Load(); got != 5+store.LeafChunks {
 		t.Errorf("ones %d", got)
 	}
