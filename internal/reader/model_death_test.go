@@ -11,7 +11,7 @@ func (s *steps) dying(h int) {
 		return
 	}
 	s.late(h)
-	if e.role == away {
+	if e.role == away || w.head[0].now.torn && w.head[1].now.torn {
 		return
 	}
 	if !e.dead && !e.under() {
