@@ -61,8 +61,13 @@ func (g Grant) String() string {
 	return fmt.Sprintf("%v to host %s, boot %v, slot %d", g.ID, hostString(g.HostName, g.Host.String(), g.Address), g.Boot, g.Slot)
 }
 
+// StackStateName is the name of a state of a stack entry.
+func StackStateName(state uint8) string {
+	return enumName("state", int(state), "active", "broken", "pending")
+}
+
 func (e StackEntry) String() string {
-	state := enumName("state", int(e.State), "active", "broken")
+	state := StackStateName(e.State)
 	return fmt.Sprintf("%v %v %s, generation %d, cursor %d, cut %v, %v", e.Kind, e.UUID, state, e.Generation, e.Cursor, e.CutID, e.Locator)
 }
 

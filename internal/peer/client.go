@@ -114,7 +114,7 @@ func (c *Client) ask(ctx context.Context, q *question, path string, body []byte)
 		if json.Unmarshal(answer, &e) != nil || e.Message == "" {
 			e.Message = fmt.Sprintf("%s: %.200q", resp.Status, bytes.TrimSpace(answer))
 		}
-		return nil, fmt.Errorf("host %s: %w", q.address, &api.RemoteError{Code: resp.StatusCode, Message: e.Message})
+		return nil, fmt.Errorf("host %s: %w", q.address, &api.RemoteError{Code: resp.StatusCode, Message: e.Message, Reason: e.Code})
 	}
 	return answer, nil
 }
