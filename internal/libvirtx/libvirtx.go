@@ -72,6 +72,9 @@ type Conn interface {
 	XML(ctx context.Context, d Domain) (string, error)
 	// InactiveXML is what the domain will be at its next start; of a transient one, what it was started from.
 	InactiveXML(ctx context.Context, d Domain) (string, error)
+	// SecretXML is InactiveXML with what libvirt shows only to those who may see secrets: the passwords of VNC and SPICE.
+	// Without them a screen that asked for one would ask for none. It is for backups, and goes into no log.
+	SecretXML(ctx context.Context, d Domain) (string, error)
 	// Leaving says that an active domain is being migrated to another host: from before that one's hook is called until
 	// the migration has succeeded or failed.
 	Leaving(ctx context.Context, d Domain) (bool, error)
