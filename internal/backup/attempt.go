@@ -166,47 +166,50 @@ type copying struct {
 }
 
 // begin opens everything.
-func (n *Node) begin(ctx context.Context, j *job, a Archive) (c *copying, err error) {
+func (n *Node) begin(ctx context.Context, j *job, a Archive) (*copying, error) {
 	n.mu.Lock()
 	m, rate := j.rec.Manifest, j.rec.Rate
 	n.mu.Unlock()
-	c = &copying{node: n, job: j, manifest: m, limit: limits{n.limit, limiter(rate, n.config.Piece)}}
-	defer func() {
-		if err != nil {
-			c.close()
-		}
-	}()
+	c := &copying{node: n, job: j, manifest: m, limit: limits{n.limit, limiter(rate, n.config.Piece)}}
+	if err := c.open(ctx, a); err != nil {
+		c.close()
+		return nil, err
+	}
+	c.cursors = n.reportCursors(ctx, j, m, c.sources)
+	return c, nil
+}
+
+func (c *copying) open(ctx context.Context, a Archive) error {
 	var vias []via
-	for i := range m.Disks {
-		d := &m.Disks[i]
-		s, err := n.config.Sources.Open(ctx, d)
+	for i := range c.manifest.Disks {
+		d := &c.manifest.Disks[i]
+		s, err := c.node.config.Sources.Open(ctx, d)
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.Target, err)
+			return fmt.Errorf("disk %s: %w", d.Target, err)
 		}
 		c.sources = append(c.sources, s)
 		how, why := s.Via()
 		vias = append(vias, via{how, why})
 	}
-	n.mu.Lock()
-	j.via = vias
-	n.mu.Unlock()
+	c.node.mu.Lock()
+	c.job.via = vias
+	c.node.mu.Unlock()
 
 	if err := c.resume(ctx, a); err != nil {
-		return nil, fmt.Errorf("archive: %w", err)
+		return fmt.Errorf("archive: %w", err)
 	}
-	if len(c.at.Pieces) != len(m.Disks) || c.at.Piece <= 0 {
-		return nil, fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+	if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 {
+		return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
 	}
-	j.count(&c.at)
-	for i := range m.Disks {
-		w, err := c.writer.Disk(m.Disks[i].Target, m.Disks[i].Size, c.at.Piece)
+	c.job.count(&c.at)
+	for _, d := range c.manifest.Disks {
+		w, err := c.writer.Disk(d.Target, d.Size, c.at.Piece)
 		if err != nil {
-			return nil, fmt.Errorf("archive: disk %s: %w", m.Disks[i].Target, err)
+			return fmt.Errorf("archive: disk %s: %w", d.Target, err)
 		}
 		c.disks = append(c.disks, w)
 	}
-	c.cursors = n.reportCursors(ctx, j, m, c.sources)
-	return c, nil
+	return nil
 }
 
 // resume begins the backup in the archive, or goes on with it.
