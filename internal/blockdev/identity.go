@@ -24,6 +24,16 @@ func (d *File) WWID() string {
 	return wwid(sysfs, d.id.Rdev)
 }
 
+// WWIDAt is the world wide identifier of the block device that a path leads to, "" where there is none or it has none. Nothing is
+// opened for it.
+func WWIDAt(path string) string {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return ""
+	}
+	return wwid(sysfs, st.Rdev)
+}
+
 func wwid(sysfs string, rdev uint64) string {
 	dir := sysfsOf(sysfs, rdev)
 	part := "" // a partition has its disk's, and its number
