@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs what the demo, the tests and the benchmark need, through apt-get, and only what is missing; unpacks
-# a Debian kernel for the tiny guest, its iSCSI initiator, promtool, and a whole Debian for the tests of package and
+# a Debian kernel for the tiny guest, its iSCSI initiator, its guest agent, promtool, and a whole Debian for the tests of package and
 # units, into a cache folder (never installed on this host).
 #
 #   scripts/deps.sh           all of it
 #   scripts/deps.sh packages  packages only
 #   scripts/deps.sh kernel    kernel only
 #   scripts/deps.sh iscsi     iSCSI initiator only
+#   scripts/deps.sh agent     QEMU's guest agent only
 #   scripts/deps.sh promtool what checks Prometheus' rules, only
 #   scripts/deps.sh debian    the Debian only; about a minute and 600 MB the first time
 #   scripts/deps.sh trixie    a Debian 13 with its libvirt and QEMU, for `make e2e-trixie`, and prints its folder; a few
@@ -126,6 +127,25 @@ unpack_iscsi() {
 	mv "$tmp/files" "$cache/iscsi"
 }
 
+fetch_agent() { # into the folder $1; the package would start a service
+	say "unpacking QEMU's guest agent into $cache"
+	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download qemu-guest-agent >&2) || return 1
+	dpkg-deb -x "$1"/qemu-guest-agent_*.deb "$1/tree"
+}
+
+unpack_agent() {
+	[ ! -e "$cache/qemu-ga" ] || return 0
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/agent.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	fetch_agent "$tmp" || {
+		as_root apt-get update -q >&2
+		fetch_agent "$tmp" || die "qemu-guest-agent can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+	mv "$tmp/tree/usr/sbin/qemu-ga" "$cache/qemu-ga"
+}
+
 # The machine's own mirror of a suite, as apt knows it; else the one of whatever Debian it is, which has all suites.
 mirror() { # of the suite $1
 	apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
@@ -183,14 +203,16 @@ all)
 	install_packages
 	(unpack_kernel)
 	(unpack_iscsi)
+	(unpack_agent)
 	(unpack_promtool)
 	(make_bookworm)
 	;;
 packages) install_packages ;;
 kernel) unpack_kernel ;;
 iscsi) unpack_iscsi ;;
+agent) unpack_agent ;;
 promtool) unpack_promtool ;;
 debian) make_bookworm ;;
 trixie) make_trixie ;;
-*) die "usage: $0 [packages|kernel|iscsi|promtool|debian|trixie]" ;;
+*) die "usage: $0 [packages|kernel|iscsi|agent|promtool|debian|trixie]" ;;
 esac

@@ -1,0 +1,2 @@
+// Package reader is a volume as it was at a cut.
+package reader
