@@ -149,7 +149,7 @@ func TestMigrateHostGone(t *testing.T) {
 		t.Errorf("%s owns the volume without a proof", s.Engine.Owner.HostName)
 	}
 	b.run(t, "host", "fenced", "ha", "--yes")
-	must(t, c.checkers["v1"].Await(t.Context(), 50))
+	c.writes(t, 50)
 	c.back(t, a)
 	c.move(t, b, a)
 	c.verdict(t)
@@ -169,7 +169,7 @@ func TestMigrateOldOwner(t *testing.T) {
 	c := newCrossing(t, nil, nil, "v1")
 	a, b := c.beds[0], c.beds[1]
 	must(t, c.Cut(t.Context(), a.Host, b.Host))
-	must(t, c.checkers["v1"].Await(t.Context(), 50))
+	c.writes(t, 50)
 	c.bootOn(t, b)
 	c.refused(t, b, "does not answer", "virt-cow host fenced ha")
 	logs := c.died(t) // what it has flushed by now
@@ -216,9 +216,7 @@ func TestMigrateReplyLost(t *testing.T) {
 	}
 	must(t, link.Heal(t.Context()))
 	c.guest.MovedTo(b.Host)
-	for _, k := range c.checkers {
-		must(t, k.Await(t.Context(), 50))
-	}
+	c.writes(t, 50)
 	eventually(t, "the source's guest waits", func() bool { return a.stateOf(t.Context()) == "paused" })
 	qemuTo.kill(t, p)
 	eventually(t, "the guest is dead", func() bool { return dead(b.stateOf(t.Context())) })

@@ -52,14 +52,6 @@ func (c *crossing) untouched(t *testing.T, on *bed) {
 	}
 }
 
-// writes waits until all checkers have written so much more, and have found nothing wrong.
-func (c *crossing) writes(t *testing.T, n int) {
-	t.Helper()
-	for _, k := range c.checkers {
-		must(t, k.Await(t.Context(), n))
-	}
-}
-
 // TestMigrateLink cuts the networks between two hosts: that of the daemons, that of libvirt and QEMU, and both.
 func TestMigrateLink(t *testing.T) {
 	c := newCrossing(t, nil, []string{"--chunk", "4K"}, "v1", "v2")

@@ -39,8 +39,11 @@ func newSiteOf(t *testing.T, program string, hosts []string, flags []string, vol
 	s := &site{log: &keptLog{}, disks: map[string]*lab.Disk{}}
 	s.Site = lab.SiteFor(t, lab.SiteConfig{Names: hosts, Host: lab.Config{Log: s.log, Hook: program, Env: []string{"VIRT_COW_PLUGINS_DIR=" + pluginsDir}}})
 	t.Cleanup(func() {
-		if t.Failed() || testing.Verbose() {
+		if t.Failed() {
 			t.Log("what the hosts' processes said:\n" + s.log.String() + s.engineLogs())
+			if s.guest != nil {
+				t.Log("what the guest said last:\n" + s.guest.ConsoleLog())
+			}
 		}
 	})
 	s.raw = filepath.Join(s.Dir, "master.raw")

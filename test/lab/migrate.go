@@ -47,6 +47,7 @@ func (g *Guest) BeginMove() (over func()) {
 	defer g.mu.Unlock()
 	ch := make(chan struct{})
 	g.moving = ch
+	g.moves++
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -55,6 +56,13 @@ func (g *Guest) BeginMove() (over func()) {
 		}
 		close(ch)
 	}
+}
+
+// Moves is how often the guest has begun to move.
+func (g *Guest) Moves() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.moves
 }
 
 // MovedTo tells the Guest that it is on this host now.
