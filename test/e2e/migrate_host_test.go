@@ -84,7 +84,7 @@ func (b *bed) queued(t *testing.T) (n int64) {
 func (p *passage) finishHeld(t *testing.T) {
 	t.Helper()
 	must(t, p.to.Libvirtd().Signal(syscall.SIGSTOP))
-	must(t, p.c.guest.LimitMigration(t.Context(), sprint))
+	must(t, p.c.guest.HurryMigration(t.Context()))
 	p.await(t, suspended)
 	// A question whether it is there has a few bytes.
 	eventually(t, "libvirtd of "+p.to.Name+" is told to finish", func() bool { return p.to.queued(t) > 300 })

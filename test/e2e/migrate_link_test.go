@@ -146,7 +146,7 @@ func (p *passage) waitLong(t *testing.T) error {
 	t.Helper()
 	select {
 	case <-p.over:
-		return errors.Join(p.err, p.c.guest.LimitMigration(t.Context(), sprint)) // which the next one would keep
+		return errors.Join(p.err, p.c.guest.HurryMigration(t.Context())) // which the next one would keep
 	case <-time.After(5 * time.Minute):
 		t.Fatal("the migration does not end")
 	}
@@ -176,7 +176,7 @@ func TestMigrateLinkSoak(t *testing.T) {
 				heal := p.cut(t, networks...)
 				go func() { // which a job that waits for a link does not look at, and one that does not ends by
 					for range 200 {
-						_ = c.guest.LimitMigration(context.WithoutCancel(t.Context()), sprint)
+						_ = c.guest.HurryMigration(context.WithoutCancel(t.Context()))
 						select {
 						case <-p.over:
 							return

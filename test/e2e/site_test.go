@@ -115,7 +115,7 @@ func (s *site) boot(t *testing.T, volumes ...string) {
 // move migrates the guest, which must succeed, and returns the beds it is on now and was on before.
 func (s *site) move(t *testing.T, from, to *bed, flags ...string) {
 	t.Helper()
-	must(t, s.guest.LimitMigration(t.Context(), sprint)) // libvirt keeps what an earlier one from here was limited to
+	must(t, s.guest.HurryMigration(t.Context())) // libvirt keeps what an earlier one from here was limited to
 	out, err := s.guest.Migrate(t.Context(), to.Host, flags...)
 	if err != nil {
 		t.Fatalf("migrate %s to %s: %v: %s", from.Name, to.Name, err, out)
