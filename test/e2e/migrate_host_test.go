@@ -121,6 +121,7 @@ func TestMigrateHostGone(t *testing.T) {
 	c.move(t, b, a)
 	c.verdict(t)
 
+	was := fenced()
 	p = c.begin(t, true)
 	p.await(t, copying)
 	must(t, a.vc.Daemon().Signal(syscall.SIGSTOP)) // so that its engine does not seal
@@ -143,7 +144,6 @@ func TestMigrateHostGone(t *testing.T) {
 	if out, err := b.vc.Run(t.Context(), "status"); err == nil || !strings.Contains(out, "virt-cow host fenced ha") {
 		t.Errorf("status does not say what the guest waits for: %v\n%s", err, out)
 	}
-	was := fenced()
 	eventually(t, "the fence command is tried, and is no proof", func() bool { return fenced() != was })
 	if s := b.await(t, "v1", "known", func(s *api.VolumeStatus) bool { return s != nil && s.Engine != nil }); s.Engine.Owner.HostName != "ha" {
 		t.Errorf("%s owns the volume without a proof", s.Engine.Owner.HostName)
