@@ -11,7 +11,7 @@ func (s *steps) dying(h int) {
 		return
 	}
 	s.late(h)
-	if e.role == away {
+	if e.role == away || w.head[0].now.torn && w.head[1].now.torn {
 		return
 	}
 	if !e.dead && !e.under() {
@@ -109,6 +109,9 @@ func (m *model) restart(w *world, h int) {
 	*e = engine{up: true, role: role, open: now}
 	for i := range m.snaps {
 		e.placed[i] = now.entry[i] == entryActive
+		if !m.no.noOpenFlush {
+			w.flushSnapshot(i) // a one that it reads may be of a batch that was not flushed
+		}
 	}
 	switch {
 	case now.owner != uint8(h) && role == giver: // its last header write has landed, in one copy at least
