@@ -42,11 +42,13 @@ mariadb_test() {
 	$hook thaw || die "no server, and a thaw fails"
 	mariadb_server /var/lib/mysql
 	sql -e "CREATE DATABASE d; CREATE TABLE d.t (i INT PRIMARY KEY) ENGINE=InnoDB; CREATE TABLE d.m (i INT PRIMARY KEY) ENGINE=MyISAM;"
-	i=0
-	while :; do
-		i=$((i + 1))
-		printf 'INSERT INTO d.m VALUES (%d);\nINSERT INTO d.t VALUES (%d);\n' $i $i
-	done | mariadb &
+	for table in t m; do # each by itself: one that waits must not hold up the other
+		i=0
+		while :; do
+			i=$((i + 1))
+			echo "INSERT INTO d.$table VALUES ($i);"
+		done | mariadb &
+	done
 	goes_on
 
 	say "frozen: nothing is written; what is on the disk is whole"
@@ -102,7 +104,6 @@ mariadb_test() {
 	say "the copy comes back"
 	mariadb_server /var/lib/copy
 	[ "$(rows m) $(rows t)" = "$m $t" ] || die "the copy has $(rows m) and $(rows t) rows, had $m and $t at the cut"
-	[ $((m - t)) -le 1 ] || die "the tables are of different times"
 	[ "$(sql -e 'CHECK TABLE d.m, d.t' | grep -c 'status.OK')" = 2 ] || die "the tables are damaged"
 }
 
