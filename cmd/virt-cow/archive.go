@@ -57,7 +57,7 @@ func (c *ArchiveCheckCmd) Run(env *Env) error {
 
 // ArchiveMaintainCmd maintains the archive.
 type ArchiveMaintainCmd struct {
-	Full     bool `help:"Give back room too, not only what is quick."`
+	Full     bool `help:"Give back room too, whatever the schedule says."`
 	TakeOver bool `help:"Do it though another host did so far: that one must not do it any more."`
 }
 
@@ -68,9 +68,9 @@ func (c *ArchiveMaintainCmd) Run(env *Env) error {
 		return err
 	}
 	defer a.Close(env.Context)
-	how := archive.Quick
+	how := archive.UpkeepDue
 	if c.Full {
-		how = archive.Full
+		how = archive.UpkeepFull
 	}
 	return a.Maintain(env.Context, how, c.TakeOver)
 }

@@ -10,7 +10,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/api"
