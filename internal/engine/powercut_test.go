@@ -43,6 +43,11 @@ func worlds() []world {
 		{name: "raw disk", chunk: 4096, size: 20<<12 + 3*512, block: 512, raw: true},
 		{name: "raw disk, 4096-byte sectors", chunk: 64 << 10, size: 20<<12 + 3*512, block: 4096, raw: true},
 		{name: "raw disk, workers", chunk: 4096, size: 33 << 12, block: 512, raw: true, workers: 4},
+		{name: "snapshot", chunk: 4096, size: 16<<12 + 512, block: 512, master: 13 << 12, holes: true, snapshots: 1},
+		{name: "snapshots, 4096-byte sectors", chunk: 8192, size: 9<<13 + 512, block: 4096, master: 6 << 13, snapshots: 2},
+		{name: "snapshots, cache off", chunk: 4096, size: 16 << 12, block: 512, master: 12 << 12, holes: true, cacheOff: true, snapshots: 2},
+		{name: "snapshots, workers", chunk: 4096, size: 33<<12 + 512, block: 512, master: 28 << 12, holes: true, workers: 4, snapshots: 2},
+		{name: "snapshots, raw disk", chunk: 4096, size: 16<<12 + 512, block: 512, raw: true, snapshots: 2},
 		{name: "between table groups", chunk: 4096, size: group + 64<<12, block: 512, master: group, off: group - 8<<12, length: 16 << 12},
 	}
 }

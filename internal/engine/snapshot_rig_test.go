@@ -28,7 +28,7 @@ func (s shelf) open(_ context.Context, e cowfmt.StackEntry) (*store.Snapshot, fu
 	if err != nil {
 		return nil, nil, err
 	}
-	on, err := store.OpenSnapshot(dev)
+	on, err := store.OpenSnapshot(NewLatch(dev))
 	return on, func() error { return nil }, err
 }
 
