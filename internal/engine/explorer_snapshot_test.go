@@ -168,6 +168,9 @@ func (x *explorer) removeSnapshot(i int) error {
 // darkened notes the snapshots as they are at a power cut that happens.
 func (x *explorer) darkened() {
 	x.then = nil
+	if x.raw {
+		x.stateThen = x.state.Fork()
+	}
 	for _, s := range x.snaps {
 		was := *s
 		was.after = x.beside.snapshots[s.entry.UUID]
@@ -178,6 +181,9 @@ func (x *explorer) darkened() {
 // relight goes on with the snapshots as they were then.
 func (x *explorer) relight() {
 	x.snaps, x.then = x.then, nil
+	if x.raw {
+		x.state = x.stateThen
+	}
 	for _, s := range x.snaps {
 		s.use(x, s.after)
 		s.after, s.late = nil, nil

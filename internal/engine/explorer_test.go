@@ -53,9 +53,12 @@ type explorer struct {
 	views  [][][]uint64
 
 	snaps  []*explored
-	then   []*explored // as they were at the power cut that happened
-	shelf  shelf       // of v
+	shelf  shelf // of v
 	beside besideState
+
+	// As they were at the power cut that happened.
+	then      []*explored
+	stateThen *blockdevtest.Memory
 
 	versionMu sync.Mutex
 	version   uint32
