@@ -228,13 +228,26 @@ func (s *snapshot) end(broken bool) {
 	}
 }
 
-// shut closes what it is on, once nothing is being saved any more. The device of one that hangs is left open.
-func (s *snapshot) shut(wait time.Duration) error {
-	timer := time.NewTimer(wait)
+// waitFor says whether done was closed within so long.
+func waitFor(done <-chan struct{}, limit time.Duration) bool {
+	select {
+	case <-done:
+		return true
+	default:
+	}
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
-	case <-s.copier.rest():
+	case <-done:
+		return true
 	case <-timer.C:
+		return false
+	}
+}
+
+// shut closes what it is on, once nothing is being saved any more. The device of one that hangs is left open.
+func (s *snapshot) shut(wait time.Duration) error {
+	if !waitFor(s.copier.rest(), wait) {
 		return fmt.Errorf("snapshot %v: writes to %s don't end: it stays open", s.id, s.path)
 	}
 	s.mu.Lock()

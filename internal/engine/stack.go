@@ -163,13 +163,8 @@ func (v *Volume) beginWriting() {
 
 // restStack returns once no snapshot that is in use is being written to. Nobody asks for anything any more.
 func (v *Volume) restStack(wait time.Duration) error {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
 	for _, s := range v.stack.snapshots() {
-		select {
-		case <-s.copier.rest():
-		case <-s.gone:
-		case <-timer.C:
+		if !s.ended() && !waitFor(s.copier.rest(), wait) {
 			return fmt.Errorf("%s: writes to its snapshot %v on %s don't end", v.info.Name, s.id, s.path)
 		}
 	}
@@ -189,9 +184,7 @@ func (v *Volume) closeStack() error {
 	var errs []error
 	for _, s := range v.stack.snapshots() {
 		if !s.ended() && s.store != nil {
-			select {
-			case <-s.copier.rest():
-			case <-time.After(s.timeout):
+			if !waitFor(s.copier.rest(), s.timeout) {
 				errs = append(errs, s.startBreak(errSlow).wait())
 			}
 		}

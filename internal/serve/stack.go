@@ -49,10 +49,7 @@ func (o *stackOpener) open(ctx context.Context, e cowfmt.StackEntry) (on *store.
 	if e.Locator.Kind != cowfmt.LocatorStore {
 		return nil, nil, fmt.Errorf("snapshot %v: this program can't keep one in %v", e.UUID, e.Locator.Kind)
 	}
-	// A predecessor that was killed keeps its lock until its last write has landed.
-	waiting, cancel := context.WithTimeout(ctx, o.config.LockWait)
-	defer cancel()
-	f, err := blockdev.OpenFile(waiting, path, blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive})
+	f, err := blockdev.OpenFile(ctx, path, blockdev.FileOptions{Direct: true})
 	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot %v: %w", e.UUID, err)
 	}
@@ -61,13 +58,20 @@ func (o *stackOpener) open(ctx context.Context, e cowfmt.StackEntry) (on *store.
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	if on, err = store.OpenSnapshot(f); err != nil {
+	// A look first: what is another store may be locked for good.
+	if err = isSnapshot(f, e.UUID); err != nil {
 		return nil, nil, fmt.Errorf("snapshot %v: %w", e.UUID, err)
 	}
-	if h := on.Header(); h.UUID != e.UUID { // before anything is locked by it
-		return nil, nil, fmt.Errorf("snapshot %v: %s holds %v", e.UUID, path, h.UUID)
+	// A predecessor that was killed keeps its lock until its last write has landed.
+	waiting, cancel := context.WithTimeout(ctx, o.config.LockWait)
+	defer cancel()
+	if err = f.Lock(waiting, blockdev.LockExclusive); err == nil {
+		err = o.register(f)
 	}
-	if err = o.register(f); err != nil {
+	if err == nil {
+		on, err = store.OpenSnapshot(f)
+	}
+	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot %v: %w", e.UUID, err)
 	}
 	lock, err := lockUUID(waiting, o.config.RunDir, on.Header(), false)
@@ -75,6 +79,17 @@ func (o *stackOpener) open(ctx context.Context, e cowfmt.StackEntry) (on *store.
 		return nil, nil, err
 	}
 	return on, func() error { return errors.Join(lock.Close(), f.Close()) }, nil
+}
+
+func isSnapshot(f *blockdev.File, id uuid.UUID) error {
+	s, err := store.OpenSnapshot(f)
+	if err != nil {
+		return err
+	}
+	if h := s.Header(); h.UUID != id {
+		return fmt.Errorf("%s holds %v", s.Name(), h.UUID)
+	}
+	return nil
 }
 
 // register lets this host write to a snapshot's LUN where others are kept from it. Nobody is shut out: a takeover by force
