@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
@@ -232,4 +233,33 @@ func (r *rig) whole(v *reader.View) error {
 	}
 	_, err := v.Verify(background, from)
 	return err
+}
+
+// save marks chunks as saved, with what is there.
+func (r *rig) save(tb testing.TB, which func(chunk int64) bool) {
+	tb.Helper()
+	s, err := store.OpenSnapshot(r.snapshot)
+	check(tb, err)
+	data, err := s.Data()
+	check(tb, err)
+	_, err = data.WriteAt(make([]byte, data.Info().Size), 0)
+	check(tb, err)
+	chunks := s.Header().Chunks()
+	for i := range s.Leaves() {
+		flags := make([]byte, store.LeafFlags)
+		for n := range min(store.LeafChunks, chunks-i*store.LeafChunks) {
+			if which(i*store.LeafChunks + n) {
+				flags[n/8] |= 1 << (n % 8)
+			}
+		}
+		check(tb, s.WriteLeaves([]store.Leaf{{Index: i, Flags: flags}}))
+	}
+}
+
+// cpu is what this process has used, in seconds.
+func cpu(tb testing.TB) float64 {
+	tb.Helper()
+	var u unix.Rusage
+	check(tb, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 }
