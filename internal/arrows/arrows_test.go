@@ -52,7 +52,7 @@ var may = map[string][]string{
 	"internal/man":                   {},
 	"internal/doctor":                {"hooks", "internal/api", "internal/config", "internal/libvirtx", "internal/peer"},
 	"internal/daemon": {
-		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/cut", "internal/durable", "internal/inventory", "internal/launch",
+		"internal/api", "internal/blockdev", "internal/catalogue", "internal/cowfmt", "internal/cut", "internal/domainxml", "internal/durable", "internal/inventory", "internal/launch",
 		"internal/libvirtx", "internal/metrics", "internal/peer", "internal/plugin",
 	},
 }

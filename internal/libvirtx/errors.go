@@ -3,6 +3,7 @@ package libvirtx
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -96,7 +97,7 @@ func agentError(code int, text string) error {
 	case code == codeInvalid && strings.Contains(text, "domain is not running"):
 		return ErrNotRunning
 	case code == codeUnsupported && strings.Contains(text, "guest agent is not configured"),
-		code == codeAgentUnresponsive && (strings.Contains(text, "not connected") || strings.Contains(text, "disappeared")):
+		code == codeAgentUnresponsive && containsAny(text, "not connected", "not available due to an error", "disappeared"):
 		return ErrNoAgent
 	case code == codeAgentUnresponsive, code == codeAgentUnsynced, code == codeAgentCommandTimeout:
 		return ErrAgentHangs
@@ -106,4 +107,8 @@ func agentError(code int, text string) error {
 		return ErrHook
 	}
 	return nil
+}
+
+func containsAny(text string, parts ...string) bool {
+	return slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(text, p) })
 }
