@@ -31,7 +31,7 @@ unit:
 	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
 	$(TEST) -timeout 20m -tags virtcow_stale -run '^TestStaleTable$$' ./internal/engine
 	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
-	$(TEST) -timeout 20m ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/...
+	$(TEST) -timeout 20m ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/... ./hooks
 
 # TestUpgrade builds older programs: make soak has it.
 e2e: deps build
@@ -80,6 +80,7 @@ crash:
 	$(GO) test -count=1 -timeout 0 -v -run '^TestPowerCut$$' ./internal/engine -crash.states=$(STATES)
 
 soak: deps build crash
+	databases=$$(scripts/deps.sh databases) && VIRT_COW_DATABASES="$$databases" $(TEST) -timeout 30m -v -tags virtcow_databases -run '^TestDatabases$$' ./hooks
 	$(TEST) -count=$(ROUNDS) -timeout 0 -v ./test/e2e/... -e2e.soak
 	$(GO) test -count=1 -timeout 0 -v ./internal/handover -handover.deep -handover.walks=2000000
 
@@ -107,6 +108,8 @@ install-files:
 	bin/virt-cow completion fish >$(D)/share/fish/vendor_completions.d/virt-cow.fish
 	install -D -m 0644 -t $(D)/share/doc/virt-cow README.md ARCHITECTURE.md docs/*.md docs/*.json docs/*.yml
 	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/plugins hooks/plugins/*
+	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/fsfreeze hooks/fsfreeze/fsfreeze-hook
+	install -D -m 0755 -t $(D)/share/doc/virt-cow/examples/fsfreeze/fsfreeze-hook.d hooks/fsfreeze/fsfreeze-hook.d/*
 	install -D -m 0644 -t $(D)/share/virt-cow/selinux packaging/selinux/virt_cow.*
 	install -D -m 0755 hooks/qemu $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-virt-cow
 	install -D -m 0644 internal/config/config.toml $(DESTDIR)/etc/virt-cow/config.toml

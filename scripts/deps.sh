@@ -1,14 +1,17 @@
 #!/bin/sh
 # Installs what the demo, the tests and the benchmark need, through apt-get, and only what is missing; unpacks
-# a Debian kernel for the tiny guest, its iSCSI initiator, promtool, and a whole Debian for the tests of package and
+# a Debian kernel for the tiny guest, its iSCSI initiator, its guest agent, promtool, and a whole Debian for the tests of package and
 # units, into a cache folder (never installed on this host).
 #
 #   scripts/deps.sh           all of it
 #   scripts/deps.sh packages  packages only
 #   scripts/deps.sh kernel    kernel only
 #   scripts/deps.sh iscsi     iSCSI initiator only
+#   scripts/deps.sh agent     QEMU's guest agent only
 #   scripts/deps.sh promtool what checks Prometheus' rules, only
 #   scripts/deps.sh debian    the Debian only; about a minute and 600 MB the first time
+#   scripts/deps.sh databases a Debian with PostgreSQL and MariaDB, for `make soak`, and prints its folder; a minute or
+#                             two and 1 GB the first time. Not part of all of it.
 #   scripts/deps.sh trixie    a Debian 13 with its libvirt and QEMU, for `make e2e-trixie`, and prints its folder; a few
 #                             minutes and 1 GB the first time. Not part of all of it.
 #
@@ -18,7 +21,7 @@ set -eu
 
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
 gcc libc6-dev nbdkit libnbd-bin fio busybox-static e2fsprogs iproute2 util-linux debootstrap systemd curl jq
-bash-completion zsh fish mandoc dmsetup"
+bash-completion zsh fish mandoc dmsetup swtpm swtpm-tools"
 # What the Debian has beyond a minimal one, and what it has only files of: libvirt's AppArmor profiles.
 suite=bookworm
 inside="systemd systemd-sysv dbus udev lvm2 apparmor checkpolicy selinux-policy-dev"
@@ -126,6 +129,25 @@ unpack_iscsi() {
 	mv "$tmp/files" "$cache/iscsi"
 }
 
+fetch_agent() { # into the folder $1; the package would start a service
+	say "unpacking QEMU's guest agent into $cache"
+	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download qemu-guest-agent >&2) || return 1
+	dpkg-deb -x "$1"/qemu-guest-agent_*.deb "$1/tree"
+}
+
+unpack_agent() {
+	[ ! -e "$cache/qemu-ga" ] || return 0
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/agent.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	fetch_agent "$tmp" || {
+		as_root apt-get update -q >&2
+		fetch_agent "$tmp" || die "qemu-guest-agent can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+	mv "$tmp/tree/usr/sbin/qemu-ga" "$cache/qemu-ga"
+}
+
 # The machine's own mirror of a suite, as apt knows it; else the one of whatever Debian it is, which has all suites.
 mirror() { # of the suite $1
 	apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
@@ -164,6 +186,12 @@ make_bookworm() {
 	[ -e "$cache/debian-$suite-1" ] || make_debian "debian-$suite-1" "$suite" "$inside" "$profiles"
 }
 
+make_databases() {
+	tree="debian-databases-1"
+	[ -e "$cache/$tree" ] || make_debian "$tree" "$suite" "postgresql mariadb-server procps" ""
+	echo "$cache/$tree"
+}
+
 # Made anew if a program in it does not run: something was removed from it, or it was cut short.
 make_trixie() {
 	tree=hypervisor-trixie-1
@@ -183,14 +211,17 @@ all)
 	install_packages
 	(unpack_kernel)
 	(unpack_iscsi)
+	(unpack_agent)
 	(unpack_promtool)
 	(make_bookworm)
 	;;
 packages) install_packages ;;
 kernel) unpack_kernel ;;
 iscsi) unpack_iscsi ;;
+agent) unpack_agent ;;
 promtool) unpack_promtool ;;
 debian) make_bookworm ;;
+databases) make_databases ;;
 trixie) make_trixie ;;
-*) die "usage: $0 [packages|kernel|iscsi|promtool|debian|trixie]" ;;
+*) die "usage: $0 [packages|kernel|iscsi|agent|promtool|debian|databases|trixie]" ;;
 esac

@@ -27,6 +27,8 @@ type scanned struct {
 	ChunkSize int64      `json:"chunkSize,omitempty"`
 	Master    string     `json:"master,omitempty"` // as --master takes it
 	Origin    string     `json:"origin,omitempty"` // the raw disk of a state store
+	Volume    string     `json:"volume,omitempty"` // of a snapshot: UUID of its volume
+	Cut       string     `json:"cut,omitempty"`    // of a snapshot
 	CutLoose  bool       `json:"cutLoose,omitempty"`
 	Created   *time.Time `json:"created,omitempty"`
 	Owner     *ownerOf   `json:"owner,omitempty"`

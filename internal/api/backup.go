@@ -16,6 +16,14 @@ const (
 	PathPeerSnapshotRemove = "/v1/peer/snapshot-remove" // PeerSnapshot -> {}: out of the stack, and its store deleted
 )
 
+// Paths of the daemon's control socket that are about backups. All but the first are passed on to the image node.
+const (
+	PathBackup       = "/v1/backup"        // POST BackupRequest -> JobStatus: the cut is made and the image node has the job. ErrorBusy
+	PathBackupJobs   = "/v1/backup/jobs"   // POST {} -> JobList
+	PathBackupJob    = "/v1/backup/job"    // POST JobRequest -> JobStatus
+	PathBackupCancel = "/v1/backup/cancel" // POST JobRequest -> JobStatus
+)
+
 // NodeSocket is the name of the image node's socket in its run folder.
 const NodeSocket = "image-node.sock"
 
@@ -41,12 +49,69 @@ const (
 	GradeOff   = "off"   // the domain was not running
 )
 
+// Whether the guest's file systems are frozen for the cut.
+const (
+	QuiesceRequire = "require" // a backup that would be of grade crash fails
+	QuiesceTry     = "try"     // the default
+	QuiesceOff     = "off"
+)
+
+// BackupRequest has a domain backed up that is on this host, or one volume.
+type BackupRequest struct {
+	Domain       string   `json:"domain,omitempty"`       // name or UUID
+	Volume       string   `json:"volume,omitempty"`       // instead: its name; of a domain that has more, only this one
+	Quiesce      string   `json:"quiesce,omitempty"`      // require, try, off; try if empty
+	Hooks        bool     `json:"hooks,omitempty"`        // the operator's word that the guest has freeze hooks: then the grade may be app
+	OnError      string   `json:"onError,omitempty"`      // break-snapshot, break-guest-write; the first if empty
+	Rate         int64    `json:"rate,omitempty"`         // of copying, bytes a second; 0: the image node's
+	Exclude      []string `json:"exclude,omitempty"`      // targets of disks to leave out
+	LeaveForeign bool     `json:"leaveForeign,omitempty"` // leave out what can't be backed up; else it is refused
+	ChunkSize    int64    `json:"chunkSize,omitempty"`    // bytes, of the snapshots of linear volumes; 0: the volume's
+	WaitSeconds  int64    `json:"waitSeconds,omitempty"`  // for a migration to end, at most; 0: ten minutes
+
+	// Where snapshot stores are made; by default where the configuration says.
+	Folder   string `json:"folder,omitempty"`   // absolute path
+	Pool     string `json:"pool,omitempty"`     // libvirt's
+	Provider string `json:"provider,omitempty"` // plugin
+}
+
+// BackupStatus tells of the last backup of a domain whose cut this daemon made. Times are Unix seconds, sizes bytes.
+type BackupStatus struct {
+	Domain      string `json:"domain"` // name
+	UUID        string `json:"uuid"`   // of the domain
+	Job         string `json:"job"`
+	State       string `json:"state"`           // of the job, as far as it is known
+	Waits       string `json:"waits,omitempty"` // for what the cut waits, or the job
+	Error       string `json:"error,omitempty"`
+	Grade       string `json:"grade,omitempty"`
+	GradeWhy    string `json:"gradeWhy,omitempty"`
+	HeldMicros  int64  `json:"heldMicros,omitempty"`  // how long the guest's writes were held for the cut
+	Begun       int64  `json:"begun"`                 // when it was asked for
+	Ended       int64  `json:"ended,omitempty"`       // when the job had ended
+	LastSuccess int64  `json:"lastSuccess,omitempty"` // when the last one was done, this or one before; 0: never
+	Size        int64  `json:"size,omitempty"`        // of all disks
+	Read        int64  `json:"read,omitempty"`
+	Written     int64  `json:"written,omitempty"`     // to the archive
+	MaybeFrozen bool   `json:"maybeFrozen,omitempty"` // its thaw has not succeeded yet, and is being tried on
+}
+
+// SnapshotNote is a snapshot that this host knows of.
+type SnapshotNote struct {
+	Volume   string `json:"volume"`   // name
+	Snapshot string `json:"snapshot"` // UUID
+	Job      string `json:"job"`      // its cut, which is the job
+	Store    string `json:"store"`    // path
+	State    string `json:"state"`    // in the volume's stack; "" if it is not there
+	Stale    bool   `json:"stale,omitempty"`
+	Why      string `json:"why,omitempty"` // why it stays, though stale or not known to be needed
+}
+
 // ReserveRequest begins the backup of a domain.
 type ReserveRequest struct {
-	Domain  string   `json:"domain"` // name
-	UUID    string   `json:"uuid"`   // of the domain
-	Host    string   `json:"host"`   // host name of the one that asks
-	Address string   `json:"address"`
+	Domain  string   `json:"domain"`  // name
+	UUID    string   `json:"uuid"`    // of the domain
+	Host    string   `json:"host"`    // host name of the one that asks
+	Address string   `json:"address"` // of its daemon, for other hosts
 	Volumes []string `json:"volumes"` // UUIDs
 }
 

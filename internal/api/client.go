@@ -20,7 +20,8 @@ var ErrNotRunning = errors.New("not running")
 type RemoteError struct {
 	Code    int // HTTP status
 	Message string
-	Older   bool // it does not know the path at all: it is of an older version than this program
+	Reason  string // Error.Code, "" for most
+	Older   bool   // it does not know the path at all: it is of an older version than this program
 }
 
 func (e *RemoteError) Error() string { return e.Message }
@@ -75,7 +76,7 @@ func (c *client) call(ctx context.Context, path string, in, out any) error {
 			e.Message = fmt.Sprintf("%s: %s: %s", c.socket, resp.Status, bytes.TrimSpace(b))
 			older = resp.StatusCode == http.StatusNotFound // of a path that is known, it would say what is not found
 		}
-		return &RemoteError{Code: resp.StatusCode, Message: e.Message, Older: older}
+		return &RemoteError{Code: resp.StatusCode, Message: e.Message, Reason: e.Code, Older: older}
 	}
 	if out == nil || len(b) == 0 {
 		return nil
@@ -140,6 +141,31 @@ func (e *Engine) Guest(ctx context.Context, r GuestRequest) (*EngineStatus, erro
 // Dead gives a proof of death.
 func (e *Engine) Dead(ctx context.Context, r DeadOwner) (*EngineStatus, error) {
 	return e.status(ctx, PathEngineDead, r)
+}
+
+// AddSnapshot has a snapshot store opened for a cut to come. As the four below it asks for ControlVersion 4.
+func (e *Engine) AddSnapshot(ctx context.Context, r SnapshotAddRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineSnapshotAdd, r)
+}
+
+// RemoveSnapshot takes a snapshot out of the stack.
+func (e *Engine) RemoveSnapshot(ctx context.Context, r SnapshotRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineSnapshotRemove, r)
+}
+
+// SnapshotCursor says how much of a snapshot is kept elsewhere.
+func (e *Engine) SnapshotCursor(ctx context.Context, r SnapshotCursorRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineSnapshotCursor, r)
+}
+
+// Cut suspends the volume for a cut until EndCut or the deadline.
+func (e *Engine) Cut(ctx context.Context, r CutRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineCut, r)
+}
+
+// EndCut ends the suspension of a cut.
+func (e *Engine) EndCut(ctx context.Context, r CutEndRequest) (*EngineStatus, error) {
+	return e.status(ctx, PathEngineCutEnd, r)
 }
 
 // Stop asks the engine to flush, close its store and end.

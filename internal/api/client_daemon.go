@@ -80,6 +80,35 @@ func (d *Daemon) Fenced(ctx context.Context, r FencedRequest) (*FencedReport, er
 	return &f, d.call(ctx, PathHostFenced, r, &f)
 }
 
+// Backup has a backup begun: it returns once the image node has the job.
+func (d *Daemon) Backup(ctx context.Context, r BackupRequest) (*JobStatus, error) {
+	return d.job(ctx, PathBackup, r)
+}
+
+// BackupJobs lists the image node's jobs.
+func (d *Daemon) BackupJobs(ctx context.Context) (*JobList, error) {
+	var l JobList
+	return &l, d.call(ctx, PathBackupJobs, struct{}{}, &l)
+}
+
+// BackupJob tells of a job.
+func (d *Daemon) BackupJob(ctx context.Context, r JobRequest) (*JobStatus, error) {
+	return d.job(ctx, PathBackupJob, r)
+}
+
+// CancelBackup has the image node cancel a job.
+func (d *Daemon) CancelBackup(ctx context.Context, r JobRequest) (*JobStatus, error) {
+	return d.job(ctx, PathBackupCancel, r)
+}
+
+func (d *Daemon) job(ctx context.Context, path string, in any) (*JobStatus, error) {
+	var s JobStatus
+	if err := d.call(ctx, path, in, &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
 func volumePath(pattern, name string) string {
 	return strings.Replace(pattern, "{name}", url.PathEscape(name), 1)
 }

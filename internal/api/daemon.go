@@ -29,6 +29,9 @@ type DaemonStatus struct {
 	Domains    []DomainStatus `json:"domains"` // what could not be done for a domain; well ones are not here
 	Catalogue  int            `json:"catalogue"`
 	Counters   Counters       `json:"counters"`
+
+	Backups   []BackupStatus `json:"backups,omitempty"`   // the last of each domain, in the order of their names
+	Snapshots []SnapshotNote `json:"snapshots,omitempty"` // in the order of their volumes' names
 }
 
 // DomainStatus tells what is wrong with a domain's disks as a whole.

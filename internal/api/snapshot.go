@@ -16,6 +16,9 @@ const (
 	SnapshotBroken  = "broken"  // a write went past it
 )
 
+// ErrorGranted is the Code of an engine's Error that refuses a cut, or a suspension, while another host has the volume open.
+const ErrorGranted = "granted"
+
 // What happens when a chunk can't be saved before the guest's write, named as QEMU's copy-before-write filter has it.
 const (
 	BreakSnapshot   = "break-snapshot"

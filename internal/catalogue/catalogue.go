@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/durable"
 )
 
 var (
@@ -35,7 +37,7 @@ const (
 	volumesDir = "volumes"
 	lockName   = "lock"
 	suffix     = ".json"
-	newSuffix  = ".new" // of a record that is being written
+	newSuffix  = durable.NewSuffix // of a record that is being written
 )
 
 // Damage is a record that can't be read.

@@ -3,7 +3,8 @@ package catalogue
 import (
 	"errors"
 	"os"
-	"path/filepath"
+
+	"github.com/virt-cow/virt-cow/internal/durable"
 )
 
 // files is what the catalogue asks of a file system.
@@ -40,43 +41,12 @@ func (disk) read(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-func (disk) create(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
+func (disk) create(path string, b []byte) error { return durable.Create(path, b, 0o640) }
 
 func (disk) rename(from, to string) error { return os.Rename(from, to) }
 
 func (disk) remove(path string) error { return os.Remove(path) }
 
-func (disk) syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
+func (disk) syncDir(dir string) error { return durable.SyncDir(dir) }
 
-// makeDirs makes a folder and those above it, durably.
-func (d disk) makeDirs(dir string) error {
-	if st, err := os.Stat(dir); err == nil && st.IsDir() {
-		return nil
-	}
-	parent := filepath.Dir(dir)
-	if parent != dir {
-		if err := d.makeDirs(parent); err != nil {
-			return err
-		}
-	}
-	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return d.syncDir(parent)
-}
+func (disk) makeDirs(dir string) error { return durable.MakeDirs(dir, 0o750) }

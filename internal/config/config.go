@@ -21,6 +21,7 @@ type Config struct {
 	Hook      Hook      `toml:"hook"`
 	Migration Migration `toml:"migration"`
 	Fence     Fence     `toml:"fence"`
+	Backup    Backup    `toml:"backup"`
 	Scan      Scan      `toml:"scan"`
 	Plugins   Plugins   `toml:"plugins"`
 	Metrics   Metrics   `toml:"metrics"`
@@ -70,6 +71,17 @@ func (m Migration) Files() peer.Files { return peer.Files{CA: m.CA, Cert: m.Cert
 type Fence struct {
 	Command string   `toml:"command" env:"VIRT_COW_FENCE_COMMAND"` // run with the host's name, UUID and address; "" for none
 	Timeout Duration `toml:"timeout" env:"VIRT_COW_FENCE_TIMEOUT"`
+}
+
+// Backup is how backups of this host's guests are begun.
+type Backup struct {
+	Node          string   `toml:"node" env:"VIRT_COW_BACKUP_NODE"`         // HOST or HOST:PORT of the image node; "" for none
+	Folder        string   `toml:"folder" env:"VIRT_COW_BACKUP_FOLDER"`     // where snapshot stores are made; "" for store_dir
+	Pool          string   `toml:"pool" env:"VIRT_COW_BACKUP_POOL"`         // libvirt's, instead of a folder
+	Provider      string   `toml:"provider" env:"VIRT_COW_BACKUP_PROVIDER"` // plugin, instead of both
+	Hold          Duration `toml:"hold" env:"VIRT_COW_BACKUP_HOLD"`         // that a cut may hold the guest's I/O
+	FreezeTimeout Duration `toml:"freeze_timeout" env:"VIRT_COW_BACKUP_FREEZE_TIMEOUT"`
+	FrozenFor     Duration `toml:"frozen_for" env:"VIRT_COW_BACKUP_FROZEN_FOR"` // that a guest may be frozen, else its grade is crash
 }
 
 // Scan says where stores are looked for: folders, and globs of devices' stable names. In the environment they are

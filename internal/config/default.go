@@ -18,6 +18,7 @@ func Default() Config {
 			Timeout: Duration(10 * time.Second),
 		},
 		Fence:   Fence{Timeout: Duration(time.Minute)},
+		Backup:  Backup{Hold: Duration(5 * time.Second), FreezeTimeout: Duration(30 * time.Second), FrozenFor: Duration(10 * time.Second)},
 		Scan:    Scan{Folders: []string{"/var/lib/virt-cow/stores"}, Devices: []string{"/dev/disk/by-id/*", "/dev/mapper/*"}},
 		Plugins: Plugins{Dir: "/etc/virt-cow/plugins.d", Timeout: Duration(30 * time.Second)},
 	}

@@ -52,6 +52,7 @@ func (c Config) Validate() []Problem {
 	if c.Fence.Command != "" {
 		v.path("fence.command", c.Fence.Command)
 	}
+	v.backup(c.Backup, c.Migration)
 	for _, p := range c.Scan.Folders {
 		v.path("scan.folders", p)
 	}
@@ -83,6 +84,24 @@ func (v *validation) migration(m Migration) {
 		if _, err := peer.ParseHost(h); err != nil {
 			v.add("migration.hosts", "has %v", err)
 		}
+	}
+}
+
+func (v *validation) backup(b Backup, m Migration) {
+	if b.Folder != "" {
+		v.path("backup.folder", b.Folder)
+	}
+	if b.Pool != "" && b.Provider != "" {
+		v.add("backup.pool", "is %q, and backup.provider is %q: give one of them", b.Pool, b.Provider)
+	}
+	if b.Node == "" {
+		return
+	}
+	if _, _, err := peer.ParseAddress(b.Node, peer.DefaultNodePort); err != nil {
+		v.add("backup.node", "%v", err)
+	}
+	if m.Listen == "" {
+		v.add("backup.node", "is %s, but migration.listen is empty: the image node must be able to ask this host", b.Node)
 	}
 }
 

@@ -18,6 +18,7 @@
 //     are. What lies in other groups is never looked at, so making a large clone writes next to
 //     nothing and a re-used LUN's old content does no harm.
 //   - A table area has room for twice the volume, so that growing it moves nothing.
+//   - A clone's snapshot keeps the clone's table as it was at the cut: a third area, whose sectors have another check sum.
 //
 // Numbers are little-endian. CRC is CRC-32C (Castagnoli, RFC 3720 appendix B.4), as iSCSI and ext4 use.
 package cowfmt

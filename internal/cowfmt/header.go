@@ -94,7 +94,9 @@ const (
 // StackEntry is one snapshot or tracker that must be open whenever the volume is. Youngest last.
 type StackEntry struct {
 	Kind       StackKind
-	State      uint8     // StackActive, StackBroken
+	State      uint8     // StackPending, StackActive, StackBroken
+	OnError    uint8     // OnErrorBreakSnapshot, OnErrorBreakGuestWrite
+	Timeout    uint32    // milliseconds that saving a chunk may take; 0: the program's own
 	UUID       uuid.UUID // of its store
 	Generation uint64    // of its table
 	Cursor     int64     // bytes below this are released: no longer copied before a write, refused to readers
@@ -104,8 +106,15 @@ type StackEntry struct {
 
 // The states of a stack entry.
 const (
-	StackActive uint8 = 1
-	StackBroken uint8 = 2 // a write went past it; durable before that write
+	StackActive  uint8 = 1 // unbroken since its cut
+	StackBroken  uint8 = 2 // a write went past it; durable before that write
+	StackPending uint8 = 3 // being made; its cut has not been made yet
+)
+
+// What happens when a chunk can't be saved before the guest's write.
+const (
+	OnErrorBreakSnapshot   uint8 = 0 // the snapshot is broken, the write goes on
+	OnErrorBreakGuestWrite uint8 = 1 // the write fails, the snapshot stays
 )
 
 // Progress is an operation that must be gone on with or undone when the store is opened next.
@@ -122,8 +131,8 @@ const (
 	ProgressTakeover uint16 = 3 // the table is being written to the other area
 	ProgressResize   uint16 = 4 // the volume is being grown
 	ProgressMerge    uint16 = 5 // a snapshot's chunks are being copied back into the origin
-	ProgressCut      uint16 = 6 // stack entries are being put in place
-	ProgressRemove   uint16 = 7 // a stack entry is being taken out
+	ProgressCut      uint16 = 6 // reserved: the stack changes in one header write
+	ProgressRemove   uint16 = 7 // reserved
 )
 
 // Features are bits that say what a reader of a store must know.
@@ -158,6 +167,7 @@ type Header struct {
 	MasterIdentity *Identity
 	Origin         *Locator
 	OriginIdentity *Identity
+	Cut            uuid.UUID // snapshot: the cut it was made for
 	Owner          *Owner
 	Grants         []Grant
 	Stack          []StackEntry // oldest first
@@ -169,5 +179,6 @@ type Header struct {
 type Layout struct {
 	Table        [2]int64 // offsets of the two table areas; 0 for RoleState
 	TableSectors int64    // capacity of each area, in 512-byte sectors, growth reserved
+	Frozen       int64    // offset of the frozen table of a clone's snapshot, an area of the same size; 0: there is none
 	Data         int64    // offset of the data area, a multiple of 1 MiB; 0 for RoleState
 }

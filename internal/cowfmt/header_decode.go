@@ -131,7 +131,7 @@ func (h *Header) setRecord(r Record) error {
 		h.Extra = append(h.Extra, r.clone())
 		return nil
 	}
-	if r.Flags != 0 {
+	if r.Flags != recordFlags(r.Type) {
 		return fmt.Errorf("%w: flags %#x: use the program that made the store, or a newer one", ErrUnknownFeature, r.Flags)
 	}
 	f := &fields{b: r.Data}
@@ -158,6 +158,11 @@ func (h *Header) setRecord(r Record) error {
 		h.Progress.Data = append(h.Progress.Data, f.take(len(f.b))...)
 	case recordTableGroups:
 		h.TableGroups = append(h.TableGroups, f.take(len(r.Data))...)
+	case recordSnapshot:
+		if h.Role != RoleSnapshot {
+			return fmt.Errorf("%w: only a snapshot store has it", ErrInvalid)
+		}
+		h.Cut, h.Layout.Frozen = f.uuid(), f.i64()
 	}
 	return f.end()
 }
@@ -188,7 +193,9 @@ func (f *fields) identity() *Identity {
 func (f *fields) stackEntry() (e StackEntry) {
 	e.Kind = StackKind(f.u8())
 	e.State = f.u8()
-	f.zeros(6)
+	e.OnError = f.u8()
+	f.zeros(1)
+	e.Timeout = f.u32()
 	e.UUID = f.uuid()
 	e.CutID = f.uuid()
 	e.Generation = f.u64()

@@ -123,6 +123,10 @@ func (h *Header) appendRecords(b []byte) []byte {
 	if len(h.TableGroups) > 0 {
 		b = appendRecord(b, recordTableGroups, 0, h.TableGroups)
 	}
+	if h.Role == RoleSnapshot {
+		data := binary.LittleEndian.AppendUint64(h.Cut[:], uint64(h.Layout.Frozen))
+		b = appendRecord(b, recordSnapshot, recordFlags(recordSnapshot), data)
+	}
 	for _, r := range h.Extra {
 		b = appendRecord(b, r.Type, r.Flags, r.Data)
 	}
@@ -173,7 +177,8 @@ func appendGrant(b []byte, g *Grant) []byte {
 }
 
 func appendStackEntry(b []byte, e *StackEntry) []byte {
-	b = append(b, byte(e.Kind), e.State, 0, 0, 0, 0, 0, 0)
+	b = append(b, byte(e.Kind), e.State, e.OnError, 0)
+	b = binary.LittleEndian.AppendUint32(b, e.Timeout)
 	b = append(b, e.UUID[:]...)
 	b = append(b, e.CutID[:]...)
 	b = binary.LittleEndian.AppendUint64(b, e.Generation)

@@ -34,7 +34,7 @@ func TestHeaderRoundTrip(t *testing.T) {
 }
 
 func TestHeaderGolden(t *testing.T) {
-	for name, h := range map[string]*Header{"clone": cloneHeader(), "snapshot": snapshotHeader(), "state": stateHeader()} {
+	for name, h := range map[string]*Header{"clone": cloneHeader(), "snapshot": snapshotHeader(), "frozen": frozenHeader(), "pending": pendingHeader(), "state": stateHeader()} {
 		golden(t, name, used(mustEncode(t, h)))
 	}
 }
@@ -73,7 +73,7 @@ func TestHeaderWorstCaseFits(t *testing.T) {
 		h.Grants = append(h.Grants, Grant{id(byte(i + 1)), id(byte(i + 1)), id(1), fillTo(MaxHostName), fillTo(MaxHostAddress), uint16(i), 1})
 	}
 	for i := range MaxStack {
-		h.Stack = append(h.Stack, StackEntry{StackSnapshot, StackActive, id(byte(i + 1)), 1, MaxSize, id(1), Locator{LocatorStore, fillTo(MaxAddress)}})
+		h.Stack = append(h.Stack, StackEntry{StackSnapshot, StackActive, OnErrorBreakGuestWrite, 1, id(byte(i + 1)), 1, MaxSize, id(1), Locator{LocatorStore, fillTo(MaxAddress)}})
 	}
 	b := mustEncode(t, h)
 	// A snapshot has an origin more, but no stack.
@@ -145,6 +145,8 @@ func TestRecords(t *testing.T) {
 		"unknown":        {[]Record{{99, 0, []byte("later")}, {99, 0x8000, nil}}, nil},
 		"critical":       {[]Record{{99, RecordCritical, nil}}, ErrUnknownFeature},
 		"flags on known": {[]Record{{recordTableGroups, 2, nil}}, ErrUnknownFeature},
+		"not critical":   {[]Record{{recordSnapshot, 0, nil}}, ErrUnknownFeature},
+		"of a snapshot":  {[]Record{{recordSnapshot, RecordCritical, make([]byte, 24)}}, ErrInvalid},
 		"type zero":      {[]Record{{0, 0, []byte("later")}}, ErrCorrupt},
 		"two names":      {[]Record{{recordName, 0, []byte("again")}}, ErrCorrupt},
 		"too short":      {[]Record{{recordOwner, 0, make([]byte, 20)}}, ErrCorrupt},

@@ -74,13 +74,35 @@ func snapshotHeader() *Header {
 	}
 	h := &Header{
 		UUID: id(0x51), Name: "db", Role: RoleSnapshot, Size: 1 << 40, ChunkSize: 4 << 10, Layout: layout, Created: 1700000003,
-		Epoch: 1, Sequence: 1, Generation: 1, Cache: CacheOn, TableEpoch: 1,
-		Origin:         &Locator{Kind: LocatorRaw, Address: "/dev/mapper/db"},
-		OriginIdentity: &Identity{Kind: IdentityWWID, Size: 1 << 40, WWID: "naa.5000c50015ea71ac"},
+		Epoch: 1, Sequence: 1, Generation: 1, Cache: CacheOn, TableEpoch: 1, Cut: id(0x52),
+		Origin:         &Locator{Kind: LocatorStore, Address: "/dev/mapper/db"},
+		OriginIdentity: &Identity{Kind: IdentityStore, Size: 1 << 40, UUID: id(0x53), Opens: 3},
 	}
-	h.SetGroupReady(0)
-	h.SetGroupReady(h.Groups() - 1)
+	h.readyAll()
 	return h
+}
+
+// frozenHeader is of a snapshot of a clone that has a master.
+func frozenHeader() *Header {
+	h := snapshotHeader()
+	h.Layout = h.Layout.WithFrozen()
+	h.Master = &Locator{Kind: LocatorRaw, Address: "/dev/mapper/debian"}
+	h.MasterIdentity = &Identity{Kind: IdentityWWID, Size: 1 << 30, WWID: "naa.5000c50015ea71ac"}
+	return h
+}
+
+// pendingHeader is of a volume with a snapshot that is being made.
+func pendingHeader() *Header {
+	h := stateHeader()
+	h.Stack = []StackEntry{{Kind: StackSnapshot, State: StackPending, OnError: OnErrorBreakGuestWrite, Timeout: 2500, UUID: id(0x71), Generation: 1,
+		CutID: id(0x72), Locator: Locator{LocatorStore, "/dev/mapper/db-snap"}}}
+	return h
+}
+
+func (h *Header) readyAll() {
+	for g := range h.Groups() {
+		h.SetGroupReady(g)
+	}
 }
 
 func stateHeader() *Header {
@@ -162,8 +184,12 @@ func genHeader(t *rapid.T) *Header {
 			h.SetGroupReady(g)
 		}
 	}
+	if h.Role == RoleSnapshot {
+		genSnapshot(t, h)
+		return h
+	}
 	h.CutLoose = h.Role == RoleClone && rapid.Bool().Draw(t, "cut loose")
-	if h.Role == RoleClone && !h.CutLoose || h.Role != RoleState && rapid.Bool().Draw(t, "master") {
+	if h.Role == RoleClone && (!h.CutLoose || rapid.Bool().Draw(t, "master")) {
 		h.Master, h.MasterIdentity = new(genLocator(t, "master")), genIdentity(t, "master identity")
 	}
 	if h.Role != RoleClone {
@@ -183,14 +209,32 @@ func genHeader(t *rapid.T) *Header {
 		h.Grants = append(h.Grants, g)
 	}
 	for i := range rapid.IntRange(0, 3).Draw(t, "stack") {
-		if h.Role == RoleSnapshot {
-			break
-		}
-		e := StackEntry{StackKind(rapid.IntRange(1, 2).Draw(t, "kind")), uint8(rapid.IntRange(1, 2).Draw(t, "state")), genUUID(t, "entry"),
+		e := StackEntry{StackKind(rapid.IntRange(1, 2).Draw(t, "kind")), uint8(rapid.IntRange(1, 3).Draw(t, "state")),
+			uint8(rapid.IntRange(0, 1).Draw(t, "on error")), rapid.Uint32().Draw(t, "timeout"), genUUID(t, "entry"),
 			rapid.Uint64().Draw(t, "entry generation"), rapid.Int64Range(0, h.Size).Draw(t, "cursor"), genUUID(t, "cut"), genLocator(t, "entry locator")}
 		e.UUID[15] = byte(i)
 		h.Stack = append(h.Stack, e)
 	}
+	genRest(t, h)
+	return h
+}
+
+// genSnapshot draws what only a snapshot store has.
+func genSnapshot(t *rapid.T, h *Header) {
+	h.readyAll()
+	h.Cut = genUUID(t, "snapshot's cut")
+	h.Origin = &Locator{LocatorStore, "/" + genText(t, "origin", MaxAddress-1)}
+	h.OriginIdentity = &Identity{Kind: IdentityStore, Size: h.Size, UUID: genUUID(t, "volume"), Opens: rapid.Uint64().Draw(t, "opens then")}
+	if rapid.Bool().Draw(t, "frozen") {
+		h.Layout = h.Layout.WithFrozen()
+		if rapid.Bool().Draw(t, "master") {
+			h.Master, h.MasterIdentity = new(genLocator(t, "master")), genIdentity(t, "master identity")
+		}
+	}
+	genRest(t, h)
+}
+
+func genRest(t *rapid.T, h *Header) {
 	if rapid.Bool().Draw(t, "progress") {
 		h.Progress.Kind = rapid.Uint16Min(1).Draw(t, "progress kind")
 		h.Progress.Data = append(h.Progress.Data, rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "progress data")...)
@@ -199,5 +243,4 @@ func genHeader(t *rapid.T) *Header {
 		h.Extra = append(h.Extra, Record{rapid.Uint16Min(lastKnownRecord+1).Draw(t, "type"), rapid.Uint16().Draw(t, "flags") &^ RecordCritical,
 			append([]byte{}, rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "data")...)})
 	}
-	return h
 }

@@ -45,6 +45,13 @@ func NewLayout(role Role, size, chunk int64) (Layout, error) {
 	}, nil
 }
 
+// WithFrozen is the layout with a frozen table: an area of the same size behind the two table areas.
+func (l Layout) WithFrozen() Layout {
+	l.Frozen = l.Data
+	l.Data += l.TableSectors * SectorSize
+	return l
+}
+
 // checkSizes returns ErrInvalid if no store of this role, size and chunk size is possible.
 func checkSizes(role Role, size, chunk int64) error {
 	switch {
@@ -80,6 +87,21 @@ func (l Layout) check(role Role, size, chunk int64) error {
 		return fmt.Errorf("%w layout (%v): a part is out of bounds", ErrInvalid, l)
 	case l.Table[1] < l.Table[0]+area || l.Data < l.Table[1]+area:
 		return fmt.Errorf("%w layout (%v): parts overlap or are out of order", ErrInvalid, l)
+	case l.Frozen != 0:
+		return l.checkFrozen(role, area)
+	}
+	return nil
+}
+
+// checkFrozen checks the place of the frozen table, an area of so many bytes. The other parts must have been checked.
+func (l Layout) checkFrozen(role Role, area int64) error {
+	switch {
+	case role != RoleSnapshot:
+		return fmt.Errorf("%w layout (%v): only a snapshot has a frozen table", ErrInvalid, l)
+	case l.Frozen%Alignment != 0:
+		return fmt.Errorf("%w layout (%v): not aligned to %d", ErrInvalid, l, Alignment)
+	case l.Frozen < l.Table[1]+area || l.Frozen > MaxSize || l.Data < l.Frozen+area:
+		return fmt.Errorf("%w layout (%v): parts overlap or are out of order", ErrInvalid, l)
 	}
 	return nil
 }
@@ -90,7 +112,11 @@ func (l Layout) TableOffset(area int, index int64) int64 {
 }
 
 func (l Layout) String() string {
-	return fmt.Sprintf("tables at %d and %d, %d sectors each, data at %d", l.Table[0], l.Table[1], l.TableSectors, l.Data)
+	frozen := ""
+	if l.Frozen != 0 {
+		frozen = fmt.Sprintf("frozen table at %d, ", l.Frozen)
+	}
+	return fmt.Sprintf("tables at %d and %d, %d sectors each, %sdata at %d", l.Table[0], l.Table[1], l.TableSectors, frozen, l.Data)
 }
 
 // Chunks returns how many chunks the volume has; the last may be a partial one.

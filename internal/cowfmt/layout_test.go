@@ -61,6 +61,9 @@ func checkLayout(t *testing.T, role Role, size, chunk int64) {
 	if end := h.DataEnd(); end != h.ChunkOffset(h.Chunks()) || end < l.Data+size || end >= l.Data+size+chunk {
 		t.Errorf("%d/%d: data from %d to %d", size, chunk, l.Data, end)
 	}
+	if f := l.WithFrozen(); f.Frozen != l.Data || f.Data != f.Frozen+area || (f.check(role, size, chunk) == nil) != (role == RoleSnapshot) {
+		t.Errorf("%v %d/%d with a frozen table: %v", role, size, chunk, f)
+	}
 	// Grown to twice its size, or the largest, the layout still serves.
 	if err := l.check(role, min(2*size, MaxSize), chunk); err != nil {
 		t.Errorf("%d/%d grown: %v", size, chunk, err)

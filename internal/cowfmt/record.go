@@ -29,8 +29,17 @@ const (
 	recordStack          uint16 = 8 // one an entry, oldest first
 	recordProgress       uint16 = 9
 	recordTableGroups    uint16 = 10
-	lastKnownRecord             = recordTableGroups
+	recordSnapshot       uint16 = 11 // critical
+	lastKnownRecord             = recordSnapshot
 )
+
+// recordFlags are the flags that a record of a known type must have.
+func recordFlags(typ uint16) uint16 {
+	if typ == recordSnapshot {
+		return RecordCritical
+	}
+	return 0
+}
 
 // recordHead is the size of a record's type, flags and length; records are padded to this too.
 const recordHead = 8

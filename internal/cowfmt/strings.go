@@ -61,8 +61,18 @@ func (g Grant) String() string {
 	return fmt.Sprintf("%v to host %s, boot %v, slot %d", g.ID, hostString(g.HostName, g.Host.String(), g.Address), g.Boot, g.Slot)
 }
 
+// StackStateName is the name of a state of a stack entry.
+func StackStateName(state uint8) string {
+	return enumName("state", int(state), "active", "broken", "pending")
+}
+
+// OnErrorName is the name of a policy, as QEMU's copy-before-write filter has it.
+func OnErrorName(policy uint8) string {
+	return enumName("on-error", int(policy)+1, "break-snapshot", "break-guest-write")
+}
+
 func (e StackEntry) String() string {
-	state := enumName("state", int(e.State), "active", "broken")
+	state := StackStateName(e.State)
 	return fmt.Sprintf("%v %v %s, generation %d, cursor %d, cut %v, %v", e.Kind, e.UUID, state, e.Generation, e.Cursor, e.CutID, e.Locator)
 }
 

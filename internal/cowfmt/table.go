@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math"
 )
 
 // A table sector: 504 bytes of flags, its epoch, its CRC.
@@ -31,6 +32,19 @@ func (h *Header) SetGroupReady(g int) {
 // be dst's own). It panics for flags of chunks the volume doesn't have, and for an index outside the
 // table area: such a sector would be refused when it is needed, which is worse than stopping now.
 func (h *Header) EncodeSector(dst []byte, index int64, flags []byte, epoch uint32) {
+	h.encodeSector(dst, index, 0, flags, epoch)
+}
+
+// EncodeFrozenSector is EncodeSector for a snapshot's frozen table.
+func (h *Header) EncodeFrozenSector(dst []byte, index int64, flags []byte, epoch uint32) {
+	h.encodeSector(dst, index, frozenSalt, flags, epoch)
+}
+
+// frozenSalt is added to the index of a sector of the frozen table in its check sum, so that it is never taken for one
+// of the saved table, which would say that chunks are saved which never were.
+const frozenSalt = math.MinInt64
+
+func (h *Header) encodeSector(dst []byte, index, salt int64, flags []byte, epoch uint32) {
 	if len(dst) != SectorSize || len(flags) != FlagBytes || index < 0 || index >= h.Layout.TableSectors {
 		panic(fmt.Sprintf("cowfmt: table sector %d of %d: %d bytes out of %d of flags", index, h.Layout.TableSectors, len(dst), len(flags)))
 	}
@@ -39,19 +53,28 @@ func (h *Header) EncodeSector(dst []byte, index int64, flags []byte, epoch uint3
 	}
 	copy(dst, flags)
 	binary.LittleEndian.PutUint32(dst[sectorEpoch:], epoch)
-	binary.LittleEndian.PutUint32(dst[sectorCRC:], h.sectorSum(dst, index))
+	binary.LittleEndian.PutUint32(dst[sectorCRC:], h.sectorSum(dst, index|salt))
 }
 
 // DecodeSector returns the flags of table sector index, which are b's own first FlagBytes bytes, and its
 // epoch. It returns ErrCorrupt for a sector that is damaged or of another place, store or generation,
 // and ErrStale for one that is older than the area's present life or newer than the header.
 func (h *Header) DecodeSector(b []byte, index int64) (flags []byte, epoch uint32, err error) {
+	return h.decodeSector(b, index, 0)
+}
+
+// DecodeFrozenSector is DecodeSector for a snapshot's frozen table.
+func (h *Header) DecodeFrozenSector(b []byte, index int64) (flags []byte, epoch uint32, err error) {
+	return h.decodeSector(b, index, frozenSalt)
+}
+
+func (h *Header) decodeSector(b []byte, index, salt int64) (flags []byte, epoch uint32, err error) {
 	if len(b) != SectorSize || index < 0 || index >= h.Layout.TableSectors {
 		return nil, 0, fmt.Errorf("table sector %d of %d in %d bytes: %w: there is no such sector", index, h.Layout.TableSectors, len(b), ErrInvalid)
 	}
-	if stored := binary.LittleEndian.Uint32(b[sectorCRC:]); stored != h.sectorSum(b, index) {
+	if stored := binary.LittleEndian.Uint32(b[sectorCRC:]); stored != h.sectorSum(b, index|salt) {
 		return nil, 0, fmt.Errorf("table sector %d: %w: CRC is %#08x, should be %#08x: damaged, or of another place, store or generation",
-			index, ErrCorrupt, stored, h.sectorSum(b, index))
+			index, ErrCorrupt, stored, h.sectorSum(b, index|salt))
 	}
 	epoch = binary.LittleEndian.Uint32(b[sectorEpoch:])
 	switch {

@@ -39,6 +39,17 @@ func TestSectorRoundTrip(t *testing.T) {
 		if &got[0] != &b[0] || cap(got) != FlagBytes {
 			t.Fatal("the flags are not the sector's own")
 		}
+		if _, _, err := h.DecodeFrozenSector(b, index); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("taken for one of the frozen table: %v", err)
+		}
+		h.EncodeFrozenSector(b, index, flags, epoch)
+		if got, e, err := h.DecodeFrozenSector(b, index); err != nil || e != epoch || !bytes.Equal(got, flags) {
+			t.Fatalf("frozen: epoch %d, %v; flags %x, want %x", e, err, got, flags)
+		}
+		if _, _, err := h.DecodeSector(b, index); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("a sector of the frozen table is taken for one of the other: %v", err)
+		}
+		h.EncodeSector(b, index, flags, epoch)
 		inPlace := append(bytes.Clone(flags), make([]byte, 8)...)
 		h.EncodeSector(inPlace, index, inPlace[:FlagBytes], epoch)
 		if !bytes.Equal(inPlace, b) {
@@ -59,6 +70,9 @@ func testSector(h *Header, index int64, epoch uint32) []byte {
 
 func TestSectorGolden(t *testing.T) {
 	golden(t, "sector", testSector(cloneHeader(), 5, 3))
+	h, b := frozenHeader(), make([]byte, SectorSize)
+	h.EncodeFrozenSector(b, 5, testSector(cloneHeader(), 5, 3)[:FlagBytes], 1)
+	golden(t, "frozensector", b)
 }
 
 // The check sum is a plain CRC-32C over what docs/FORMAT.md says, so that others can compute it too.
@@ -69,6 +83,12 @@ func TestSectorSum(t *testing.T) {
 	want := crc32.Checksum(append(all, b[:508]...), crc32.MakeTable(crc32.Castagnoli))
 	if got := binary.LittleEndian.Uint32(b[508:]); got != want {
 		t.Errorf("CRC is %#x, want %#x", got, want)
+	}
+	all[23] = 0x80 // the frozen table
+	want = crc32.Checksum(append(all, b[:508]...), crc32.MakeTable(crc32.Castagnoli))
+	h.EncodeFrozenSector(b, 5, b[:FlagBytes], 3)
+	if got := binary.LittleEndian.Uint32(b[508:]); got != want {
+		t.Errorf("frozen: CRC is %#x, want %#x", got, want)
 	}
 }
 

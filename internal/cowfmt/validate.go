@@ -12,7 +12,7 @@ func (h *Header) Validate() error {
 	err := firstOf(ValidName(h.Name), checkUUID("UUID", h.UUID), checkSizes(h.Role, h.Size, h.ChunkSize))
 	if err == nil {
 		err = firstOf(h.Layout.check(h.Role, h.Size, h.ChunkSize), h.checkTable(), h.checkBases(), h.checkOwner(),
-			h.checkGrants(), h.checkStack(), h.checkRest())
+			h.checkGrants(), h.checkStack(), h.checkSnapshot(), h.checkRest())
 	}
 	if err != nil {
 		return fmt.Errorf("header of %q: %w", h.Name, err)
@@ -131,15 +131,15 @@ func (h *Header) checkStack() error {
 	switch {
 	case len(h.Stack) > MaxStack:
 		return fmt.Errorf("%w: %d snapshots and trackers, at most %d", ErrInvalid, len(h.Stack), MaxStack)
-	case len(h.Stack) > 0 && h.Role == RoleSnapshot:
-		return fmt.Errorf("%w: a snapshot store has no stack", ErrInvalid)
 	}
 	for i, e := range h.Stack {
 		switch {
 		case e.Kind != StackSnapshot && e.Kind != StackTracker:
 			return fmt.Errorf("%w stack entry %v: kind %d", ErrInvalid, e.UUID, e.Kind)
-		case e.State != StackActive && e.State != StackBroken:
+		case e.State < StackActive || e.State > StackPending:
 			return fmt.Errorf("%w stack entry %v: state %d", ErrInvalid, e.UUID, e.State)
+		case e.OnError > OnErrorBreakGuestWrite:
+			return fmt.Errorf("%w stack entry %v: on-error policy %d", ErrInvalid, e.UUID, e.OnError)
 		case e.Cursor < 0 || e.Cursor > h.Size:
 			return fmt.Errorf("%w stack entry %v: cursor %d of %d bytes", ErrInvalid, e.UUID, e.Cursor, h.Size)
 		}
@@ -153,6 +153,31 @@ func (h *Header) checkStack() error {
 		}
 	}
 	return nil
+}
+
+// checkSnapshot checks what only a snapshot store has, and what it never has: it belongs to its volume, and whoever may
+// write that may write it. Its header is never written after it was made, so all of its table is initialised then.
+func (h *Header) checkSnapshot() error {
+	if h.Role != RoleSnapshot {
+		if h.Cut != uuid.Nil {
+			return fmt.Errorf("%w: a %v store has no cut", ErrInvalid, h.Role)
+		}
+		return nil
+	}
+	switch {
+	case h.Origin == nil || h.Origin.Kind != LocatorStore || h.OriginIdentity == nil || h.OriginIdentity.Kind != IdentityStore:
+		return fmt.Errorf("%w: the origin of a snapshot must be a volume's store, known by its UUID", ErrInvalid)
+	case h.Master != nil && h.Layout.Frozen == 0:
+		return fmt.Errorf("%w: a snapshot without a frozen table has no master", ErrInvalid)
+	case h.Owner != nil || len(h.Grants) > 0 || len(h.Stack) > 0:
+		return fmt.Errorf("%w: a snapshot store has no owner, grants or stack: those are its volume's", ErrInvalid)
+	}
+	for g := range h.Groups() {
+		if !h.GroupReady(g) {
+			return fmt.Errorf("%w: table group %d of a snapshot store is not initialised", ErrInvalid, g)
+		}
+	}
+	return checkUUID("cut", h.Cut)
 }
 
 func (h *Header) checkRest() error {

@@ -97,6 +97,8 @@ func TestValidate(t *testing.T) {
 		"stack kind 0":            func(h *Header) { h.Stack[0].Kind = 0 },
 		"stack kind 3":            func(h *Header) { h.Stack[0].Kind = 3 },
 		"stack state":             func(h *Header) { h.Stack[0].State = 0 },
+		"stack state 4":           func(h *Header) { h.Stack[0].State = 4 },
+		"stack policy":            func(h *Header) { h.Stack[0].OnError = 2 },
 		"stack uuid":              func(h *Header) { h.Stack[0].UUID = uuid.Nil },
 		"stack uuid twice":        func(h *Header) { h.Stack[0].UUID = h.Stack[1].UUID },
 		"stack cursor negative":   func(h *Header) { h.Stack[0].Cursor = -1 },
@@ -110,7 +112,22 @@ func TestValidate(t *testing.T) {
 		"extra of type 0":         func(h *Header) { h.Extra[0].Type = 0 },
 		"extra that is critical":  func(h *Header) { h.Extra[0].Flags |= RecordCritical },
 		"snapshot without origin": func(h *Header) { h.Role = RoleSnapshot; h.Stack = nil },
-		"snapshot with a stack":   func(h *Header) { h.Role = RoleSnapshot; h.Origin = h.Master },
+		"snapshot with a stack":   func(h *Header) { s := h.Stack; *h = *snapshotHeader(); h.Stack = s },
+		"snapshot with an owner":  func(h *Header) { o := h.Owner; *h = *snapshotHeader(); h.Owner = o },
+		"snapshot with a grant":   func(h *Header) { g := h.Grants; *h = *snapshotHeader(); h.Grants = g },
+		"snapshot without a cut":  func(h *Header) { *h = *snapshotHeader(); h.Cut = uuid.Nil },
+		"snapshot of a raw disk":  func(h *Header) { *h = *snapshotHeader(); h.Origin.Kind = LocatorRaw },
+		"snapshot of no volume":   func(h *Header) { *h = *snapshotHeader(); h.OriginIdentity = nil },
+		"snapshot of a WWID":      func(h *Header) { m := frozenHeader().MasterIdentity; *h = *snapshotHeader(); h.OriginIdentity = m },
+		"snapshot half ready":     func(h *Header) { *h = *snapshotHeader(); h.TableGroups[1] &^= 2 },
+		"master but not frozen":   func(h *Header) { *h = *frozenHeader(); h.Layout.Frozen = 0 },
+		"frozen unaligned":        func(h *Header) { *h = *frozenHeader(); h.Layout.Frozen += 512; h.Layout.Data += 1 << 20 },
+		"frozen over a table":     func(h *Header) { *h = *frozenHeader(); h.Layout.Frozen = h.Layout.Table[1] },
+		"frozen over the data":    func(h *Header) { *h = *frozenHeader(); h.Layout.Frozen += 1 << 20 },
+		"frozen far away":         func(h *Header) { *h = *frozenHeader(); h.Layout.Frozen = 1 << 62; h.Layout.Data = 1 << 40 },
+		"frozen negative":         func(h *Header) { *h = *frozenHeader(); h.Layout.Frozen = -1 << 20 },
+		"clone with a cut":        func(h *Header) { h.Cut = id(1) },
+		"clone that is frozen":    func(h *Header) { h.Layout = h.Layout.WithFrozen() },
 		"snapshot that is loose":  func(h *Header) { *h = *snapshotHeader(); h.CutLoose = true },
 		"state with layout":       func(h *Header) { l := h.Layout; *h = *stateHeader(); h.Layout = l },
 		"state with master": func(h *Header) {
@@ -126,7 +143,7 @@ func TestValidate(t *testing.T) {
 	}
 	// What can't be expressed in bytes at all, or means something else there.
 	inMemoryOnly := map[string]bool{"active table negative": true, "extra of a known type": true, "extra of type 0": true,
-		"extra that is critical": true, "identity of two kinds": true, "progress without kind": true, "identity kind 0": true}
+		"extra that is critical": true, "identity of two kinds": true, "progress without kind": true, "identity kind 0": true, "clone with a cut": true, "clone that is frozen": true}
 	if err := cloneHeader().Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +179,10 @@ func TestValidVariants(t *testing.T) {
 		"begins empty":              func(h *Header) { h.Master, h.MasterIdentity = nil, nil },
 		"cut loose, no master":      func(h *Header) { h.CutLoose = true; h.Master, h.MasterIdentity = nil, nil },
 		"cut loose, master kept":    func(h *Header) { h.CutLoose = true },
-		"snapshot of a clone":       func(h *Header) { h.Role = RoleSnapshot; h.Stack = nil; h.Origin = &Locator{LocatorStore, "/o"} },
+		"snapshot of a disk":        func(h *Header) { *h = *snapshotHeader() },
+		"snapshot of a clone":       func(h *Header) { *h = *frozenHeader() },
+		"of one that began empty":   func(h *Header) { *h = *frozenHeader(); h.Master, h.MasterIdentity = nil, nil },
+		"pending snapshot":          func(h *Header) { *h = *pendingHeader() },
 		"not owned":                 func(h *Header) { h.Owner = nil },
 		"cursor at the end":         func(h *Header) { h.Stack[0].Cursor = h.Size },
 		"nothing ready":             func(h *Header) { h.TableGroups = nil },

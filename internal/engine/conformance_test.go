@@ -289,15 +289,12 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := openOn(memoryStore(t, 64<<10, 4096, 512, true), nil, uuid.New(), ""); err == nil {
 		t.Error("opened without its master")
 	}
-	layout, err := cowfmt.NewLayout(cowfmt.RoleSnapshot, 64<<10, 4096)
+	volume, err := store.NewHeader(store.Params{Name: "vol", Role: cowfmt.RoleClone, Size: 64 << 10, ChunkSize: 4096})
 	check(t, err)
-	h := &cowfmt.Header{
-		UUID: uuid.New(), Name: "snap", Role: cowfmt.RoleSnapshot, Size: 64 << 10, ChunkSize: 4096, Layout: layout,
-		Epoch: 1, Sequence: 1, Generation: 1, Cache: cowfmt.CacheOn, TableEpoch: 1,
-		Origin: &cowfmt.Locator{Kind: cowfmt.LocatorRaw, Address: "/origin"},
-	}
+	h, err := store.NewSnapshotHeader(store.SnapshotParams{Volume: volume, VolumeAddress: "/origin", Cut: uuid.New()})
+	check(t, err)
 	dev := blockdevtest.NewMemory("store", h.DataEnd(), 512)
-	check(t, store.Create(dev, h))
+	check(t, store.CreateSnapshot(dev, h))
 	if _, err := openOn(dev, nil, uuid.New(), ""); err == nil || !strings.Contains(err.Error(), "snapshot") {
 		t.Error("opened a snapshot store as a clone")
 	}

@@ -16,7 +16,7 @@ const cutLooseDrain = 30 * time.Second
 // says that neither they nor the master are needed, then the linear target takes over. A power cut
 // between any two leaves a clone that reads the same.
 func (v *Volume) cutLoose(ctx context.Context) error {
-	c, ok := v.target().(*clone)
+	c, ok := v.without().(*clone)
 	if !ok {
 		return nil
 	}
@@ -30,7 +30,9 @@ func (v *Volume) cutLoose(ctx context.Context) error {
 	for {
 		s, err := v.suspend(ctx, cutLooseDrain, false)
 		if err == nil {
-			err = s.resumeWith(&linear{size: c.size, data: c.data, inflight: new(inflight), commit: c.commit})
+			err = s.resume(func() {
+				v.remap(func() { v.inner = &linear{size: c.size, data: c.data, inflight: new(inflight), commit: c.commit} })
+			})
 		}
 		switch {
 		case err == nil:

@@ -59,13 +59,18 @@ func (v *Volume) end(do handover.Action) error {
 		v.hydrator.shut()
 	}
 	v.closeGate()
+	v.awaitCut()
 	if v.stopTicks != nil {
 		v.stopTicks()
 		v.ticks.Wait()
 	}
 	var err error
 	over := do != handover.Nothing // nothing in the cache is needed any more
+	if over {
+		err = v.closeStack()
+	}
 	switch {
+	case err != nil:
 	case v.info.ReadOnly:
 		over = false // it has no file
 	case do == handover.DoRelease:
@@ -75,7 +80,7 @@ func (v *Volume) end(do handover.Action) error {
 	case do == handover.DoClose:
 		err = v.moving.closeReceiver()
 	}
-	return errors.Join(err, v.cache.close(over && err == nil), v.closeMaster())
+	return errors.Join(err, v.shutStack(), v.cache.close(over && err == nil), v.closeMaster())
 }
 
 // closeReceiver is DoClose: the giver may have made this host the owner before it saw the slot.

@@ -64,6 +64,7 @@ type gate struct {
 	refusal   error // of the classes whose rule is refuse
 	closed    bool
 	divided   bool // another host has, or may have, the volume open: no suspension but the engine's own
+	cutting   bool // a cut is being made: no grant
 	held      []heldRequest
 	turn      chan struct{} // closed when somebody in enter may go on; nil: nobody waits there
 	drains    []*drain
@@ -241,7 +242,7 @@ func (v *Volume) closeGate() {
 	g := &v.gate
 	g.mu.Lock()
 	if g.suspended != nil {
-		g.suspended.lift(nil)
+		g.suspended.lift()
 	}
 	s := g.sort()
 	g.closed = true

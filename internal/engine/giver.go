@@ -139,6 +139,9 @@ func (m *mover) seal() error {
 		}
 	}
 	if err == nil {
+		err = v.restStack(drainWait)
+	}
+	if err == nil {
 		err = v.commit.commit(v.table)
 	}
 	if err != nil {

@@ -190,7 +190,7 @@ func (h *hydrator) loop(ctx context.Context, ended chan struct{}) {
 }
 
 func (h *hydrator) hydrate(ctx context.Context) error {
-	for leaf := range h.c.table.cache.leaves {
+	for leaf := range h.c.table.leaves {
 		if err := h.c.table.load(leaf); err != nil {
 			return err
 		}

@@ -103,7 +103,7 @@ func TestHydrateResumes(t *testing.T) {
 	check(t, err)
 	check(t, v.Close())
 	v = mustOpen(t, dev, master.Open(true), boot, "")
-	for leaf := range v.table.cache.leaves {
+	for leaf := range v.table.leaves {
 		check(t, v.table.load(leaf))
 	}
 	before := v.Hydration().Done

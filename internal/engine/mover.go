@@ -108,6 +108,16 @@ func (m *mover) call(ctx context.Context, f func() error) error {
 	}
 }
 
+// hasEnded says whether the runner has: the volume is being closed.
+func (m *mover) hasEnded() bool {
+	select {
+	case <-m.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 func (m *mover) now() handover.State {
 	m.mu.Lock()
 	defer m.mu.Unlock()

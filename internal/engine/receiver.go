@@ -101,6 +101,13 @@ func (m *mover) beginToWrite() error {
 		}
 		m.v.recovered = false
 	}
+	// The giver may have changed the stack since; now it does no more.
+	if err := m.v.st.Reread(); err != nil {
+		return err
+	}
+	if err := m.v.openStack(context.Background()); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	m.wrote = true
 	m.mu.Unlock()

@@ -84,6 +84,9 @@ func (m *mover) perform(do handover.Action) error {
 func (m *mover) enter(r handover.Rule) {
 	m.v.log.Info().Stringer("grant", m.grant.ID).Str("peer", m.peerName()).Stringer("role", m.role).Stringer("from", m.state).
 		Stringer("state", r.Next).Str("because", r.Event).Msg("hand-over")
+	if r.Next.MayWrite() && !m.state.MayWrite() {
+		m.v.beginWriting()
+	}
 	m.mu.Lock()
 	m.state, m.since = r.Next, time.Now()
 	m.mu.Unlock()
@@ -93,6 +96,12 @@ func (m *mover) enter(r handover.Rule) {
 		m.becomeOwner()
 	case handover.Alone:
 		m.forget(nil)
+	}
+	if m.role == giver && m.state == handover.Alone {
+		m.v.follow()
+		if err := m.v.settleStack(); err != nil {
+			m.v.log.Warn().Err(err).Msg("the stack is not in order: it will be once the volume is opened anew")
+		}
 	}
 	m.v.guard(m.state)
 }

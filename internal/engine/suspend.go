@@ -13,6 +13,7 @@ type Suspension struct {
 	timer *time.Timer
 	ended chan struct{}
 	cut   bool // somebody else's, who may make a cut meanwhile
+	began time.Time
 }
 
 // Suspend drains the volume and holds its I/O until Resume or, whatever happens to the caller, until the
@@ -28,7 +29,7 @@ func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspensi
 func (v *Volume) suspend(ctx context.Context, deadline time.Duration, cut bool) (*Suspension, error) {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	s := &Suspension{v: v, ended: make(chan struct{}), cut: cut}
+	s := &Suspension{v: v, ended: make(chan struct{}), cut: cut, began: time.Now()}
 	g := &v.gate
 	g.mu.Lock()
 	if g.closed {
@@ -66,17 +67,18 @@ func (v *Volume) suspend(ctx context.Context, deadline time.Duration, cut bool) 
 // Resume lets the held I/O go on. ErrResumed: the deadline was first.
 func (s *Suspension) Resume() error { return s.resume(nil) }
 
-// resumeWith swaps the target and resumes; with ErrResumed the target is as it was.
-func (s *Suspension) resumeWith(t target) error { return s.resume(t) }
-
-func (s *Suspension) resume(t target) error {
+// resume has change done while nothing is inside, and lets the I/O go on. With ErrResumed nothing was changed.
+func (s *Suspension) resume(change func()) error {
 	g := &s.v.gate
 	g.mu.Lock()
 	if g.suspended != s {
 		g.mu.Unlock()
 		return ErrResumed
 	}
-	s.lift(t)
+	if change != nil {
+		change()
+	}
+	s.lift()
 	held := g.sort()
 	g.mu.Unlock()
 	s.v.letGo(held)
@@ -84,11 +86,8 @@ func (s *Suspension) resume(t target) error {
 }
 
 // lift ends the suspension. Called with the gate's mu held; the gate's sort is to follow.
-func (s *Suspension) lift(t target) {
+func (s *Suspension) lift() {
 	s.timer.Stop()
-	if t != nil {
-		s.v.setTarget(t)
-	}
 	s.v.gate.suspended = nil
 	close(s.ended)
 }
@@ -100,12 +99,23 @@ func (v *Volume) Suspended() bool {
 	return v.gate.suspended != nil
 }
 
+// setCutting says that a cut is being made: no grant meanwhile. It is refused while there is one.
+func (g *gate) setCutting(cutting bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if cutting && g.divided {
+		return ErrGranted
+	}
+	g.cutting = cutting
+	return nil
+}
+
 // divide refuses suspensions from now on, until there is no grant any more; or is refused by one.
 func (v *Volume) divide(divided bool) error {
 	g := &v.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if divided && g.suspended != nil && g.suspended.cut {
+	if divided && (g.cutting || g.suspended != nil && g.suspended.cut) {
 		return fmt.Errorf("%s: %w", v.info.Name, ErrSuspended)
 	}
 	g.divided = divided

@@ -1,10 +1,8 @@
 package engine
 
 import (
-	"encoding/binary"
 	"maps"
 	"slices"
-	"sync/atomic"
 
 	"github.com/virt-cow/virt-cow/internal/store"
 )
@@ -62,24 +60,4 @@ func (t *table) isDirty() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.dirty) > 0
-}
-
-// flags are the bytes of a leaf that is read. Called with mu held.
-func (t *table) flags(leaf int64) []byte {
-	out := make([]byte, store.LeafFlags)
-	switch atomic.LoadUint32(t.cache.state(leaf)) {
-	case leafFull:
-		n := t.chunksOf(leaf)
-		for i := range n / 8 {
-			out[i] = 0xff
-		}
-		if n%8 != 0 {
-			out[n/8] = 1<<(n%8) - 1
-		}
-	case leafMixed:
-		for i, w := range t.cache.words(leaf) {
-			binary.LittleEndian.PutUint64(out[i*8:], w)
-		}
-	}
-	return out
 }

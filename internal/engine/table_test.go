@@ -119,7 +119,7 @@ func TestTableModel(t *testing.T) {
 			check(t, err)
 			copy(device, model)
 		}
-		for leaf := range mine.cache.leaves { // a leaf nobody touched counts when it is read
+		for leaf := range mine.leaves { // a leaf nobody touched counts when it is read
 			check(t, mine.load(leaf))
 		}
 		if got := mine.ones.Load(); got != ones {
@@ -147,7 +147,7 @@ func TestTableRefresh(t *testing.T) {
 			model[j] = true
 		}
 		check(t, writer.st.WriteLeaves(writer.capture()))
-		for leaf := range reader.cache.leaves {
+		for leaf := range reader.leaves {
 			check(t, reader.refresh(leaf))
 		}
 		model.compare(t, reader, rng)
@@ -189,9 +189,9 @@ func TestTableHalfDonePage(t *testing.T) {
 	for _, state := range []uint32{leafUnread, leafClear} {
 		path := filepath.Join(cacheDir(t), "c")
 		tb := tableOn(t, dev, path)
-		*tb.cache.state(0) = state
-		tb.cache.words(0)[0] = 0xff0
-		next := newTable(tb.st, tb.cache, true)
+		*tb.memory.state(0) = state
+		tb.memory.words(0)[0] = 0xff0
+		next := newTable(tb.st, tb.memory.(*cacheFile), true)
 		check(t, next.prepare(20, 1))
 		next.set(20, 1)
 		if set, n, err := next.run(0, 100); set || n != 20 || err != nil {
@@ -213,7 +213,7 @@ func TestTableRecovered(t *testing.T) {
 	check(t, tb.prepare(store.LeafChunks, store.LeafChunks))
 	tb.set(store.LeafChunks, store.LeafChunks)
 	check(t, tb.load(2))
-	next := newTable(tb.st, tb.cache, true)
+	next := newTable(tb.st, tb.memory.(*cacheFile), true)
 	if got := next.ones.Load(); got != 5+store.LeafChunks {
 		t.Errorf("ones %d", got)
 	}

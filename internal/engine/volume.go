@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,8 @@ type Options struct {
 	AcceptLoss bool             // go on after ErrLoss
 	Claiming   store.Claiming
 
+	OpenSnapshot OpenSnapshot // nil: a volume with snapshots is refused
+
 	Incoming uuid.UUID   // open it by this grant of its owner, unless this host is the owner by now; Nil: as the owner
 	Epoch    uint32      // that a guest here has it since: ErrMovedOn if it is another by now; 0: any
 	Dead     *store.Dead // proof that the owner which the header may name is dead: exactly this one is taken over from; Boot may be Nil
@@ -58,6 +61,9 @@ type Volume struct {
 	gate     gate
 	inflight *inflight
 	stats    stats
+	stack    stack
+	mapping  sync.Mutex // inner is changed, and current with it
+	inner    target     // that the volume would have without snapshots
 	current  atomic.Pointer[target]
 	hydrator *hydrator
 	moving   *mover
@@ -80,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	h := o.Store.Header()
 	info := o.Store.Device().Info()
 	v := &Volume{
-		st: o.Store, log: o.Log, master: o.Master, data: o.Store.Device(), inflight: new(inflight),
+		st: o.Store, log: o.Log, master: o.Master, data: o.Store.Device(), inflight: new(inflight), stack: stack{open: o.OpenSnapshot},
 		info: blockdev.Info{Name: h.Name, Size: h.Size, BlockSize: blockdev.SectorSize, ReadOnly: o.ReadOnly || info.ReadOnly},
 	}
 	switch h.Role {
@@ -101,7 +107,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	if o.Master == nil && h.Master != nil && !h.CutLoose {
 		return nil, fmt.Errorf("%s: its master is needed: %s", o.Store.Name(), h.Master.Address)
 	}
-	if err := checkState(o.Store.Name(), h, v.info.ReadOnly); err != nil {
+	if err := checkState(o.Store.Name(), h, v.info.ReadOnly, o.OpenSnapshot != nil); err != nil {
 		return nil, err
 	}
 	var err error
@@ -110,7 +116,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	}
 	if err := v.begin(ctx, o); err != nil {
 		v.moving.stillborn()
-		return nil, errors.Join(err, v.moving.withdraw(), v.cache.close(false))
+		return nil, errors.Join(err, v.moving.withdraw(), v.shutStack(), v.cache.close(false))
 	}
 	return v, nil
 }
@@ -131,13 +137,21 @@ func (v *Volume) begin(ctx context.Context, o Options) error {
 	if err := v.moving.begin(ctx, o.CacheMode); err != nil {
 		return err
 	}
+	if err := v.openStack(ctx); err != nil {
+		return err
+	}
+	if v.moving.now().MayWrite() {
+		if err := v.settleStack(); err != nil {
+			return err
+		}
+	}
 	v.tick(o.CommitEvery)
 	go v.moving.run()
 	return nil
 }
 
 // checkState refuses a store in a state that this engine does not know how to keep right.
-func checkState(name string, h *cowfmt.Header, readOnly bool) error {
+func checkState(name string, h *cowfmt.Header, readOnly, snapshots bool) error {
 	switch {
 	case h.Progress.Kind == cowfmt.ProgressTakeover && h.Owner != nil && !readOnly: // gone on with by who takes it
 	case h.Progress.Kind != cowfmt.ProgressNone:
@@ -146,8 +160,10 @@ func checkState(name string, h *cowfmt.Header, readOnly bool) error {
 	switch {
 	case readOnly:
 		return nil
-	case len(h.Stack) > 0:
-		return fmt.Errorf("%s: it has %d snapshots and trackers, which this program can't keep: use a newer one", name, len(h.Stack))
+	case slices.ContainsFunc(h.Stack, func(e cowfmt.StackEntry) bool { return e.Kind != cowfmt.StackSnapshot }):
+		return fmt.Errorf("%s: its stack has something that this program can't keep: use a newer one", name)
+	case len(h.Stack) > 0 && !snapshots:
+		return fmt.Errorf("%s: it has %d snapshots, and may be written only with them", name, len(h.Stack))
 	case len(h.Grants) > 1, len(h.Grants) > 0 && h.Owner == nil:
 		return fmt.Errorf("%s: it has %d grants, to %s for one, in a way that this program did not make: use a newer one", name, len(h.Grants), h.Grants[0].HostName)
 	}
@@ -163,7 +179,7 @@ func (v *Volume) mapTarget(recovered bool) error {
 	}
 	data := newArea(section)
 	if h.CutLoose || h.Role == cowfmt.RoleState {
-		v.setTarget(&linear{size: h.Size, data: data, inflight: v.inflight, commit: v.commit})
+		v.remap(func() { v.inner = &linear{size: h.Size, data: data, inflight: v.inflight, commit: v.commit} })
 		return nil
 	}
 	v.table = newTable(v.st, v.cache, recovered)
@@ -176,7 +192,7 @@ func (v *Volume) mapTarget(recovered bool) error {
 		master := newArea(v.master)
 		c.master, c.end = &master, min(v.master.Info().Size, h.Size)
 	}
-	v.setTarget(c)
+	v.remap(func() { v.inner = c })
 	v.hydrator = newHydrator(v, c)
 	return nil
 }
@@ -205,6 +221,32 @@ func checkOrigin(h *cowfmt.Header, origin blockdev.Device) error {
 func (v *Volume) target() target { return *v.current.Load() }
 
 func (v *Volume) setTarget(t target) { v.current.Store(&t) }
+
+// remap has change done, to inner or to the snapshots, and puts the target in place that follows from it. Requests that are
+// inside keep the target they have: a change that they must not outlive is made while the volume is suspended.
+func (v *Volume) remap(change func()) {
+	v.mapping.Lock()
+	defer v.mapping.Unlock()
+	change()
+	var active []*snapshot
+	for _, s := range v.stack.snapshots() {
+		if s.is(cowfmt.StackActive) {
+			active = append(active, s)
+		}
+	}
+	if len(active) == 0 {
+		v.setTarget(v.inner)
+		return
+	}
+	v.setTarget(&origin{inner: v.inner, snapshots: active})
+}
+
+// without is the target that the volume would have without snapshots.
+func (v *Volume) without() target {
+	v.mapping.Lock()
+	defer v.mapping.Unlock()
+	return v.inner
+}
 
 // tick commits flags that nobody flushes.
 func (v *Volume) tick(every time.Duration) {
@@ -240,7 +282,7 @@ func (v *Volume) tick(every time.Duration) {
 	}()
 }
 
-// Target is the name of the current target: clone or linear.
+// Target is the name of the current target: clone or linear; origin while there are active snapshots.
 func (v *Volume) Target() string { return v.target().name() }
 
 // Header is the store's header as it is now.

@@ -72,6 +72,9 @@ type Conn interface {
 	XML(ctx context.Context, d Domain) (string, error)
 	// InactiveXML is what the domain will be at its next start; of a transient one, what it was started from.
 	InactiveXML(ctx context.Context, d Domain) (string, error)
+	// SecretXML is InactiveXML with what libvirt shows only to those who may see secrets: the passwords of VNC and SPICE.
+	// Without them a screen that asked for one would ask for none. It is for backups, and goes into no log.
+	SecretXML(ctx context.Context, d Domain) (string, error)
 	// Leaving says that an active domain is being migrated to another host: from before that one's hook is called until
 	// the migration has succeeded or failed.
 	Leaving(ctx context.Context, d Domain) (bool, error)
@@ -85,6 +88,31 @@ type Conn interface {
 	// Detach asks the guest to let go of a device. DeviceRemoved tells that it did. ErrNoDevice.
 	Detach(ctx context.Context, d Domain, alias string) error
 	Resume(ctx context.Context, d Domain) error
+
+	// Freeze has the agent in the guest call the guest's freeze hooks, then write out and freeze all its file systems, and
+	// says how many it froze: 0 if it has none that can be. It takes 40 seconds at most, less if the context's deadline is
+	// nearer; that should be ten seconds away. ErrNoAgent, ErrAgentHangs, ErrFrozen, ErrHook, ErrNotRunning.
+	//
+	// An error is no proof that nothing is frozen, save ErrHook, and ErrNoAgent of a guest that was never asked: a freeze
+	// whose answer did not come in time takes effect later. So whoever froze thaws, until Thaw succeeds. Commands reach
+	// the agent in order, so that a thaw is never overtaken by an earlier freeze.
+	//
+	// What is frozen is known to the guest alone. It stays so when its agent dies, and then is thawed by the agent that is
+	// started next; when libvirtd restarts; and when the guest moves: then it is thawed on the host it moved to. Nothing
+	// but Thaw, the guest's administrator or a restart of the guest ends it.
+	Freeze(ctx context.Context, d Domain) (filesystems int, err error)
+	// Thaw undoes Freeze and calls the hooks, and says how many file systems it thawed, 0 if none was frozen. Fewer than
+	// were frozen means that they were not frozen until now. With ErrHook they are thawed, and how many is not known.
+	// ErrNoAgent, ErrAgentHangs and ErrNotRunning, which is also said of a paused guest, leave them as they are: try again.
+	Thaw(ctx context.Context, d Domain) (filesystems int, err error)
+	// Frozen is what the agent says of itself. One that lost its memory with its /run, or VSS in Windows, may be wrong.
+	Frozen(ctx context.Context, d Domain) (bool, error)
+
+	// Define stores a definition and does not start it. It replaces the one of the same name and UUID. ErrDomainExists.
+	Define(ctx context.Context, xml string) (Domain, error)
+	// Undefine removes a stored definition, and leaves disks, NVRAM and the TPM's state where they are. One with a saved
+	// state, snapshots or checkpoints is refused. A domain that runs goes on and is gone when it ends.
+	Undefine(ctx context.Context, d Domain) error
 
 	// CreateVolume makes a raw volume of this many bytes, or a few more where the pool has larger units, in a
 	// storage pool that makes files or block devices; sparse where the pool has files. path is its own on this host.

@@ -26,6 +26,9 @@ import (
 // DefaultPort is where daemons listen for each other, unless configured otherwise.
 const DefaultPort = "16589"
 
+// DefaultNodePort is where an image node listens, unless configured otherwise.
+const DefaultNodePort = "16590"
+
 // Where libvirt keeps its certificates.
 const (
 	DefaultCA   = "/etc/pki/CA/cacert.pem"

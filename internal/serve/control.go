@@ -54,6 +54,11 @@ func (k *control) handler() http.Handler {
 	mux.HandleFunc("POST "+api.PathEngineGrantEnd, k.endGrant)
 	mux.HandleFunc("POST "+api.PathEngineGuest, k.guest)
 	mux.HandleFunc("POST "+api.PathEngineDead, k.dead)
+	mux.HandleFunc("POST "+api.PathEngineSnapshotAdd, k.addSnapshot)
+	mux.HandleFunc("POST "+api.PathEngineSnapshotRemove, k.removeSnapshot)
+	mux.HandleFunc("POST "+api.PathEngineSnapshotCursor, k.cursor)
+	mux.HandleFunc("POST "+api.PathEngineCut, k.cut)
+	mux.HandleFunc("POST "+api.PathEngineCutEnd, k.endCut)
 	mux.HandleFunc("POST "+api.PathEngineStop, func(w http.ResponseWriter, _ *http.Request) {
 		k.answer(w, nil)
 		k.stop()
@@ -75,7 +80,11 @@ func (k *control) answer(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		w.WriteHeader(http.StatusConflict)
-		_ = json.NewEncoder(w).Encode(api.Error{Message: err.Error()})
+		e := api.Error{Message: err.Error()}
+		if errors.Is(err, engine.ErrGranted) {
+			e.Code = api.ErrorGranted
+		}
+		_ = json.NewEncoder(w).Encode(e)
 		return
 	}
 	_ = json.NewEncoder(w).Encode(k.status())
@@ -176,6 +185,7 @@ func (k *control) end() {
 		_ = k.suspension.Resume() // or its deadline was first
 		k.suspension = nil
 	}
+	k.volume.AbandonCut()
 }
 
 func (k *control) resume() error {
@@ -220,6 +230,7 @@ func (k *control) status() *api.EngineStatus {
 	if err := k.volume.Err(); err != nil {
 		out.Error, out.Lost = err.Error(), k.volume.Lost()
 	}
+	out.Stack = k.stack()
 	k.handover(h, out)
 	if hydration.Err != nil {
 		out.Hydration.Error = hydration.Err.Error()

@@ -50,6 +50,8 @@ type Config struct {
 	Epoch        uint32 // that a guest has the volume since; another means that it went on elsewhere. 0: any
 	Reservations bool   // SCSI persistent reservations keep other hosts from the volume's LUNs
 
+	Snapshots map[string]string // paths of snapshot stores on this host, by UUID, where the header's are not right here
+
 	Dead *api.DeadOwner // proof that the owner which the header may name is dead
 }
 
@@ -146,11 +148,16 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 			return o, err
 		}
 	}
+	opener := &stackOpener{config: c, owner: owner, log: log}
+	if opener.paths, err = stackPaths(c.Snapshots); err != nil {
+		return o, err
+	}
 	options := engine.Options{
 		Store: st, Master: base, Origin: origin, ReadOnly: c.ReadOnly, Owner: owner, AcceptLoss: c.AcceptLoss, Log: log,
 		Claiming:  store.Claiming{Shared: o.file.Shared()},
 		CachePath: api.CachePath(c.RunDir, h.UUID.String()),
 		Incoming:  incoming, Dead: dead, Epoch: c.Epoch,
+		OpenSnapshot: opener.open,
 	}
 	if c.CacheOff {
 		options.CacheMode = cowfmt.CacheOff

@@ -42,6 +42,7 @@ func LoadSpec(path string) (Config, error) {
 	c := Config{
 		Store: s.Store, Name: s.Volume, UUID: s.UUID, Socket: s.Socket, Control: s.Control, Group: s.Group, Client: s.Client,
 		Hydrate: s.Hydrate, Rate: s.Rate, ReadOnly: s.ReadOnly, CacheOff: s.CacheOff, Address: s.Address, Epoch: s.Epoch, Reservations: s.Reservations, Dead: s.Dead,
+		Snapshots: s.Snapshots,
 	}
 	if s.Incoming != nil {
 		c.Incoming = s.Incoming.Grant
@@ -104,6 +105,9 @@ func checkSpec(s *api.EngineSpec) error {
 	}
 	if s.Dead != nil && s.Dead.By == api.ByReservation && (!s.Reservations || s.ReadOnly) {
 		return errors.New("dead owner: by reservation, but nothing is to be reserved: that proves nothing")
+	}
+	if _, err := stackPaths(s.Snapshots); err != nil {
+		return err
 	}
 	return checkPeer(s.Client)
 }

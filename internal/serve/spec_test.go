@@ -47,7 +47,7 @@ func TestLoadSpec(t *testing.T) {
 		c.Address != s.Address || c.Incoming != s.Incoming.Grant || *c.Dead != *s.Dead || c.Reservations {
 		t.Errorf("%+v", c)
 	}
-	if c, err = LoadSpec(specFile(t, []byte(`{"version":2,"volume":"v","store":"/s","socket":"/r/v.sock","control":"/r/v.ctl"}`))); err != nil || c.Name != "v" {
+	if c, err = LoadSpec(specFile(t, []byte(`{"version":3,"volume":"v","store":"/s","socket":"/r/v.sock","control":"/r/v.ctl"}`))); err != nil || c.Name != "v" {
 		t.Errorf("of the version before: %+v, %v", c, err)
 	}
 	s.ReadOnly, s.Reservations, s.Dead.By = false, true, api.ByReservation
@@ -74,9 +74,9 @@ func TestSpecsThatAreRefused(t *testing.T) {
 		"{}": "version 0",
 		"[]": "cannot unmarshal",
 		`{"version":1,"want":{"volume":"v","store":"/s","target":"vdb"}}`:                        "version 1, which only the daemon reads",
-		`{"version":4,"volume":7,"unheard":true}`:                                                "version 4, this program knows 3",
+		`{"version":5,"volume":7,"unheard":true}`:                                                "version 5, this program knows 4",
+		`{"version":4,"volume":"v","readonly ":true}`:                                            "unknown field",
 		`{"version":3,"volume":"v","readonly ":true}`:                                            "unknown field",
-		`{"version":2,"volume":"v","readonly ":true}`:                                            "unknown field",
 		changed(func(s *api.EngineSpec) { s.Volume = "../v" }):                                   "volume name",
 		changed(func(s *api.EngineSpec) { s.UUID = "x" }):                                        "uuid",
 		changed(func(s *api.EngineSpec) { s.Store = "s" }):                                       "store",
@@ -87,6 +87,8 @@ func TestSpecsThatAreRefused(t *testing.T) {
 		changed(func(s *api.EngineSpec) { s.Dead.By = api.ByReservation }):                       "proves nothing",
 		changed(func(s *api.EngineSpec) { s.Dead.By, s.Reservations = api.ByReservation, true }): "proves nothing", // it is read-only
 		changed(func(s *api.EngineSpec) { s.Rate = -1 }):                                         "rate",
+		changed(func(s *api.EngineSpec) { s.Snapshots = map[string]string{"x": "/s"} }):          "snapshots",
+		changed(func(s *api.EngineSpec) { s.Snapshots = map[string]string{s.UUID: "s"} }):        "not an absolute path",
 		changed(func(s *api.EngineSpec) { s.Client.PIDFile = "" }):                               "client",
 		strings.Repeat(" ", maxSpec) + "{}":                                                      "more than",
 	} {
@@ -99,7 +101,7 @@ func TestSpecsThatAreRefused(t *testing.T) {
 func FuzzParseSpec(f *testing.F) {
 	b, _ := json.Marshal(goodSpec())
 	f.Add(b)
-	f.Add([]byte(`{"version":3}`))
+	f.Add([]byte(`{"version":4}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseSpec(b)
 		if err == nil && (s.Version < api.SpecVersion-1 || s.Volume == "" || !filepath.IsAbs(s.Store) || !filepath.IsAbs(s.Socket)) {

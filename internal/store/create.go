@@ -26,6 +26,14 @@ type Params struct {
 
 // NewHeader is the header of a fresh store, not yet on a device; its DataEnd is the room it needs.
 func NewHeader(p Params) (*cowfmt.Header, error) {
+	h, err := freshHeader(p)
+	if err != nil {
+		return nil, err
+	}
+	return h, h.Validate()
+}
+
+func freshHeader(p Params) (*cowfmt.Header, error) {
 	layout, err := cowfmt.NewLayout(p.Role, p.Size, p.ChunkSize)
 	if err != nil {
 		return nil, err
@@ -33,18 +41,25 @@ func NewHeader(p Params) (*cowfmt.Header, error) {
 	if p.UUID == uuid.Nil {
 		p.UUID = uuid.New()
 	}
-	h := &cowfmt.Header{
+	return &cowfmt.Header{
 		UUID: p.UUID, Name: p.Name, Role: p.Role, Size: p.Size, ChunkSize: p.ChunkSize, Layout: layout,
 		Created: p.Now.Unix(), Epoch: 1, Sequence: 1, Generation: 1, Cache: cowfmt.CacheOn, TableEpoch: 1,
 		Master: p.Master, MasterIdentity: p.MasterIdentity, Origin: p.Origin, OriginIdentity: p.OriginIdentity,
-	}
-	return h, h.Validate()
+	}, nil
 }
 
 // Create puts a fresh store on dev, over whatever was there. Neither table nor data are written: no group
 // of the table counts before it was initialised, no chunk before its flag. Until Create returns nil the
-// device holds no store.
+// device holds no store. Not for a snapshot store: see CreateSnapshot.
 func Create(dev blockdev.Device, h *cowfmt.Header) error {
+	if h.Role == cowfmt.RoleSnapshot {
+		return fmt.Errorf("%s: %w: make %v as a snapshot store", dev.Info().Name, cowfmt.ErrInvalid, h)
+	}
+	return create(dev, h, func() error { return nil })
+}
+
+// create puts a store on dev; tables writes what must be there before its header is.
+func create(dev blockdev.Device, h *cowfmt.Header, tables func() error) error {
 	if err := HasRoom(dev.Info(), h); err != nil {
 		return err
 	}
@@ -57,6 +72,9 @@ func Create(dev blockdev.Device, h *cowfmt.Header) error {
 		return err
 	}
 	if err := dev.Flush(); err != nil {
+		return err
+	}
+	if err := tables(); err != nil {
 		return err
 	}
 	for i := range cowfmt.HeaderOffsets {

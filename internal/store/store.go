@@ -121,8 +121,11 @@ func (s *Store) Problems() [2]error { return s.problem }
 
 // Data is the data area, rounded up to whole chunks: a chunk's place there is its place in the volume.
 func (s *Store) Data() (*blockdev.Section, error) {
-	h := s.Header()
-	return blockdev.NewSection(s.dev, h.Layout.Data, h.DataEnd()-h.Layout.Data)
+	return dataArea(s.dev, s.Header())
+}
+
+func dataArea(dev blockdev.Device, h *cowfmt.Header) (*blockdev.Section, error) {
+	return blockdev.NewSection(dev, h.Layout.Data, h.DataEnd()-h.Layout.Data)
 }
 
 // Reread takes over what the owner, another host, has written to the header since it was read. For the

@@ -3,8 +3,6 @@ package store
 import (
 	"fmt"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
@@ -28,7 +26,7 @@ type Leaf struct {
 
 // Leaves is how many leaves the table has.
 func (s *Store) Leaves() int64 {
-	return (s.Header().TableSectors() + LeafSectors - 1) / LeafSectors
+	return leaves(s.Header())
 }
 
 // LeafReady says whether a leaf's group was initialised; if not, all its flags are clear.
@@ -42,29 +40,7 @@ func (s *Store) ReadLeaf(index int64, flags []byte) error {
 		clear(flags)
 		return nil
 	}
-	buf := blockdev.Alloc(LeafBytes)
-	defer blockdev.Free(buf)
-	if _, err := s.dev.ReadAt(buf, h.Layout.Table[h.ActiveTable]+index*LeafBytes); err != nil {
-		return fmt.Errorf("read exception table: %w", err)
-	}
-	return s.decodeLeaf(h, index, buf, flags)
-}
-
-// decodeLeaf reads a leaf's flags out of its bytes on the device.
-func (s *Store) decodeLeaf(h *cowfmt.Header, index int64, buf, flags []byte) error {
-	for i := range int64(LeafSectors) {
-		part := flags[i*sectorFlags : (i+1)*sectorFlags]
-		if index*LeafSectors+i >= h.TableSectors() {
-			clear(part)
-			continue
-		}
-		got, _, err := h.DecodeSector(buf[i*blockdev.SectorSize:(i+1)*blockdev.SectorSize], index*LeafSectors+i)
-		if err != nil {
-			return fmt.Errorf("%s: %w", s.Name(), err)
-		}
-		copy(part, got)
-	}
-	return nil
+	return activeArea(s.dev, h).readLeaf(index, flags)
 }
 
 // WriteLeaves makes the leaves, sorted by index, durable. A group that is written for the first time is
@@ -88,11 +64,11 @@ func (s *Store) WriteLeaves(leaves []Leaf) error {
 			n++
 		}
 		if h.GroupReady(group) {
-			if err := s.writeRuns(h, leaves[i:n]); err != nil {
+			if err := activeArea(s.dev, h).writeRuns(leaves[i:n]); err != nil {
 				return err
 			}
 		} else {
-			if err := s.writeGroup(h, group, leaves[i:n]); err != nil {
+			if err := activeArea(s.dev, h).writeGroup(group, leaves[i:n]); err != nil {
 				return err
 			}
 			fresh = append(fresh, group)
@@ -136,7 +112,7 @@ func (s *Store) ReadyGroups(max int) (all bool, err error) {
 		case len(fresh) == max:
 			all = false
 		default:
-			if err := s.writeGroup(h, g, nil); err != nil {
+			if err := activeArea(s.dev, h).writeGroup(g, nil); err != nil {
 				return false, err
 			}
 			fresh = append(fresh, g)
@@ -149,59 +125,4 @@ func (s *Store) ReadyGroups(max int) (all bool, err error) {
 		return false, fmt.Errorf("initialise table groups: %w", err)
 	}
 	return all, s.setReady(fresh)
-}
-
-// writesAtOnce bounds how many runs of leaves are written at a time.
-const writesAtOnce = 16
-
-// writeRuns writes the leaves of a group that is ready, neighbours in one write.
-func (s *Store) writeRuns(h *cowfmt.Header, leaves []Leaf) error {
-	var runs errgroup.Group
-	runs.SetLimit(writesAtOnce)
-	for i := 0; i < len(leaves); {
-		n := i + 1
-		for n < len(leaves) && leaves[n].Index == leaves[n-1].Index+1 {
-			n++
-		}
-		run := leaves[i:n]
-		if len(run) == len(leaves) {
-			return s.writeSpan(h, run[0].Index, int64(len(run)), run)
-		}
-		runs.Go(func() error { return s.writeSpan(h, run[0].Index, int64(len(run)), run) })
-		i = n
-	}
-	return runs.Wait()
-}
-
-// writeGroup writes all of a group, to the end of the area's capacity: the volume may grow into it.
-func (s *Store) writeGroup(h *cowfmt.Header, group int, leaves []Leaf) error {
-	first := int64(group) * groupLeaves
-	count := min(groupLeaves, h.Layout.TableSectors/LeafSectors-first)
-	return s.writeSpan(h, first, count, leaves)
-}
-
-var clearFlags [sectorFlags]byte
-
-// writeSpan writes count leaves from first on; those not in leaves are all clear.
-func (s *Store) writeSpan(h *cowfmt.Header, first, count int64, leaves []Leaf) error {
-	buf := blockdev.Alloc(int(count) * LeafBytes)
-	defer blockdev.Free(buf)
-	for i := range count {
-		var flags []byte
-		if len(leaves) > 0 && leaves[0].Index == first+i {
-			flags, leaves = leaves[0].Flags, leaves[1:]
-		}
-		for j := range int64(LeafSectors) {
-			part := clearFlags[:]
-			if flags != nil {
-				part = flags[j*sectorFlags : (j+1)*sectorFlags]
-			}
-			at := (i*LeafSectors + j) * blockdev.SectorSize
-			h.EncodeSector(buf[at:at+blockdev.SectorSize], (first+i)*LeafSectors+j, part, h.Epoch)
-		}
-	}
-	if _, err := s.dev.WriteAt(buf, h.Layout.Table[h.ActiveTable]+first*LeafBytes); err != nil {
-		return fmt.Errorf("write exception table: %w", err)
-	}
-	return nil
 }

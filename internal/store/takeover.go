@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
 
@@ -22,8 +20,8 @@ import (
 //
 //	1 read the table: a damaged sector ends it here, nothing has changed
 //	2 raise a claim, as on opening; read the header again: the owner must be exactly the dead one
-//	3 header: owner, epoch + 1, no grants, progress takeover. From here on an old owner that lives after all is
-//	  stopped by its own look at the header, before the table is read
+//	3 header: owner, epoch + 1, no grants, progress takeover, all of the stack broken. From here on an old owner that
+//	  lives after all is stopped by its own look at the header, before the table is read
 //	4 lower the claim: an owner of this epoch is there, for others to be told of
 //	5 read the active area, write all groups that have a flag to the other one, under this epoch; flush
 //	6 header: other area active, table epoch = epoch, groups = those written, no progress
@@ -192,8 +190,9 @@ func (s *Store) mayTakeOver(me cowfmt.Owner, dead Dead) (begun bool, err error) 
 }
 
 // begin is the header change with which the table's move to the other area begins, under an epoch that no attempt of
-// this handle had.
+// this handle had. The tables of snapshots have no other area to move to, and end.
 func (s *Store) begin(h *cowfmt.Header) {
+	breakStack(h)
 	h.Epoch = max(h.Epoch, s.epoch) + 1
 	if h.TableSectors() > 0 && !h.CutLoose {
 		h.Progress = cowfmt.Progress{Kind: cowfmt.ProgressTakeover}
@@ -235,7 +234,7 @@ func (s *Store) readTable(ctx context.Context) error {
 			return err
 		}
 		if h.GroupReady(g) {
-			if _, err := s.readGroup(h, g); err != nil {
+			if _, err := activeArea(s.dev, h).readGroup(g); err != nil {
 				return err
 			}
 		}
@@ -246,20 +245,19 @@ func (s *Store) readTable(ctx context.Context) error {
 // copyTable writes the active area's groups that have a flag to the other area, under the header's epoch, durably.
 func (s *Store) copyTable() (groups []int, err error) {
 	h := s.Header()
-	to := h.Clone()
-	to.ActiveTable = 1 - h.ActiveTable
+	from, to := activeArea(s.dev, h), area{dev: s.dev, h: h, at: h.Layout.Table[1-h.ActiveTable]}
 	for g := range h.Groups() {
 		if !h.GroupReady(g) {
 			continue
 		}
-		leaves, err := s.readGroup(h, g)
+		leaves, err := from.readGroup(g)
 		if err != nil {
 			return nil, err
 		}
 		if len(leaves) == 0 {
 			continue
 		}
-		if err := s.writeGroup(to, g, leaves); err != nil {
+		if err := to.writeGroup(g, leaves); err != nil {
 			return nil, err
 		}
 		groups = append(groups, g)
@@ -269,24 +267,3 @@ func (s *Store) copyTable() (groups []int, err error) {
 	}
 	return groups, nil
 }
-
-// readGroup reads a group that is ready, and returns its leaves that have a flag.
-func (s *Store) readGroup(h *cowfmt.Header, g int) (leaves []Leaf, err error) {
-	buf := blockdev.Alloc(int(min(groupLeaves, s.Leaves()-int64(g)*groupLeaves) * LeafBytes))
-	defer blockdev.Free(buf)
-	if _, err := s.dev.ReadAt(buf, h.Layout.TableOffset(h.ActiveTable, int64(g)*cowfmt.SectorsPerGroup)); err != nil {
-		return nil, fmt.Errorf("read exception table: %w", err)
-	}
-	for i := int64(0); i < int64(len(buf))/LeafBytes; i++ {
-		l := Leaf{Index: int64(g)*groupLeaves + i, Flags: make([]byte, LeafFlags)}
-		if err := s.decodeLeaf(h, l.Index, buf[i*LeafBytes:], l.Flags); err != nil {
-			return nil, err
-		}
-		if !bytes.Equal(l.Flags, clearLeaf[:]) {
-			leaves = append(leaves, l)
-		}
-	}
-	return leaves, nil
-}
-
-var clearLeaf [LeafFlags]byte

@@ -19,6 +19,7 @@ type GuestConfig struct {
 	Metadata string // XML put inside <metadata>
 	Devices  string // XML put inside <devices>
 	Ports    int    // free PCI ports for hot-plug, 0 for six, -1 for none
+	Agent    bool   // with QEMU's guest agent in it, and its channel
 }
 
 // Guest is a domain defined on a host. On a site it may move: its methods are about the host it is on, by what the
@@ -82,7 +83,11 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 		dir = h.site.Dir
 	}
 	initrd := filepath.Join(dir, "initramfs")
-	if err := makeOnce(initrd, func() ([]byte, error) { return initramfs(k) }); err != nil {
+	if c.Agent {
+		initrd += "-agent"
+		c.Devices += agentChannel
+	}
+	if err := makeOnce(initrd, func() ([]byte, error) { return initramfs(k, c.Agent) }); err != nil {
 		return nil, err
 	}
 	image := k.image

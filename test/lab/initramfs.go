@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -27,21 +28,23 @@ ln -s /sbin/mke2fs /sbin/mkfs.ext4; ln -s /sbin/e2fsck /sbin/fsck.ext4
 ln -s /proc/mounts /etc/mtab
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
 while read -r m; do insmod "$m" || echo "insmod $m failed"; done </modules
+[ ! -x /bin/start-agent ] || start-agent
 echo GUEST-UP
 while :; do /bin/guest agent /dev/ttyS1; sleep 1; done
 `
 
 var buildInitramfs = struct {
 	sync.Mutex
-	data []byte
-}{}
+	data map[bool][]byte
+}{data: map[bool][]byte{}}
 
-// initramfs makes the guest's file system, once a program: busybox, kernel modules, e2fsprogs and the agent.
-func initramfs(k kernel) ([]byte, error) {
+// initramfs makes the guest's file system, once a program: busybox, kernel modules, e2fsprogs and the lab's agent, and
+// QEMU's too if it is wanted.
+func initramfs(k kernel, qemuAgent bool) ([]byte, error) {
 	buildInitramfs.Lock()
 	defer buildInitramfs.Unlock()
-	if buildInitramfs.data != nil {
-		return buildInitramfs.data, nil
+	if b := buildInitramfs.data[qemuAgent]; b != nil {
+		return b, nil
 	}
 	var a archive
 	a.file("/init", 0o755, []byte(guestInit))
@@ -61,11 +64,19 @@ func initramfs(k kernel) ([]byte, error) {
 	if b, err := os.ReadFile("/etc/mke2fs.conf"); err == nil {
 		a.file("/etc/mke2fs.conf", 0o644, b)
 	}
-	if err := addModules(&a, k, guestModules); err != nil {
+	modules := guestModules
+	if qemuAgent {
+		if err := addQEMUAgent(&a); err != nil {
+			return nil, err
+		}
+		modules = append(slices.Clone(modules), "virtio_console")
+	}
+	if err := addModules(&a, k, modules); err != nil {
 		return nil, err
 	}
-	buildInitramfs.data = a.bytes()
-	return buildInitramfs.data, nil
+	b := a.bytes()
+	buildInitramfs.data[qemuAgent] = b
+	return b, nil
 }
 
 // addModules adds modules and what they need, and a list of them in the order of loading: /modules.

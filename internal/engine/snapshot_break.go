@@ -1,0 +1,93 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+// breaker makes it durable that a snapshot is broken.
+type breaker struct {
+	done chan struct{}
+	err  error
+}
+
+// breakPause is how long the header is left alone after a write of it that failed.
+const breakPause = 50 * time.Millisecond
+
+// awaitBreak breaks the snapshot because of err, and returns once that is durable; an error where that could not be done in
+// time. While the header is another host's to write, in the middle of a hand-over, it waits as long as that takes, as
+// writes do then that are held outside.
+func (s *snapshot) awaitBreak(err error) error {
+	b := s.startBreak(err)
+	for {
+		timer := time.NewTimer(s.timeout)
+		select {
+		case <-b.done:
+			timer.Stop()
+			return b.err
+		case <-s.gone:
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		if s.v.st.Owns() {
+			return fmt.Errorf("snapshot %v is to be broken, and the store's header can't be written: %w", s.id, errSlow)
+		}
+	}
+}
+
+// startBreak begins to break it, unless that is going on.
+func (s *snapshot) startBreak(err error) *breaker {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure == nil {
+		s.failure = err
+		s.v.log.Error().Err(err).Stringer("snapshot", s.id).Msg("can't keep what the guest is about to change: the snapshot is broken")
+	}
+	if s.breaking == nil {
+		s.breaking = &breaker{done: make(chan struct{})}
+		go s.doBreak(s.breaking)
+	}
+	return s.breaking
+}
+
+func (s *snapshot) doBreak(b *breaker) {
+	for began := time.Now(); ; time.Sleep(breakPause) {
+		b.err = s.v.st.SetSnapshot(s.id, func(e *cowfmt.StackEntry) { e.State = cowfmt.StackBroken })
+		if b.err == nil || s.ended() {
+			break
+		}
+		foreign := errors.Is(b.err, store.ErrNotOwner)
+		if errors.Is(b.err, store.ErrEpoch) {
+			s.v.lose(b.err)
+		}
+		if s.v.Lost() || foreign && s.v.moving.hasEnded() || !foreign && time.Since(began) > s.timeout {
+			break
+		}
+		if foreign {
+			began = time.Now()
+		}
+	}
+	if b.err == nil {
+		s.end(true)
+		s.v.remap(func() {})
+		go s.v.leave(s)
+	} else {
+		b.err = fmt.Errorf("snapshot %v is to be broken: %w: %w", s.id, unix.EIO, b.err)
+	}
+	s.mu.Lock()
+	s.breaking = nil
+	s.mu.Unlock()
+	close(b.done)
+}
+
+func (b *breaker) wait() error {
+	<-b.done
+	return b.err
+}
