@@ -24,14 +24,16 @@ build:
 
 test: deps build lint unit pack iscsi e2e
 
-# Everything with the race detector, then without it what explores states or measures.
+# Everything with the race detector, then without it what explores states, or finds something else at full speed. What takes the
+# engine's tests longest, and is the same at any speed, runs once.
 unit:
 	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$ -e /internal/handover$$)
 	$(TEST) -timeout 20m -race $(CGO) ./internal/libvirtx/cgo
-	$(TEST) -timeout 20m -race ./internal/engine -crash.states=2000
+	$(TEST) -timeout 20m -race -skip '^TestPowerCutFindsMutants$$' ./internal/engine -crash.states=2000
 	$(TEST) -timeout 20m -tags virtcow_stale -run '^TestStaleTable$$' ./internal/engine
 	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
-	$(TEST) -timeout 20m ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/... ./hooks
+	$(TEST) -timeout 20m -skip '^(TestConformance|TestEachFailure|TestMigrationOutlives)' \
+	  ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/... ./hooks
 
 # TestUpgrade builds older programs: make soak has it.
 e2e: deps build

@@ -42,11 +42,13 @@ mariadb_test() {
 	$hook thaw || die "no server, and a thaw fails"
 	mariadb_server /var/lib/mysql
 	sql -e "CREATE DATABASE d; CREATE TABLE d.t (i INT PRIMARY KEY) ENGINE=InnoDB; CREATE TABLE d.m (i INT PRIMARY KEY) ENGINE=MyISAM;"
-	i=0
-	while :; do
-		i=$((i + 1))
-		printf 'INSERT INTO d.m VALUES (%d);\nINSERT INTO d.t VALUES (%d);\n' $i $i
-	done | mariadb &
+	for table in t m; do # each by itself: one that waits must not hold up the other
+		i=0
+		while :; do
+			i=$((i + 1))
+			echo "INSERT INTO d.$table VALUES ($i);"
+		done | mariadb &
+	done
 	goes_on
 
 	say "frozen: nothing is written; what is on the disk is whole"
@@ -57,6 +59,14 @@ mariadb_test() {
 	locked || die "written while frozen"
 	$hook thaw || die "thaw"
 	[ ! -e /run/virt-cow-fsfreeze-mysql ] || die "left its state"
+	goes_on
+
+	say "the same as to MySQL"
+	printf '#!/bin/sh\ncase "$*" in *VERSION*) echo 8.0.40 ;; *) exec mariadb "$@" ;; esac\n' >/run/as-mysql
+	chmod +x /run/as-mysql
+	MYSQL_CLIENT=/run/as-mysql $hook freeze || die "freeze"
+	locked || die "written while frozen"
+	$hook thaw || die "thaw"
 	goes_on
 
 	say "one that holds a table: no freeze, and nothing stays locked"
@@ -81,7 +91,7 @@ mariadb_test() {
 	say "the session is killed: the lock is gone, and the thaw says so"
 	$hook freeze || die "freeze"
 	locked || die "written while frozen"
-	sql -e "SELECT CONCAT('KILL ', id, ';') FROM information_schema.processlist WHERE command = 'Sleep' AND id <> CONNECTION_ID() AND user = 'root'" | mariadb
+	sql -e "SELECT CONCAT('KILL ', id, ';') FROM information_schema.processlist WHERE command = 'Sleep' AND id <> CONNECTION_ID() AND time >= 2" | mariadb
 	goes_on
 	! $hook thaw || die "a thaw without a lock says nothing"
 
@@ -93,8 +103,7 @@ mariadb_test() {
 
 	say "the copy comes back"
 	mariadb_server /var/lib/copy
-	[ "$(rows m)" = "$m" ] && [ "$(rows t)" = "$t" ] || die "the copy has $(rows m) and $(rows t) rows, had $m and $t at the cut"
-	[ $((m - t)) -le 1 ] || die "the tables are of different times"
+	[ "$(rows m) $(rows t)" = "$m $t" ] || die "the copy has $(rows m) and $(rows t) rows, had $m and $t at the cut"
 	[ "$(sql -e 'CHECK TABLE d.m, d.t' | grep -c 'status.OK')" = 2 ] || die "the tables are damaged"
 }
 
@@ -151,4 +160,4 @@ postgresql_test() {
 }
 
 "$1_test"
-say done
+say "all well"

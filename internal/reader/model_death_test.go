@@ -17,7 +17,7 @@ func (s *steps) dying(h int) {
 	if !e.dead && !e.under() {
 		s.do("engine starts again", h, usual, func(w *world) { m.restart(w, h) })
 	}
-	if o := &w.engine[1-h]; e.role == writer && !e.dead && e.open.owner == uint8(h) && o.role == away && !o.dead {
+	if o := &w.engine[1-h]; e.role == writer && e.open.owner == uint8(h) && o.role == away && !o.dead {
 		s.do("other host takes over", h, usual, func(w *world) { m.takeover(w, h) })
 	}
 }
@@ -115,6 +115,8 @@ func (m *model) restart(w *world, h int) {
 	}
 	switch {
 	case now.owner != uint8(h) && role == giver: // its last header write has landed, in one copy at least
+		*e = engine{}
+	case now.owner != uint8(h) && w.engine[1-h].dead: // its takeover has not come to anything
 		*e = engine{}
 	case role == giver || now.owner != uint8(h):
 	default:

@@ -98,19 +98,15 @@ func (s shape) disks(tb testing.TB, make func(name string, size int64) blockdev.
 
 func memory(name string, size int64) blockdev.Device { return blockdevtest.NewMemory(name, size, 512) }
 
+var background = context.Background()
+
 // open starts an engine.
 func (r *rig) open(tb testing.TB) {
 	tb.Helper()
-	check(tb, r.tryOpen())
-}
-
-func (r *rig) tryOpen() error {
 	st, err := store.Open(engine.NewLatch(r.store))
-	if err != nil {
-		return err
-	}
+	check(tb, err)
 	o := engine.Options{
-		Store: st, Owner: cowfmt.Owner{Host: uuid.UUID{1}, Boot: uuid.UUID{2}, HostName: "a"}, CommitEvery: -1, Log: zerolog.Nop(),
+		Store: st, Owner: cowfmt.Owner{Host: uuid.UUID{1}, Boot: uuid.UUID{2}, HostName: "a"}, CommitEvery: -1, Log: zerolog.Nop(), AcceptLoss: true,
 		OpenSnapshot: func(context.Context, cowfmt.StackEntry) (*store.Snapshot, func() error, error) {
 			s, err := store.OpenSnapshot(engine.NewLatch(r.snapshot))
 			return s, func() error { return nil }, err
@@ -122,8 +118,8 @@ func (r *rig) tryOpen() error {
 	if r.origin != nil {
 		o.Origin = engine.NewLatch(r.origin)
 	}
-	r.v, err = engine.Open(context.Background(), o)
-	return err
+	r.v, err = engine.Open(background, o)
+	check(tb, err)
 }
 
 // snap makes the cut, after a few writes.
@@ -147,11 +143,11 @@ func (r *rig) snap(tb testing.TB) {
 // change has the guest change something.
 func (r *rig) change(tb testing.TB, rng *rand.Rand) {
 	tb.Helper()
-	check(tb, r.tryChange(rng))
+	check(tb, change(r.v, rng))
 }
 
-func (r *rig) tryChange(rng *rand.Rand) error {
-	sectors := r.size / 512
+func change(v *engine.Volume, rng *rand.Rand) error {
+	sectors := v.Info().Size / 512
 	n := 1 + rng.Int64N(min(40, sectors))
 	off := rng.Int64N(sectors-n+1) * 512
 	q := &blockdev.Request{Off: off, Length: n * 512}
@@ -167,7 +163,7 @@ func (r *rig) tryChange(rng *rand.Rand) error {
 	}
 	done := make(chan error, 1)
 	q.Done = func(_ *blockdev.Request, err error) { done <- err }
-	r.v.Submit(q)
+	v.Submit(q)
 	return <-done
 }
 
@@ -182,7 +178,7 @@ func (r *rig) config() reader.Config {
 
 func (r *rig) view(tb testing.TB) *reader.View {
 	tb.Helper()
-	v, err := reader.Open(context.Background(), r.config())
+	v, err := reader.Open(background, r.config())
 	check(tb, err)
 	return v
 }
@@ -234,6 +230,6 @@ func (r *rig) whole(v *reader.View) error {
 			return err
 		}
 	}
-	_, err := v.Verify(context.Background(), from)
+	_, err := v.Verify(background, from)
 	return err
 }

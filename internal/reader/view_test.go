@@ -82,7 +82,7 @@ func TestBesideWriter(t *testing.T) {
 						case <-stop:
 							return
 						default:
-							if err := r.tryChange(rng); err != nil {
+							if err := change(r.v, rng); err != nil {
 								t.Error(err)
 								return
 							}
@@ -101,7 +101,7 @@ func TestBesideWriter(t *testing.T) {
 							err = r.zeros(v, off*512, n*512)
 						}
 						if err == nil {
-							_, err = v.Verify(context.Background(), 0)
+							_, err = v.Verify(background, 0)
 						}
 						if err != nil {
 							t.Error(err)
@@ -121,7 +121,7 @@ func TestBesideWriter(t *testing.T) {
 // The cursor, a break and the end of the snapshot are seen by the next look, and end the view where they must.
 func TestEnds(t *testing.T) {
 	s := shapes[0]
-	look := func(v *reader.View, from int64) error { _, err := v.Verify(context.Background(), from); return err }
+	look := func(v *reader.View, from int64) error { _, err := v.Verify(background, from); return err }
 	read := func(v *reader.View, off int64) error { _, err := v.ReadAt(make([]byte, 512), off); return err }
 
 	r := s.disks(t, memory)
