@@ -168,7 +168,7 @@ func (d *Daemon) manifest(ctx context.Context, b *backup, r *cut.Result) (*api.M
 	if m.XML, err = c.XML(ctx, p.domain); err != nil {
 		return nil, err
 	}
-	if m.InactiveXML, err = c.InactiveXML(ctx, p.domain); err != nil {
+	if m.InactiveXML, err = c.SecretXML(ctx, p.domain); err != nil {
 		return nil, err
 	}
 	files, left, err := stateFiles(m.XML)
