@@ -22,7 +22,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -58,6 +61,9 @@ type Archive struct {
 	pass   string
 	place  *place
 	opened
+
+	mu      sync.Mutex
+	writers map[*Writer]struct{} // that are open
 }
 
 // Create makes a repository where there is none: ErrExists if there is. It is encrypted with a key that only the passphrase opens;
@@ -106,7 +112,7 @@ func Open(ctx context.Context, c Config) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Archive{config: c, pass: pass, place: pl}
+	a := &Archive{config: c, pass: pass, place: pl, writers: map[*Writer]struct{}{}}
 	if a.opened, err = a.open(ctx, false); err != nil {
 		return nil, err
 	}
@@ -173,8 +179,17 @@ func (o *opened) close(ctx context.Context) error {
 	return errors.Join(o.rep.Close(ctx), os.RemoveAll(o.dir))
 }
 
-// Close ends the connection. Backups under way are to be closed before.
-func (a *Archive) Close(ctx context.Context) error { return a.close(withLog(ctx, a.config.Log)) }
+// Close ends the connection, and lets go of backups that are under way; nobody may be writing to them.
+func (a *Archive) Close(ctx context.Context) error {
+	a.mu.Lock()
+	writers := slices.Collect(maps.Keys(a.writers))
+	a.mu.Unlock()
+	var errs []error
+	for _, w := range writers {
+		errs = append(errs, w.Close(ctx))
+	}
+	return errors.Join(append(errs, a.close(withLog(ctx, a.config.Log)))...)
+}
 
 // write does something in a writer of its own and makes it durable.
 func (a *Archive) write(ctx context.Context, purpose string, do func(context.Context, repo.DirectRepositoryWriter) error) error {

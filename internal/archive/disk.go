@@ -41,24 +41,17 @@ func (d *DiskWriter) Done() int64 {
 	return d.done
 }
 
-// Write writes a piece; data is it whole and is not kept. It is durable once a Checkpoint that began later has returned. After an error it
-// may be tried again.
+// Write writes a piece; data is it whole and is not kept; nil is a piece that is known to be zeros. It is durable once a Checkpoint that
+// began later has returned. After an error it may be tried again.
 func (d *DiskWriter) Write(ctx context.Context, piece int, data []byte) error {
-	if piece < 0 || piece >= d.count() || int64(len(data)) != d.length(piece) {
-		return fmt.Errorf("backup of %s: disk %s: piece %d of %d has not %d bytes", d.w.meta.Domain, d.name, piece, d.count(), len(data))
+	if piece < 0 || piece >= d.count() || data != nil && int64(len(data)) != d.length(piece) {
+		return fmt.Errorf("backup of %s: disk %s: piece %d of %d can't have %d bytes", d.w.meta.Domain, d.name, piece, d.count(), len(data))
 	}
+	s := Stats{Read: int64(len(data))}
 	if isZero(data) {
-		return d.put(ctx, piece, data, Stats{Read: int64(len(data)), Zero: int64(len(data))})
+		s.Zero = d.length(piece)
 	}
-	return d.put(ctx, piece, data, Stats{Read: int64(len(data))})
-}
-
-// Zero is Write for a piece that is known to be all zeros.
-func (d *DiskWriter) Zero(ctx context.Context, piece int) error {
-	if piece < 0 || piece >= d.count() {
-		return fmt.Errorf("backup of %s: disk %s: there is no piece %d", d.w.meta.Domain, d.name, piece)
-	}
-	return d.put(ctx, piece, nil, Stats{Zero: d.length(piece)})
+	return d.put(ctx, piece, data, s)
 }
 
 func (d *DiskWriter) put(ctx context.Context, piece int, data []byte, s Stats) error {

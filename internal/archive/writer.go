@@ -30,7 +30,7 @@ type Meta struct {
 // Stats counts bytes of images.
 type Stats struct {
 	Read    int64 `json:"read"`    // handed to Write
-	Zero    int64 `json:"zero"`    // of them, zeros; and what Zero was told
+	Zero    int64 `json:"zero"`    // pieces of zeros, read or known
 	Reused  int64 `json:"reused"`  // the archive had them already
 	Written int64 `json:"written"` // put into the storage, packed, with all that belongs to it
 }
@@ -86,6 +86,9 @@ func (a *Archive) Begin(ctx context.Context, m Meta) (*Writer, error) {
 		return nil, w.failed(err)
 	}
 	w.rep = rep
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.writers[w] = struct{}{}
 	return w, nil
 }
 
@@ -166,8 +169,15 @@ func (w *Writer) File(ctx context.Context, name string, data []byte) error {
 	return nil
 }
 
-// Close lets go of a backup that is to be resumed later. What no checkpoint has is lost.
+// Close lets go of a backup that is to be resumed later. What no checkpoint has is lost. Closing again does nothing.
 func (w *Writer) Close(ctx context.Context) error {
+	w.a.mu.Lock()
+	_, open := w.a.writers[w]
+	delete(w.a.writers, w)
+	w.a.mu.Unlock()
+	if !open {
+		return nil
+	}
 	if err := w.rep.Close(w.context(ctx)); err != nil {
 		return w.failed(err)
 	}
