@@ -113,6 +113,9 @@ func newScanned(choice cowfmt.Choice) *scanned {
 		Name: i.Name, UUID: i.UUID, Role: i.Role, Size: i.Size, ChunkSize: i.ChunkSize, Origin: i.Origin, CutLoose: i.CutLoose,
 		Created: &i.Created, Owner: i.Owner,
 	}
+	if i.Snapshot != nil {
+		s.Volume, s.Cut = i.Snapshot.VolumeUUID, i.Snapshot.Cut
+	}
 	if h.Master != nil {
 		s.Master = masterArg(*h.Master)
 	}

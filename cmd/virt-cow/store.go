@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 
 // StoreCmd makes and examines stores.
 type StoreCmd struct {
-	Create StoreCreateCmd `cmd:"" help:"Make a store: a clone of a master, or an empty disk."`
+	Create StoreCreateCmd `cmd:"" help:"Make a store: a clone of a master, an empty disk, or a snapshot's."`
 	Size   StoreSizeCmd   `cmd:"" help:"Tell how large a file or device a store needs."`
 	Info   StoreInfoCmd   `cmd:"" help:"Show what a store is and how to use it without virt-cow."`
 	Verify StoreVerifyCmd `cmd:"" help:"Check header, table and master of a store."`
@@ -32,19 +33,29 @@ type StoreCreateCmd struct {
 	Store  string `arg:"" help:"A new file, or a block device." type:"path"`
 	Master string `help:"What to clone: a raw file or block device, store:PATH, nbd+unix:///EXPORT?socket=PATH or nbd://HOST/EXPORT." placeholder:"MASTER"`
 	Size   Size   `help:"Size of the volume, 10G or 512M; the master's by default. Behind the master's end it reads as zeros." placeholder:"SIZE"`
-	Chunk  Size   `help:"Size of a chunk, a power of two from 4K to 1M." default:"4K" placeholder:"SIZE"`
+	Chunk  Size   `help:"Size of a chunk, a power of two from 4K to 1M; 4K by default, a snapshot's as its volume's." placeholder:"SIZE"`
 	Name   string `help:"Name of the volume; the store's file name by default." placeholder:"VOLUME"`
 	Raw    string `help:"Make a state store instead, 1 MiB beside a guest's raw disk, which stays as it is: a file or block device." type:"path" placeholder:"DISK"`
 	Force  bool   `help:"Use a block device although something is on it."`
 	Onto   bool   `help:"Use a file that exists, as a storage pool makes it, just as a block device would be used."`
 	UUID   string `help:"UUID of the volume instead of a new one." name:"uuid" hidden:""`
 
+	SnapshotOf string `help:"Make the store of a snapshot of the volume with this store. A volume's engine makes the snapshot; by itself this does nothing." type:"path" placeholder:"STORE"`
+	Cut        string `help:"UUID of the cut that a snapshot is for." hidden:""`
+
 	ForceRaw bool   `help:"Take the raw disk for one although it looks like an image or a store."`
 	HostGone string `help:"With --force over a store: your word that this host, its owner, is gone for good." placeholder:"HOST-UUID"`
 }
 
+// defaultChunk is the size of a chunk that nobody chose.
+const defaultChunk Size = cowfmt.MinChunk
+
 // Run makes the store. Nothing is left behind when it fails.
 func (c *StoreCreateCmd) Run(env *Env) error {
+	if c.SnapshotOf != "" {
+		return c.createSnapshot(env)
+	}
+	c.Chunk = cmp.Or(c.Chunk, defaultChunk)
 	p := store.Params{Name: c.Name, Role: cowfmt.RoleClone, Size: int64(c.Size), ChunkSize: int64(c.Chunk), Now: time.Now()}
 	if p.Name == "" {
 		base := filepath.Base(c.Store)
@@ -107,6 +118,8 @@ func (c *StoreCreateCmd) checkSizes() error {
 
 func ofBase(h *cowfmt.Header) string {
 	switch {
+	case h.Role == cowfmt.RoleSnapshot:
+		return fmt.Sprintf(" in chunks of %s, a snapshot", formatSize(h.ChunkSize))
 	case h.Origin != nil:
 		return fmt.Sprintf(", the raw disk %s", h.Origin.Address)
 	case h.Master != nil:

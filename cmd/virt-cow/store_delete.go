@@ -22,6 +22,8 @@ type StoreDeleteCmd struct {
 	Name     string `help:"The volume's name, to show that this store is meant." placeholder:"VOLUME"`
 	UUID     string `help:"Or its UUID." name:"uuid" placeholder:"UUID"`
 	Yes      bool   `help:"Or neither: whatever volume it is."`
+	Volume   string `help:"Where the store of a snapshot's volume is, if not where the snapshot says." type:"path" placeholder:"STORE"`
+	Force    bool   `help:"A snapshot, although its volume needs it, or can't be asked."`
 	HostGone string `help:"Your word that this host, the store's owner, is gone for good." placeholder:"HOST-UUID"`
 }
 
@@ -48,6 +50,11 @@ func (c *StoreDeleteCmd) Run(env *Env) error {
 	if err := c.isMeant(h); err != nil {
 		return err
 	}
+	if h.Role == cowfmt.RoleSnapshot && !c.Force {
+		if err := unlisted(env.Context, h, c.Volume); err != nil {
+			return fmt.Errorf("%s: %w", c.Store, err)
+		}
+	}
 	if err := eraseStore(env, st, c.HostGone); err != nil {
 		return err
 	}
@@ -63,7 +70,11 @@ func (c *StoreDeleteCmd) Run(env *Env) error {
 			Deleted string `json:"deleted"`
 		}{c.Store, h.Name})
 	}
-	fmt.Fprintf(env.Stdout, "%s: volume %s deleted\n", c.Store, h.Name)
+	what := "volume"
+	if h.Role == cowfmt.RoleSnapshot {
+		what = "snapshot of volume"
+	}
+	fmt.Fprintf(env.Stdout, "%s: %s %s deleted\n", c.Store, what, h.Name)
 	return nil
 }
 

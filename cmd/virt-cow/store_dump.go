@@ -6,6 +6,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/store"
 )
 
 // StoreDumpCmd prints all of a store but its data.
@@ -22,6 +23,7 @@ type chunkRun struct {
 type dump struct {
 	Header *cowfmt.Header `json:"header"`
 	Here   []chunkRun     `json:"here"`
+	Frozen []chunkRun     `json:"frozen,omitempty"` // of a snapshot: what was the clone's own at the cut
 	Slots  []slotOf       `json:"migrationSlots,omitempty"`
 	Bad    []string       `json:"bad,omitempty"`
 }
@@ -42,21 +44,35 @@ func (c *StoreDumpCmd) Run(env *Env) error {
 			d.Bad = append(d.Bad, fmt.Sprintf("header copy %d: %v", n, problem))
 		}
 	}
-	_, err = st.ScanTable(env.Context, func(err error) { d.Bad = append(d.Bad, err.Error()) }, nil, func(first, count int64) {
-		if n := len(d.Here); n > 0 && d.Here[n-1].First+d.Here[n-1].Count == first {
-			d.Here[n-1].Count += count
-			return
-		}
-		d.Here = append(d.Here, chunkRun{first, count})
-	})
-	if err != nil {
+	bad := func(err error) { d.Bad = append(d.Bad, err.Error()) }
+	if _, err = st.ScanTable(env.Context, bad, nil, collect(&d.Here)); err != nil {
 		return err
+	}
+	if st.Header().Layout.Frozen != 0 {
+		s, err := store.OpenSnapshot(dev)
+		if err != nil {
+			return err
+		}
+		if _, err := s.ScanFrozen(env.Context, bad, nil, collect(&d.Frozen)); err != nil {
+			return err
+		}
 	}
 	if env.JSON {
 		return printJSON(env, d)
 	}
 	d.print(env)
 	return nil
+}
+
+// collect joins runs that are neighbours.
+func collect(runs *[]chunkRun) func(first, count int64) {
+	return func(first, count int64) {
+		if n := len(*runs); n > 0 && (*runs)[n-1].First+(*runs)[n-1].Count == first {
+			(*runs)[n-1].Count += count
+			return
+		}
+		*runs = append(*runs, chunkRun{first, count})
+	}
 }
 
 func (d *dump) print(env *Env) {
@@ -75,6 +91,12 @@ func (d *dump) print(env *Env) {
 		fmt.Fprintf(w, "table: %s, runs of those in the store:\n", count(uint64(h.Chunks()), "chunk"))
 	}
 	for _, r := range d.Here {
+		fmt.Fprintf(w, "  %d +%d\n", r.First, r.Count)
+	}
+	if h.Layout.Frozen != 0 {
+		fmt.Fprintln(w, "frozen table, runs of those that were the clone's own:")
+	}
+	for _, r := range d.Frozen {
 		fmt.Fprintf(w, "  %d +%d\n", r.First, r.Count)
 	}
 	for _, b := range d.Bad {

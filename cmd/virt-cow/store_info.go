@@ -47,6 +47,9 @@ type storeInfo struct {
 	Room       int64     `json:"room"` // what the store needs of its device
 	Problems   []string  `json:"problems,omitempty"`
 
+	Snapshot  *snapshotInfo `json:"snapshot,omitempty"`  // of a snapshot's store
+	Snapshots []stackInfo   `json:"snapshots,omitempty"` // the stack, oldest first
+
 	GrantedTo []grantInfo `json:"grantedTo,omitempty"`
 	Slots     []slotOf    `json:"migrationSlots,omitempty"`
 }
@@ -108,11 +111,17 @@ func newStoreInfo(path string, h *cowfmt.Header) *storeInfo {
 	if h.Master != nil {
 		i.Master, i.MasterKind = h.Master.Address, h.Master.Kind.String()
 	}
-	if h.Origin != nil {
+	if h.Origin != nil && h.Role == cowfmt.RoleState {
 		i.Origin = h.Origin.Address
 	}
 	if h.OriginIdentity != nil {
 		i.OriginWWID = h.OriginIdentity.WWID
+	}
+	if h.Role == cowfmt.RoleSnapshot {
+		i.Snapshot = &snapshotInfo{VolumeStore: h.Origin.Address, VolumeUUID: h.OriginIdentity.UUID.String(), Cut: h.Cut.String(), Frozen: h.Layout.Frozen != 0}
+	}
+	for _, e := range h.Stack {
+		i.Snapshots = append(i.Snapshots, newStackInfo(e))
 	}
 	for _, g := range h.Grants {
 		i.GrantedTo = append(i.GrantedTo, grantInfo{
@@ -161,6 +170,11 @@ func (c *StoreInfoCmd) Run(env *Env) error {
 	if i.Slots, err = migrationSlots(st); err != nil {
 		return err
 	}
+	if i.Snapshot != nil {
+		if err := i.Snapshot.count(env, st); err != nil {
+			return err
+		}
+	}
 	if env.JSON {
 		return printJSON(env, i)
 	}
@@ -177,6 +191,8 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 	line("chunk", "%s", formatSize(i.ChunkSize))
 	line("created", "%s", i.Created.Local().Format(time.RFC3339))
 	switch {
+	case i.Snapshot != nil:
+		i.Snapshot.print(line, i)
 	case i.Origin != "":
 		line("raw disk", "%s (%s)", i.Origin, or(i.OriginWWID, "known by its path only"))
 	case i.CutLoose:
@@ -186,15 +202,20 @@ func (i *storeInfo) print(w io.Writer, block bool) error {
 	default:
 		line("master", "%s (%s)", i.Master, i.MasterKind)
 	}
-	if i.Owner == nil {
+	switch {
+	case i.Snapshot != nil: // its volume's
+	case i.Owner == nil:
 		line("owner", "none: closed")
-	} else {
+	default:
 		line("owner", "%s since %s", i.Owner.HostName, i.Owner.Since.Local().Format(time.RFC3339))
 	}
 	line("cache", "%s", i.Cache)
 	line("epoch", "%d, sequence %d, generation %d, opened %s", i.Epoch, i.Sequence, i.Generation, count(i.Opens, "time"))
 	if i.Grants+i.Stack > 0 {
 		line("shared", "%d grants, %d snapshots and trackers", i.Grants, i.Stack)
+	}
+	for _, e := range i.Snapshots {
+		line(e.Kind, "%s", e.text())
 	}
 	for _, g := range i.GrantedTo {
 		line("granted", "to %s since %s, boot %s, slot %d", or(g.HostName, g.Host), g.Since.Local().Format(time.RFC3339), g.Boot, g.Slot)

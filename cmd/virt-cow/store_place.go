@@ -47,7 +47,7 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 	if err != nil {
 		return err
 	}
-	err = store.Create(dev, h)
+	err = putStore(dev, h)
 	if err == nil {
 		err = reserveTable(dev, h)
 	}
@@ -64,6 +64,13 @@ func (c *StoreCreateCmd) createFile(ctx context.Context, h *cowfmt.Header) error
 	}
 	defer dir.Close()
 	return dir.Sync()
+}
+
+func putStore(dev blockdev.Device, h *cowfmt.Header) error {
+	if h.Role == cowfmt.RoleSnapshot {
+		return store.CreateSnapshot(dev, h)
+	}
+	return store.Create(dev, h)
 }
 
 // reserveTable takes the exception table's room in the file system now. When that is full later, guest
@@ -111,7 +118,7 @@ func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
 	if err := c.makeRoom(env, dev); err != nil {
 		return err
 	}
-	if err := store.Create(dev, h); err != nil || dev.IsBlockDevice() {
+	if err := putStore(dev, h); err != nil || dev.IsBlockDevice() {
 		return err
 	}
 	if err := reserveTable(dev, h); err != nil {
@@ -154,6 +161,11 @@ func (c *StoreCreateCmd) overwriteStore(env *Env, old *store.Store) error {
 		return err
 	}
 	if c.Force {
+		if h.Role == cowfmt.RoleSnapshot {
+			if err := unlisted(env.Context, h, ""); errors.Is(err, blockdev.ErrLocked) {
+				return fmt.Errorf("%s: %w", c.Store, err)
+			}
+		}
 		err := eraseStore(env, old, c.HostGone)
 		if errors.Is(err, store.ErrOwned) {
 			err = fmt.Errorf("%w; if that host is gone for good: --host-gone %s", err, h.Owner.Host)

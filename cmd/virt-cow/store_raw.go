@@ -48,23 +48,32 @@ func (c *StoreCreateCmd) createState(env *Env, p store.Params) error {
 
 // apart refuses the disk itself as the place of its state store: it never gets a header.
 func apart(state, disk string) error {
-	a, err := os.Stat(state)
+	same, err := sameThing(state, disk)
+	if err == nil && same {
+		err = fmt.Errorf("%s: is the raw disk itself: a state store is another file, or a small LUN", state)
+	}
+	return err
+}
+
+// sameThing says whether two paths lead to one file or block device.
+func sameThing(path, other string) (bool, error) {
+	a, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	b, err := os.Stat(disk)
+	b, err := os.Stat(other)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	same := os.SameFile(a, b)
 	if a.Mode()&b.Mode()&os.ModeDevice != 0 {
 		same = same || a.Sys().(*syscall.Stat_t).Rdev == b.Sys().(*syscall.Stat_t).Rdev
 	}
-	if same {
-		return fmt.Errorf("%s: is the raw disk itself: a state store is another file, or a small LUN", state)
-	}
-	return nil
+	return same, nil
 }

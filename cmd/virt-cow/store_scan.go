@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,6 +28,8 @@ type scanned struct {
 	ChunkSize int64      `json:"chunkSize,omitempty"`
 	Master    string     `json:"master,omitempty"` // as --master takes it
 	Origin    string     `json:"origin,omitempty"` // the raw disk of a state store
+	Volume    string     `json:"volume,omitempty"` // of a snapshot: UUID of its volume
+	Cut       string     `json:"cut,omitempty"`    // of a snapshot
 	CutLoose  bool       `json:"cutLoose,omitempty"`
 	Created   *time.Time `json:"created,omitempty"`
 	Owner     *ownerOf   `json:"owner,omitempty"`
@@ -42,20 +45,8 @@ func (c *StoreScanCmd) Run(env *Env) error {
 	if len(c.Paths) == 0 {
 		return exitError{fmt.Errorf("say where to look: files, devices or folders"), exitUsage}
 	}
-	crew := newCrew(c.Timeout)
-	defer crew.end()
-	given := crew.look(env.Context, c.Paths)
-	var files []string
-	for _, a := range given {
-		files = append(files, a.Files...)
-	}
-	inFolders := crew.look(env.Context, files)
-	var answers []looked
-	for _, a := range given {
-		answers = append(append(answers, a), inFolders[:len(a.Files)]...)
-		inFolders = inFolders[len(a.Files):]
-	}
-	if err := env.Context.Err(); err != nil {
+	answers, err := lookAt(env.Context, c.Paths, c.Timeout)
+	if err != nil {
 		return err
 	}
 	stores, others := gather(answers)
@@ -69,6 +60,24 @@ func (c *StoreScanCmd) Run(env *Env) error {
 	}
 	printScan(env, stores, others)
 	return nil
+}
+
+// lookAt looks at paths, and at the files of those that are folders.
+func lookAt(ctx context.Context, paths []string, timeout time.Duration) ([]looked, error) {
+	crew := newCrew(timeout)
+	defer crew.end()
+	given := crew.look(ctx, paths)
+	var files []string
+	for _, a := range given {
+		files = append(files, a.Files...)
+	}
+	inFolders := crew.look(ctx, files)
+	var answers []looked
+	for _, a := range given {
+		answers = append(append(answers, a), inFolders[:len(a.Files)]...)
+		inFolders = inFolders[len(a.Files):]
+	}
+	return answers, ctx.Err()
 }
 
 // gather joins the answers that are about one thing under several names.

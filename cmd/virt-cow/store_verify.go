@@ -13,7 +13,7 @@ import (
 // StoreVerifyCmd checks a store.
 type StoreVerifyCmd struct {
 	Store    string `arg:"" help:"Store: a file or block device." type:"path"`
-	NoMaster bool   `help:"Leave the master, or the raw disk, alone."`
+	NoMaster bool   `help:"Leave the master, the raw disk, and the volume of a snapshot alone."`
 }
 
 type verdict struct {
@@ -85,6 +85,14 @@ func (c *StoreVerifyCmd) verify(env *Env, v *verdict) error {
 	if err != nil {
 		return err
 	}
+	if h.Role == cowfmt.RoleSnapshot {
+		problems, err := verifySnapshot(env, dev, !c.NoMaster)
+		if err != nil {
+			return err
+		}
+		v.Problems = append(v.Problems, problems...)
+	}
+	v.Problems = append(v.Problems, verifyStack(env.Context, h)...)
 	if h.Role == cowfmt.RoleState && !c.NoMaster {
 		if err := verifyOrigin(env, h); err != nil {
 			v.Problems = append(v.Problems, err.Error())

@@ -34,6 +34,7 @@ type PeerGrantAnswer struct {
 	Hydrate bool   `json:"hydrate"`
 	Rate    int64  `json:"rate,omitempty"` // bytes a second
 	Epoch   uint32 `json:"epoch"`
+	Frozen  bool   `json:"frozen,omitempty"` // a backup may have left its file systems frozen: thaw it once it runs
 }
 
 // PeerOpenAnswer says whether the receiver has the volume open by the grant, or may still open it.

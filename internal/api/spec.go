@@ -45,6 +45,7 @@ type Use struct {
 	Held     string `json:"held,omitempty"`     // HeldRequest, HeldHydration
 	Arrived  bool   `json:"arrived,omitempty"`  // plugins were told that the domain has it
 	Hydrated bool   `json:"hydrated,omitempty"` // plugins were told that it is cut loose
+	Thaw     bool   `json:"thaw,omitempty"`     // its guest may come frozen from another host
 }
 
 // Why a volume is served though no domain has it.

@@ -78,7 +78,7 @@ type ScanRequest struct {
 	Paths []string `json:"paths,omitempty"`
 }
 
-// ScanReport tells what a scan changed: names of volumes.
+// ScanReport tells what a scan changed: names of volumes; of snapshots "snapshot UUID of volume NAME".
 type ScanReport struct {
 	Examined int      `json:"examined"` // files and devices
 	Found    []string `json:"found,omitempty"`

@@ -34,6 +34,7 @@ var may = map[string][]string{
 	"internal/durable":               {},
 	"internal/backup":                {"internal/api", "internal/archive", "internal/blockdev", "internal/cowfmt", "internal/durable", "internal/master", "internal/nbd", "internal/peer", "internal/reader", "internal/store"},
 	"internal/libvirtx":              {"internal/cowfmt"},
+	"internal/domainxml":             {"internal/durable", "internal/libvirtx"},
 	"internal/libvirtx/rpc":          {"internal/libvirtx"},
 	"internal/libvirtx/cgo":          {"internal/libvirtx"},
 	"internal/libvirtx/libvirtxtest": {"internal/libvirtx", "test/lab"},
@@ -42,6 +43,7 @@ var may = map[string][]string{
 	"internal/launch":                {"internal/api"},
 	"internal/peer":                  {"internal/api"},
 	"internal/plugin":                {"internal/cowfmt"},
+	"internal/cut":                   {"internal/api", "internal/durable", "internal/libvirtx"},
 	"internal/metrics":               {"internal/api"},
 	"internal/catalogue":             {"internal/cowfmt", "internal/durable"},
 	"internal/inventory":             {"internal/api", "internal/catalogue", "internal/cowfmt", "internal/libvirtx", "internal/plugin"},
@@ -50,8 +52,8 @@ var may = map[string][]string{
 	"internal/man":                   {},
 	"internal/doctor":                {"hooks", "internal/api", "internal/config", "internal/libvirtx", "internal/peer"},
 	"internal/daemon": {
-		"internal/api", "internal/catalogue", "internal/cowfmt", "internal/inventory", "internal/launch", "internal/libvirtx",
-		"internal/metrics", "internal/peer", "internal/plugin",
+		"internal/api", "internal/blockdev", "internal/catalogue", "internal/cowfmt", "internal/cut", "internal/domainxml", "internal/durable", "internal/inventory", "internal/launch",
+		"internal/libvirtx", "internal/metrics", "internal/peer", "internal/plugin",
 	},
 }
 

@@ -60,11 +60,30 @@ func (n *Node) done(j *job, id string) {
 	})
 }
 
-// fail ends a job that came to nothing, and has the archive forget it.
+// fail ends a job that came to nothing, and has the archive forget it. Where the archive has the backup after all, as when only
+// the answer was lost, the job is done.
 func (n *Node) fail(j *job, state string, why error) {
-	n.abort(j)
+	ctx, cancel := context.WithTimeout(context.Background(), forgetting)
+	defer cancel()
+	id := ""
+	err := n.withArchive(ctx, func(a Archive) (err error) {
+		if id, err = a.Entered(ctx, j.id); err != nil || id != "" {
+			return err
+		}
+		return a.Forget(ctx, j.id)
+	})
+	if id != "" {
+		n.done(j, id)
+		return
+	}
+	if err != nil {
+		j.log.Warn().Err(err).Msg("what was copied is left in the archive, referenced by no backup")
+	}
 	n.finally(j, end(state, why))
 }
+
+// forgetting bounds what is done in the archive for a job that has failed.
+const forgetting = time.Minute
 
 // finally makes a change that must be made: without it the job would be done once more.
 func (n *Node) finally(j *job, change func(*record) error) {
@@ -91,29 +110,6 @@ func (n *Node) finally(j *job, change func(*record) error) {
 		j.log.Warn().Err(err).Msg("checkpoint left behind")
 	}
 	n.prune()
-}
-
-// aborting bounds what is done for a job that has failed: what it leaves in the archive is referenced by nothing, and goes with
-// the archive's maintenance.
-const aborting = time.Minute
-
-func (n *Node) abort(j *job) {
-	ctx, cancel := context.WithTimeout(context.Background(), aborting)
-	defer cancel()
-	_, checkpoint, err := n.journal.checkpoint(j.id)
-	if err != nil || checkpoint == nil {
-		return
-	}
-	err = n.withArchive(ctx, func(a Archive) error {
-		w, err := a.Resume(ctx, checkpoint)
-		if err != nil {
-			return err
-		}
-		return w.Abort(ctx)
-	})
-	if err != nil {
-		j.log.Warn().Err(err).Msg("what was copied is left to the archive's maintenance")
-	}
 }
 
 func (n *Node) withArchive(ctx context.Context, do func(Archive) error) (err error) {
@@ -161,52 +157,54 @@ type copying struct {
 	sources  []Source
 	disks    []DiskWriter
 	at       progress
-	base     Stats // of the attempts before
 	cursors  *cursors
 }
 
 // begin opens everything.
-func (n *Node) begin(ctx context.Context, j *job, a Archive) (c *copying, err error) {
+func (n *Node) begin(ctx context.Context, j *job, a Archive) (*copying, error) {
 	n.mu.Lock()
 	m, rate := j.rec.Manifest, j.rec.Rate
 	n.mu.Unlock()
-	c = &copying{node: n, job: j, manifest: m, limit: limits{n.limit, limiter(rate, n.config.Piece)}}
-	defer func() {
-		if err != nil {
-			c.close()
-		}
-	}()
+	c := &copying{node: n, job: j, manifest: m, limit: limits{n.limit, limiter(rate, n.config.Piece)}}
+	if err := c.open(ctx, a); err != nil {
+		c.close()
+		return nil, err
+	}
+	c.cursors = n.reportCursors(ctx, j, m, c.sources)
+	return c, nil
+}
+
+func (c *copying) open(ctx context.Context, a Archive) error {
 	var vias []via
-	for i := range m.Disks {
-		d := &m.Disks[i]
-		s, err := n.config.Sources.Open(ctx, d)
+	for i := range c.manifest.Disks {
+		d := &c.manifest.Disks[i]
+		s, err := c.node.config.Sources.Open(ctx, d)
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.Target, err)
+			return fmt.Errorf("disk %s: %w", d.Target, err)
 		}
 		c.sources = append(c.sources, s)
 		how, why := s.Via()
 		vias = append(vias, via{how, why})
 	}
-	n.mu.Lock()
-	j.via = vias
-	n.mu.Unlock()
+	c.node.mu.Lock()
+	c.job.via = vias
+	c.node.mu.Unlock()
 
 	if err := c.resume(ctx, a); err != nil {
-		return nil, fmt.Errorf("archive: %w", err)
+		return fmt.Errorf("archive: %w", err)
 	}
-	if len(c.at.Pieces) != len(m.Disks) || c.at.Piece <= 0 {
-		return nil, fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+	if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 {
+		return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
 	}
-	j.count(&c.at)
-	for i := range m.Disks {
-		w, err := c.writer.Disk(m.Disks[i].Target, m.Disks[i].Size, c.at.Piece)
+	c.job.count(&c.at)
+	for _, d := range c.manifest.Disks {
+		w, err := c.writer.Disk(d.Target, d.Size, c.at.Piece)
 		if err != nil {
-			return nil, fmt.Errorf("archive: disk %s: %w", m.Disks[i].Target, err)
+			return fmt.Errorf("archive: disk %s: %w", d.Target, err)
 		}
 		c.disks = append(c.disks, w)
 	}
-	c.cursors = n.reportCursors(ctx, j, m, c.sources)
-	return c, nil
+	return nil
 }
 
 // resume begins the backup in the archive, or goes on with it.
@@ -216,19 +214,24 @@ func (c *copying) resume(ctx context.Context, a Archive) error {
 		return fmt.Errorf("%w: %w", ErrGivenUp, err) // the owners may have let go of what is missing now
 	}
 	if checkpoint != nil {
-		c.at, c.base = at, at.Stats
+		c.at = at
 		c.writer, err = a.Resume(ctx, checkpoint)
 		return err
 	}
 	m := c.manifest
 	c.at = progress{Pieces: make([]int64, len(m.Disks)), Piece: c.node.config.Piece}
-	c.writer, err = a.Begin(ctx, Info{Job: c.job.id, Domain: m.Domain, UUID: m.UUID, Host: m.Host, CutAt: time.UnixMilli(m.CutAt)})
+	c.writer, err = a.Begin(ctx, Info{Job: c.job.id, Domain: m.Domain, UUID: m.UUID, Host: m.Host, Grade: m.Grade, CutAt: time.UnixMilli(m.CutAt)})
 	return err
 }
 
 func (c *copying) close() {
 	if c.cursors != nil {
 		c.cursors.end()
+	}
+	if c.writer != nil {
+		if err := c.writer.Close(); err != nil {
+			c.job.log.Warn().Err(err).Msg("archive")
+		}
 	}
 	for _, s := range c.sources {
 		if err := s.Close(); err != nil {
@@ -244,7 +247,7 @@ func (c *copying) checkpoint(ctx context.Context) error {
 		return fmt.Errorf("archive: %w", err)
 	}
 	c.count()
-	c.at.Read, c.at.Zero = c.job.read.Load(), c.job.zero.Load()
+	c.at.Seen, c.at.Read, c.at.Zero = c.job.seen.Load(), c.job.read.Load(), c.job.zero.Load()
 	c.at.Stats = Stats{Reused: c.job.reused.Load(), Written: c.job.written.Load()}
 	if err := c.node.journal.saveCheckpoint(c.job.id, &c.at, b); err != nil {
 		return err
@@ -262,8 +265,8 @@ func (p progress) clone() progress {
 // count takes over what the archive counts.
 func (c *copying) count() {
 	s := c.writer.Stats()
-	c.job.reused.Store(c.base.Reused + s.Reused)
-	c.job.written.Store(c.base.Written + s.Written)
+	c.job.reused.Store(s.Reused)
+	c.job.written.Store(s.Written)
 }
 
 // complete has the owners attest, and enters the backup.

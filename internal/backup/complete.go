@@ -134,7 +134,6 @@ func (c *cursors) tell(ctx context.Context) {
 
 func (c *cursors) tellOne(ctx context.Context, i int, at int64) error {
 	d := &c.disks[i]
-	// A look beside: whoever moves the cursor past a broken snapshot's bytes hides nothing, as broken stays broken.
 	now, err := c.sources[i].Look(ctx, at)
 	if err != nil {
 		return err

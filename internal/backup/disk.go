@@ -119,8 +119,8 @@ func (c *copying) stretch(ctx context.Context, i int) (next int64, err error) {
 	defer cancel()
 	g, working := errgroup.WithContext(patient)
 	g.SetLimit(c.node.config.Readers)
-	next = c.at.Pieces[i]
-	for ; next < c.pieces(i) && ctx.Err() == nil && working.Err() == nil && time.Now().Before(due); next++ {
+	first := c.at.Pieces[i]
+	for next = first; next < c.pieces(i) && ctx.Err() == nil && working.Err() == nil && (next == first || time.Now().Before(due)); next++ {
 		length := int(min(c.at.Piece, c.manifest.Disks[i].Size-next*c.at.Piece))
 		zero := c.zero(i, next, length)
 		if !zero {
@@ -189,6 +189,7 @@ func (c *copying) piece(ctx context.Context, i int, piece int64, length int, zer
 	if err := c.disks[i].Write(ctx, piece, data); err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
+	c.job.seen.Add(int64(length))
 	return nil
 }
 

@@ -28,8 +28,9 @@ func (n *Node) Reserve(_ context.Context, r api.ReserveRequest) (api.JobStatus, 
 	n.mu.Lock()
 	for _, other := range n.jobs {
 		if other.rec.Reserve.UUID == r.UUID && !other.rec.ended() {
+			err := fmt.Errorf("domain %s: %w: job %s is %s", r.Domain, ErrBusy, other.id, other.rec.State)
 			n.mu.Unlock()
-			return api.JobStatus{}, fmt.Errorf("domain %s: %w: job %s is %s", r.Domain, ErrBusy, other.id, other.rec.State)
+			return api.JobStatus{}, err
 		}
 	}
 	n.jobs[j.id] = j
@@ -46,7 +47,7 @@ func (n *Node) Reserve(_ context.Context, r api.ReserveRequest) (api.JobStatus, 
 	return j.status(), nil
 }
 
-// Start hands over the cut. Done twice, as after an answer that was lost, it does nothing more.
+// Start hands over the cut, whose UUID is the job's. Done twice, as after an answer that was lost, it does nothing more.
 func (n *Node) Start(_ context.Context, r api.StartRequest) (api.JobStatus, error) {
 	j, err := n.find(r.Job)
 	if err != nil {
@@ -63,7 +64,9 @@ func (n *Node) Start(_ context.Context, r api.StartRequest) (api.JobStatus, erro
 		switch {
 		case rec.Reserve.UUID != r.Manifest.UUID:
 			return fmt.Errorf("%w: the job is of domain %s, the manifest of %s", ErrInvalid, rec.Reserve.UUID, r.Manifest.UUID)
-		case rec.Manifest != nil && rec.Manifest.Cut == r.Manifest.Cut && !rec.ended():
+		case r.Manifest.Cut != rec.Job:
+			return fmt.Errorf("%w: the manifest is of cut %s, which is not this job", ErrInvalid, r.Manifest.Cut)
+		case rec.Manifest != nil:
 			return again
 		case rec.State != api.JobReserved:
 			return fmt.Errorf("%w: it is %s", ErrState, rec.State)
@@ -137,16 +140,18 @@ func checkManifest(m *api.Manifest) error {
 	case len(m.Disks) == 0:
 		return errors.New("no disks")
 	}
-	targets := map[string]bool{}
+	seen := map[string]bool{}
 	for i := range m.Disks {
 		d := &m.Disks[i]
 		if err := checkDisk(d); err != nil {
 			return err
 		}
-		if targets[d.Target] {
-			return fmt.Errorf("two disks %s", d.Target)
+		for _, once := range []string{d.Target, "volume " + d.UUID, "snapshot " + d.Snapshot} {
+			if seen[once] {
+				return fmt.Errorf("disk %s: %s is there twice", d.Target, once)
+			}
+			seen[once] = true
 		}
-		targets[d.Target] = true
 	}
 	total := 0
 	for name, data := range m.Files {

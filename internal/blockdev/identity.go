@@ -24,6 +24,15 @@ func (d *File) WWID() string {
 	return wwid(sysfs, d.id.Rdev)
 }
 
+// WWIDOf is that of the block device at a path, "" where there is none, or it has none. Nothing is opened.
+func WWIDOf(path string) string {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return ""
+	}
+	return wwid(sysfs, st.Rdev)
+}
+
 func wwid(sysfs string, rdev uint64) string {
 	dir := sysfsOf(sysfs, rdev)
 	part := "" // a partition has its disk's, and its number

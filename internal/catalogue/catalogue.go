@@ -1,6 +1,7 @@
 // Package catalogue is the daemon's memory of volumes over restarts: a folder with one JSON file a volume. It is a
 // cache of the stores' headers and a journal of what is being done to them: a record says "creating" before the
-// first step of making a volume is taken, and "deleting" before the first step of removing one.
+// first step of making a volume is taken, and "deleting" before the first step of removing one. The snapshots of volumes
+// have records of the same kind in another folder, under their UUIDs.
 //
 // A record is written to a new file, which is fsynced, renamed over the old one, and the folder fsynced. So after
 // a crash each record is the old one or the new one, whole. A damaged record is never dropped or overwritten by
@@ -34,10 +35,11 @@ var (
 )
 
 const (
-	volumesDir = "volumes"
-	lockName   = "lock"
-	suffix     = ".json"
-	newSuffix  = durable.NewSuffix // of a record that is being written
+	volumesDir   = "volumes"
+	snapshotsDir = "snapshots"
+	lockName     = "lock"
+	suffix       = ".json"
+	newSuffix    = durable.NewSuffix // of a record that is being written
 )
 
 // Damage is a record that can't be read.
@@ -50,8 +52,11 @@ type Damage struct {
 // Catalogue is an open catalogue. Its methods may be called at the same time. Entries are copies.
 type Catalogue struct {
 	dir  string // of the records
+	what string // "volume" or "snapshot": what they are of
 	fs   files
 	lock *os.File
+
+	snapshots *Catalogue // of the volumes
 
 	writing sync.Mutex // one record is written at a time
 
@@ -66,8 +71,10 @@ type Catalogue struct {
 // ErrBusy otherwise. Close it.
 func Open(stateDir string) (*Catalogue, error) {
 	var disk disk
-	if err := disk.makeDirs(filepath.Join(stateDir, volumesDir)); err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+	for _, dir := range []string{volumesDir, snapshotsDir} {
+		if err := disk.makeDirs(filepath.Join(stateDir, dir)); err != nil {
+			return nil, fmt.Errorf("state folder: %w", err)
+		}
 	}
 	path := filepath.Join(stateDir, lockName)
 	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -77,13 +84,19 @@ func Open(stateDir string) (*Catalogue, error) {
 	if err := flock(lock); err != nil {
 		return nil, errors.Join(fmt.Errorf("state folder %s: %w", stateDir, err), lock.Close())
 	}
-	c, err := load(disk, filepath.Join(stateDir, volumesDir))
+	c, err := load(disk, filepath.Join(stateDir, volumesDir), "volume")
+	if err == nil {
+		c.snapshots, err = load(disk, filepath.Join(stateDir, snapshotsDir), "snapshot")
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("state folder: %w", err), lock.Close())
 	}
 	c.lock = lock
 	return c, nil
 }
+
+// Snapshots is the catalogue of the volumes' snapshots. Don't close it.
+func (c *Catalogue) Snapshots() *Catalogue { return c.snapshots }
 
 // lockWait is for a predecessor that was killed: the kernel may still be busy ending it.
 const lockWait = 2 * time.Second
@@ -101,9 +114,9 @@ func flock(f *os.File) error {
 }
 
 // load reads all records.
-func load(fs files, dir string) (*Catalogue, error) {
+func load(fs files, dir, what string) (*Catalogue, error) {
 	c := &Catalogue{
-		dir: dir, fs: fs, byName: map[string]Entry{}, byUUID: map[string]string{}, byStore: map[string]string{},
+		dir: dir, what: what, fs: fs, byName: map[string]Entry{}, byUUID: map[string]string{}, byStore: map[string]string{},
 		damaged: map[string]Damage{},
 	}
 	names, err := fs.list(dir)
@@ -140,7 +153,10 @@ func (c *Catalogue) read(name, path string) error {
 		return err
 	}
 	if e.Name != name {
-		return fmt.Errorf("it is of volume %q", e.Name)
+		return fmt.Errorf("it is of %s %q", c.what, e.Name)
+	}
+	if err := c.holds(e); err != nil {
+		return err
 	}
 	if err := c.free(e); err != nil {
 		return err
@@ -149,10 +165,18 @@ func (c *Catalogue) read(name, path string) error {
 	return nil
 }
 
+// holds returns an error for a record that belongs into the other folder.
+func (c *Catalogue) holds(e Entry) error {
+	if e.Snapshot() != (c.what == "snapshot") {
+		return fmt.Errorf("%s among the %ss", e.Title(), c.what)
+	}
+	return nil
+}
+
 // free returns ErrExists if the entry's UUID is another volume's. Called with mu, or alone.
 func (c *Catalogue) free(e Entry) error {
 	if other, ok := c.byUUID[e.UUID]; ok && other != e.Name {
-		return fmt.Errorf("UUID %s %w by volume %s", e.UUID, ErrExists, other)
+		return fmt.Errorf("UUID %s %w by %s %s", e.UUID, ErrExists, c.what, other)
 	}
 	return nil
 }

@@ -23,13 +23,13 @@ func (c *Catalogue) mayAdd(e Entry) error {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if _, ok := c.byName[e.Name]; ok {
-		return fmt.Errorf("volume name %s %w", e.Name, ErrExists)
+		return fmt.Errorf("%s name %s %w", c.what, e.Name, ErrExists)
 	}
 	if d, ok := c.damaged[e.Name]; ok {
-		return fmt.Errorf("volume name %s %w by a %w", e.Name, ErrExists, d.Err)
+		return fmt.Errorf("%s name %s %w by a %w", c.what, e.Name, ErrExists, d.Err)
 	}
 	if other, ok := c.byStore[e.Store]; ok && c.byName[other].State != Missing {
-		return fmt.Errorf("store %s %w by volume %s", e.Store, ErrExists, other)
+		return fmt.Errorf("store %s %w by %s %s", e.Store, ErrExists, c.what, other)
 	}
 	return c.free(e)
 }
@@ -72,24 +72,27 @@ func (c *Catalogue) Mend(e Entry) error {
 // synced, the new one is but may be gone after a power cut. Called with writing held.
 func (c *Catalogue) write(e Entry) error {
 	b, err := encode(e)
+	if err == nil {
+		err = c.holds(e)
+	}
 	if err != nil {
-		return fmt.Errorf("volume %s: %w", e.Name, err)
+		return fmt.Errorf("%s: %w", e.Title(), err)
 	}
 	path := c.path(e.Name)
 	if err := c.fs.create(path+newSuffix, b); err != nil {
 		_ = c.fs.remove(path + newSuffix) // Open does it otherwise
-		return fmt.Errorf("volume %s: record: %w", e.Name, err)
+		return fmt.Errorf("%s: record: %w", e.Title(), err)
 	}
 	if err := c.fs.rename(path+newSuffix, path); err != nil {
 		_ = c.fs.remove(path + newSuffix)
-		return fmt.Errorf("volume %s: record: %w", e.Name, err)
+		return fmt.Errorf("%s: record: %w", e.Title(), err)
 	}
 	c.mu.Lock()
 	delete(c.damaged, e.Name)
 	c.index(e)
 	c.mu.Unlock()
 	if err := c.fs.syncDir(c.dir); err != nil {
-		return fmt.Errorf("volume %s: record: %w", e.Name, err)
+		return fmt.Errorf("%s: record: %w", e.Title(), err)
 	}
 	return nil
 }
@@ -102,13 +105,13 @@ func (c *Catalogue) Remove(name string) error {
 		return err
 	}
 	if err := c.fs.remove(c.path(name)); err != nil {
-		return fmt.Errorf("volume %s: record: %w", name, err)
+		return fmt.Errorf("%s %s: record: %w", c.what, name, err)
 	}
 	c.mu.Lock()
 	c.unindex(name)
 	c.mu.Unlock()
 	if err := c.fs.syncDir(c.dir); err != nil {
-		return fmt.Errorf("volume %s: record: %w", name, err)
+		return fmt.Errorf("%s %s: record: %w", c.what, name, err)
 	}
 	return nil
 }
@@ -126,7 +129,7 @@ func (c *Catalogue) ByName(name string) (Entry, error) {
 	return Entry{}, fmt.Errorf("%w: %s", ErrNotFound, name)
 }
 
-// ByUUID finds the volume with this UUID.
+// ByUUID finds the volume or snapshot with this UUID.
 func (c *Catalogue) ByUUID(id string) (Entry, bool) { return c.by(c.byUUID, id) }
 
 // ByStore finds the volume whose store has exactly this path.

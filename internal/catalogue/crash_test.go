@@ -137,7 +137,7 @@ func (f *crashFS) states() []*crashFS {
 // whole, and all others are untouched.
 func TestPowerCut(t *testing.T) {
 	f := newCrashFS()
-	c, err := load(f, "/v")
+	c, err := load(f, "/v", "volume")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestPowerCut(t *testing.T) {
 	check := func(moment string) {
 		for _, s := range f.states() {
 			checked++
-			again, err := load(s, "/v")
+			again, err := load(s, "/v", "volume")
 			if err != nil {
 				t.Fatalf("%s: %v", moment, err)
 			}
@@ -264,14 +264,14 @@ func (f *failFS) syncDir(dir string) error {
 func TestEachStepFails(t *testing.T) {
 	for at := 1; ; at++ {
 		f := &failFS{crashFS: newCrashFS(), at: at}
-		c, err := load(f, "/v")
+		c, err := load(f, "/v", "volume")
 		if err != nil {
 			t.Fatal(err)
 		}
 		failures := 0
 		try := func(what string, do func() error) {
 			err := do()
-			again, loadErr := load(f.crashFS, "/v")
+			again, loadErr := load(f.crashFS, "/v", "volume")
 			if loadErr != nil || len(again.Damaged()) > 0 {
 				t.Fatalf("step %d, %s: %v, %v", at, what, loadErr, again.Damaged())
 			}

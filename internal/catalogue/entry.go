@@ -27,15 +27,15 @@ const (
 	Missing  State = "missing"  // its store was not where it was when it was last looked for
 )
 
-// Entry is one volume. Sizes are bytes, paths absolute. While it is being created only name, UUID, state and what
-// is to be made are there.
+// Entry is one volume, or one snapshot. Sizes are bytes, paths absolute. While it is being created only name, UUID,
+// state, what is to be made, and of a snapshot its volume and cut are there.
 type Entry struct {
-	Name  string `json:"name"`
+	Name  string `json:"name"` // of a snapshot: its UUID
 	UUID  string `json:"uuid"`
 	State State  `json:"state"`
 
 	Store     string `json:"store,omitempty"` // path; "" until a pool or provider has told it
-	Role      string `json:"role,omitempty"`  // clone, state
+	Role      string `json:"role,omitempty"`  // clone, state, snapshot
 	Size      int64  `json:"size,omitempty"`
 	ChunkSize int64  `json:"chunkSize,omitempty"`
 	Master    string `json:"master,omitempty"` // raw:PATH, store:PATH or an NBD URI
@@ -43,11 +43,27 @@ type Entry struct {
 	CutLoose  bool   `json:"cutLoose,omitempty"`
 	Created   int64  `json:"created,omitempty"` // Unix seconds
 
+	Volume     string `json:"volume,omitempty"`     // of a snapshot: its volume's name
+	VolumeUUID string `json:"volumeUUID,omitempty"` // of a snapshot
+	Cut        string `json:"cut,omitempty"`        // of a snapshot: UUID
+	Job        string `json:"job,omitempty"`        // of a snapshot: what it was made for, as whoever wanted it calls it
+
 	Pool       string `json:"pool,omitempty"`       // libvirt's storage pool
 	PoolVolume string `json:"poolVolume,omitempty"` // the name of the store there
 	Provider   string `json:"provider,omitempty"`   // plugin
 	Made       bool   `json:"made,omitempty"`       // the pool volume, or the provider's, was made for this volume: it goes with it
 	Error      string `json:"error,omitempty"`      // why creating or deleting could not be brought to an end
+}
+
+// Snapshot says whether this is a snapshot of a volume, not a volume.
+func (e *Entry) Snapshot() bool { return e.Volume != "" }
+
+// Title is what people are told that this is.
+func (e *Entry) Title() string {
+	if e.Snapshot() {
+		return "snapshot " + e.UUID + " of volume " + e.Volume
+	}
+	return "volume " + e.Name
 }
 
 type record struct {
@@ -94,15 +110,27 @@ func (e *Entry) check() error {
 	if err := cowfmt.ValidName(e.Name); err != nil {
 		return err
 	}
-	if id, err := uuid.Parse(e.UUID); err != nil || id == uuid.Nil || id.String() != e.UUID {
-		return fmt.Errorf("%q is no UUID", e.UUID)
+	ids := []string{e.UUID}
+	if e.Snapshot() {
+		if err := cowfmt.ValidName(e.Volume); err != nil {
+			return err
+		}
+		if e.Name != e.UUID {
+			return fmt.Errorf("a snapshot of name %q with UUID %q", e.Name, e.UUID)
+		}
+		ids = append(ids, e.VolumeUUID, e.Cut)
+	}
+	for _, s := range ids {
+		if id, err := uuid.Parse(s); err != nil || id == uuid.Nil || id.String() != s {
+			return fmt.Errorf("%q is no UUID", s)
+		}
 	}
 	switch e.State {
 	case Ready, Missing:
 		if e.Size <= 0 || e.ChunkSize <= 0 || e.Store == "" {
 			return fmt.Errorf("store %q, size %d, chunk size %d", e.Store, e.Size, e.ChunkSize)
 		}
-		if e.Role != cowfmt.RoleClone.String() && e.Role != cowfmt.RoleState.String() {
+		if is := e.Role == cowfmt.RoleSnapshot.String(); is != e.Snapshot() || !is && e.Role != cowfmt.RoleClone.String() && e.Role != cowfmt.RoleState.String() {
 			return fmt.Errorf("role %q", e.Role)
 		}
 		if (e.Role == cowfmt.RoleState.String()) != (e.Origin != "") {

@@ -131,8 +131,8 @@ const (
 	ProgressTakeover uint16 = 3 // the table is being written to the other area
 	ProgressResize   uint16 = 4 // the volume is being grown
 	ProgressMerge    uint16 = 5 // a snapshot's chunks are being copied back into the origin
-	ProgressCut      uint16 = 6 // stack entries are being put in place
-	ProgressRemove   uint16 = 7 // a stack entry is being taken out
+	ProgressCut      uint16 = 6 // reserved: the stack changes in one header write
+	ProgressRemove   uint16 = 7 // reserved
 )
 
 // Features are bits that say what a reader of a store must know.

@@ -66,6 +66,11 @@ func StackStateName(state uint8) string {
 	return enumName("state", int(state), "active", "broken", "pending")
 }
 
+// OnErrorName is the name of a policy, as QEMU's copy-before-write filter has it.
+func OnErrorName(policy uint8) string {
+	return enumName("on-error", int(policy)+1, "break-snapshot", "break-guest-write")
+}
+
 func (e StackEntry) String() string {
 	state := StackStateName(e.State)
 	return fmt.Sprintf("%v %v %s, generation %d, cursor %d, cut %v, %v", e.Kind, e.UUID, state, e.Generation, e.Cursor, e.CutID, e.Locator)

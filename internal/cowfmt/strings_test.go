@@ -28,6 +28,7 @@ func TestStrings(t *testing.T) {
 		{h.Layout, "tables at 1048576 and 2097152, 2048 sectors each, data at 3145728"},
 		{frozenHeader().Layout, "sectors each, frozen table at "},
 		{StackEntry{State: StackPending}, "pending"},
+		{OnErrorName(OnErrorBreakGuestWrite), "break-guest-write"},
 		{Features{1, 2, 4}, "compatible 0x1, read-only-compatible 0x2, incompatible 0x4"},
 		{aClaim, "nonce 0x123456789abcdef"}, {aMigration, "sealed, host hv2"},
 	} {

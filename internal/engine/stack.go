@@ -91,7 +91,13 @@ func (v *Volume) openEntry(ctx context.Context, e *cowfmt.StackEntry) (*snapshot
 	}
 	on, close, err := v.stack.open(ctx, *e)
 	if err == nil {
-		if err = on.Belongs(v.st.Header(), *e); err == nil {
+		err = on.Belongs(v.st.Header(), *e)
+		if err == nil {
+			// A flag that is found set may be of an engine that was killed before its flush, and must not go with the next power
+			// cut: the guest's write that it lets pass is on another device.
+			err = on.Device().Flush()
+		}
+		if err == nil {
 			return newSnapshot(v, e, on, close)
 		}
 		err = errors.Join(err, close())

@@ -122,5 +122,5 @@ func (inv *Inventory) adoptRaw(ctx context.Context, r api.AdoptRequest) (api.Vol
 	if err := inv.intendPath(store, &e); err != nil {
 		return api.VolumeInfo{}, err
 	}
-	return inv.create(ctx, e, 0, []string{"--raw", raw})
+	return infoOf(inv.create(ctx, e, 0, []string{"--raw", raw, "--name", e.Name}))
 }

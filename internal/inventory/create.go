@@ -42,9 +42,9 @@ func (inv *Inventory) Create(ctx context.Context, r api.CreateRequest) (api.Volu
 	if err := inv.intend(ctx, r, &e); err != nil {
 		return api.VolumeInfo{}, fmt.Errorf("volume %s: %w", r.Name, err)
 	}
-	what := []string{"--size", strconv.FormatInt(r.Size, 10)}
-	if r.Size == 0 {
-		what = nil
+	var what []string
+	if r.Size != 0 {
+		what = append(what, "--size", strconv.FormatInt(r.Size, 10))
 	}
 	if master != "" {
 		what = append(what, "--master", master)
@@ -59,7 +59,8 @@ func (inv *Inventory) Create(ctx context.Context, r api.CreateRequest) (api.Volu
 	if r.Force {
 		what = append(what, "--force")
 	}
-	return inv.create(ctx, e, need.Room, what)
+	what = append(what, "--name", e.Name)
+	return infoOf(inv.create(ctx, e, need.Room, what))
 }
 
 func checkCreate(r api.CreateRequest) error {
@@ -135,33 +136,41 @@ func (inv *Inventory) nameFree(name string) error {
 	return nil
 }
 
-// create makes the volume of an entry whose place was chosen, of room bytes, what being the flags of `store
+// create makes the volume or snapshot of an entry whose place was chosen, of room bytes, what being the flags of `store
 // create`. Nothing is left when it fails, or an entry with the reason, which Recover or Delete get rid of.
-func (inv *Inventory) create(ctx context.Context, e catalogue.Entry, room int64, what []string) (api.VolumeInfo, error) {
+func (inv *Inventory) create(ctx context.Context, e catalogue.Entry, room int64, what []string) (catalogue.Entry, error) {
 	lock, err := inv.program.makingLock(ctx, e.UUID)
 	if err != nil {
-		return api.VolumeInfo{}, err
+		return e, err
 	}
 	defer inv.program.madeUnlock(lock)
-	err = inv.cat.Add(e)
+	err = inv.of(e).Add(e)
 	if err == nil {
 		e, err = inv.carryOut(ctx, lock, e, room, what)
 	}
 	if err == nil {
-		inv.log.Info().Str("volume", e.Name).Str("store", e.Store).Msg("volume made")
-		return info(e), nil
+		inv.log.Info().Str("store", e.Store).Msg(e.Title() + " made")
+		return e, nil
 	}
-	err = fmt.Errorf("volume %s: %w", e.Name, err)
-	if _, there := inv.cat.ByUUID(e.UUID); !there {
-		return api.VolumeInfo{}, err
+	err = fmt.Errorf("%s: %w", e.Title(), err)
+	if _, there := inv.byUUID(e.UUID); !there {
+		return e, err
 	}
 	// Not with the caller's context: that may be what ended it.
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	if undone := inv.erase(undo, lock, e.UUID); undone != nil {
-		err = fmt.Errorf("%w; and what was begun could not be undone: %w; `virt-cow volume delete %s` tries again", err, undone, e.Name)
+		err = fmt.Errorf("%w; and what was begun could not be undone: %w; %s", err, undone, again(e))
 	}
-	return api.VolumeInfo{}, err
+	return e, err
+}
+
+// again says how what could not be brought to an end is tried once more.
+func again(e catalogue.Entry) string {
+	if e.Snapshot() {
+		return "it is tried again when the daemon starts"
+	}
+	return fmt.Sprintf("`virt-cow volume delete %s` tries again", e.Name)
 }
 
 func (inv *Inventory) carryOut(ctx context.Context, lock *os.File, e catalogue.Entry, room int64, what []string) (catalogue.Entry, error) {
@@ -172,7 +181,7 @@ func (inv *Inventory) carryOut(ctx context.Context, lock *os.File, e catalogue.E
 			return e, err
 		}
 		e.Store = path
-		if err := inv.cat.Update(e); err != nil {
+		if err := inv.of(e).Update(e); err != nil {
 			return e, err
 		}
 		if err := inv.devices.stable(path); err != nil {
@@ -187,7 +196,7 @@ func (inv *Inventory) carryOut(ctx context.Context, lock *os.File, e catalogue.E
 			return e, err
 		}
 	}
-	args := append([]string{"store", "create", "--name", e.Name, "--uuid", e.UUID}, what...)
+	args := append([]string{"store", "create", "--uuid", e.UUID}, what...)
 	if onto {
 		args = append(args, "--onto")
 	}
@@ -203,7 +212,7 @@ func (inv *Inventory) carryOut(ctx context.Context, lock *os.File, e catalogue.E
 	}
 	e = got.into(e)
 	e.State = catalogue.Ready
-	return e, inv.cat.Update(e)
+	return e, inv.of(e).Update(e)
 }
 
 // call runs the program for a moment; it keeps the lock, if there is one, for as long as it runs.
@@ -215,6 +224,13 @@ func (inv *Inventory) call(ctx context.Context, out any, lock *os.File, args ...
 		keep = []*os.File{lock}
 	}
 	return inv.program.run(ctx, out, keep, args...)
+}
+
+func infoOf(e catalogue.Entry, err error) (api.VolumeInfo, error) {
+	if err != nil {
+		return api.VolumeInfo{}, err
+	}
+	return info(e), nil
 }
 
 // info is an entry as the control API tells of it.

@@ -44,15 +44,17 @@ func (inv *Inventory) delete(ctx context.Context, e catalogue.Entry) error {
 	if e.State == catalogue.Ready {
 		before := e
 		e.State, e.Error = catalogue.Deleting, ""
-		if err := inv.cat.Update(e); err != nil {
+		if err := inv.of(e).Update(e); err != nil {
 			return err
 		}
-		err := inv.unused(e.Name)
-		if err == nil {
-			err = inv.isOurs(ctx, e)
+		var err error
+		if !e.Snapshot() {
+			if err = inv.unused(e.Name); err == nil {
+				err = inv.isOurs(ctx, e)
+			}
 		}
 		if err != nil { // nothing was deleted yet
-			if undone := inv.cat.Update(before); undone != nil {
+			if undone := inv.of(e).Update(before); undone != nil {
 				err = fmt.Errorf("%w; and %w", err, undone)
 			}
 			return err
@@ -62,9 +64,9 @@ func (inv *Inventory) delete(ctx context.Context, e catalogue.Entry) error {
 	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	if err := inv.eraseAlone(finish, e.UUID); err != nil {
-		return fmt.Errorf("volume %s: %w; `virt-cow volume delete %s` tries again", e.Name, err, e.Name)
+		return fmt.Errorf("%s: %w; %s", e.Title(), err, again(e))
 	}
-	inv.log.Info().Str("volume", e.Name).Str("store", e.Store).Msg("volume deleted")
+	inv.log.Info().Str("store", e.Store).Msg(e.Title() + " deleted")
 	return nil
 }
 
@@ -72,6 +74,11 @@ func (inv *Inventory) delete(ctx context.Context, e catalogue.Entry) error {
 func (inv *Inventory) mayDelete(ctx context.Context, e catalogue.Entry, keepStore bool) error {
 	if err := inv.unused(e.Name); err != nil {
 		return err
+	}
+	if !keepStore {
+		if err := inv.noSnapshots(e); err != nil {
+			return err
+		}
 	}
 	if !keepStore && e.Origin == "" { // a raw disk stays, and is what its clones need
 		if err := inv.noClones(ctx, e); err != nil {
@@ -110,7 +117,7 @@ func (inv *Inventory) noClones(ctx context.Context, e catalogue.Entry) error {
 			continue // deleted meanwhile
 		}
 		if c.State == catalogue.Ready {
-			if now, err := inv.refresh(ctx, c); err == nil && now.CutLoose {
+			if now, err := inv.refresh(ctx, c); err == nil && now.CutLoose && !inv.needsMaster(now) {
 				continue
 			}
 		}
@@ -123,7 +130,7 @@ func (inv *Inventory) noClones(ctx context.Context, e catalogue.Entry) error {
 	if len(need) > 1 {
 		what = "volumes " + strings.Join(need, ", ") + " are clones of it"
 	}
-	return fmt.Errorf("volume %s: %w: %s: delete them first, or let them hydrate until they are cut loose", e.Name, ErrInUse, what)
+	return fmt.Errorf("volume %s: %w: %s: delete them first, or let them hydrate until they are cut loose and their snapshots are gone", e.Name, ErrInUse, what)
 }
 
 // isOurs refuses to delete a volume whose store is not, or not certainly, where the catalogue says.

@@ -18,16 +18,16 @@ const lockWait = 5 * time.Second
 // Recover undoes what was being created and finishes what was being deleted when the daemon ended, or when a pool
 // could not be reached. What can't be done now stays, with the reason in the entry's Error.
 func (inv *Inventory) Recover(ctx context.Context) {
-	for _, e := range inv.cat.All() {
+	for _, e := range inv.all() {
 		if e.State != catalogue.Creating && e.State != catalogue.Deleting {
 			continue
 		}
 		if err := inv.recoverOne(ctx, e); errors.Is(err, errBusy) {
 			continue // it is being brought to an end
 		} else if err != nil {
-			inv.log.Error().Err(err).Str("volume", e.Name).Str("state", string(e.State)).Msg("an interrupted operation can't be brought to an end yet")
+			inv.log.Error().Err(err).Str("of", e.Title()).Str("state", string(e.State)).Msg("an interrupted operation can't be brought to an end yet")
 		} else {
-			inv.log.Info().Str("volume", e.Name).Str("state", string(e.State)).Str("store", e.Store).Msg("an interrupted operation was brought to an end")
+			inv.log.Info().Str("of", e.Title()).Str("state", string(e.State)).Str("store", e.Store).Msg("an interrupted operation was brought to an end")
 		}
 	}
 }
@@ -38,7 +38,7 @@ func (inv *Inventory) recoverOne(ctx context.Context, e catalogue.Entry) error {
 		return err
 	}
 	defer leave()
-	if now, ok := inv.cat.ByUUID(e.UUID); !ok || now.State != e.State {
+	if now, ok := inv.byUUID(e.UUID); !ok || now.State != e.State {
 		return nil // whoever held it is done
 	}
 	return inv.eraseAlone(ctx, e.UUID)
@@ -56,10 +56,10 @@ func (inv *Inventory) eraseAlone(ctx context.Context, id string) error {
 	return inv.erase(ctx, lock, id)
 }
 
-// erase removes a volume that is being created or deleted, with its store, and then its entry. It may be called
+// erase removes a volume or snapshot that is being created or deleted, with its store, and then its entry. It may be called
 // again after a crash at any point. An error is noted in the entry.
 func (inv *Inventory) erase(ctx context.Context, lock *os.File, id string) error {
-	e, ok := inv.cat.ByUUID(id)
+	e, ok := inv.byUUID(id)
 	if !ok {
 		return nil
 	}
@@ -69,10 +69,10 @@ func (inv *Inventory) erase(ctx context.Context, lock *os.File, id string) error
 	}
 	switch {
 	case err == nil:
-		return inv.cat.Remove(e.Name)
+		return inv.of(e).Remove(e.Name)
 	case e.State == catalogue.Deleting && errors.Is(err, ErrInUse): // nothing was deleted
 		e.State, e.Error = catalogue.Ready, ""
-		return errors.Join(err, inv.cat.Update(e))
+		return errors.Join(err, inv.of(e).Update(e))
 	}
 	return inv.note(id, err)
 }
@@ -94,9 +94,13 @@ func (inv *Inventory) eraseStore(ctx context.Context, lock *os.File, e catalogue
 	case err != nil:
 		return err
 	case there != nil && there.UUID != e.UUID && e.Made:
-		return fmt.Errorf("%s, which %s made for this volume, holds the store of volume %s now: nothing was deleted; "+
-			"`virt-cow volume delete --keep-store %s` forgets this one", e.Store, placeName(e), there.Name, e.Name)
+		return fmt.Errorf("%s, which %s made for %s, holds another store now, of volume %s: nothing was deleted", e.Store, placeName(e), e.Title(), there.Name)
 	case there != nil && there.UUID == e.UUID:
+		if e.Snapshot() {
+			if err := inv.notListed(ctx, e); err != nil {
+				return err
+			}
+		}
 		if _, block := blockDevice(e.Store); block {
 			return inv.deleteStore(ctx, lock, e, e.Store)
 		}
@@ -109,7 +113,11 @@ func (inv *Inventory) eraseStore(ctx context.Context, lock *os.File, e catalogue
 }
 
 func (inv *Inventory) deleteStore(ctx context.Context, lock *os.File, e catalogue.Entry, path string) error {
-	return inv.call(ctx, nil, lock, "store", "delete", "--uuid", e.UUID, "--", path)
+	args := []string{"store", "delete", "--uuid", e.UUID}
+	if v, ok := inv.cat.ByUUID(e.VolumeUUID); ok && v.Store != "" { // a snapshot's: it is asked whether it lists it
+		args = append(args, "--volume", v.Store)
+	}
+	return inv.call(ctx, nil, lock, append(args, "--", path)...)
 }
 
 // setAside gives a volume's file its temporary name, durably.
@@ -156,10 +164,10 @@ func rename(from, to string) error {
 
 // note records why an entry is still there.
 func (inv *Inventory) note(id string, why error) error {
-	e, ok := inv.cat.ByUUID(id)
+	e, ok := inv.byUUID(id)
 	if !ok || e.Error == why.Error() {
 		return why
 	}
 	e.Error = why.Error()
-	return errors.Join(why, inv.cat.Update(e))
+	return errors.Join(why, inv.of(e).Update(e))
 }

@@ -1,4 +1,6 @@
-// Package inventory does what is done to volumes: it makes, adopts, finds and deletes them, and keeps the catalogue.
+// Package inventory does what is done to volumes: it makes, adopts, finds and deletes them, and keeps the catalogue. The
+// stores of their snapshots it makes, finds and deletes in the same way; what is in them, and whether a volume lists them,
+// is the engines' business.
 //
 // It never opens a store itself: it runs the program (`virt-cow store …`), so that a dead LUN hangs a process and
 // not the daemon. Each thing that changes the world is recorded as an intent before it is begun. What a crash
@@ -113,14 +115,35 @@ func Open(config Config) (*Inventory, error) {
 		config: config, log: config.Log, cat: cat, program: program{path: config.Program, runDir: config.RunDir},
 		devices: devices{root: "/dev"}, ops: semaphore.NewWeighted(everything), holds: holds{names: map[string]int{}},
 	}
-	for _, d := range cat.Damaged() {
-		inv.log.Error().Err(d.Err).Str("volume", d.Name).Msg("the catalogue's record of a volume can't be read: `virt-cow volume scan` writes it again from the store's header")
+	for _, d := range append(cat.Damaged(), cat.Snapshots().Damaged()...) {
+		inv.log.Error().Err(d.Err).Str("record", d.Name).Msg("a record of the catalogue can't be read: `virt-cow volume scan` writes it again from the store's header")
 	}
 	return inv, nil
 }
 
 // Close gives the catalogue back. Nothing may be going on.
 func (inv *Inventory) Close() error { return inv.cat.Close() }
+
+// of is the catalogue that an entry is in.
+func (inv *Inventory) of(e catalogue.Entry) *catalogue.Catalogue {
+	if e.Snapshot() {
+		return inv.cat.Snapshots()
+	}
+	return inv.cat
+}
+
+// byUUID finds a volume or a snapshot.
+func (inv *Inventory) byUUID(id string) (catalogue.Entry, bool) {
+	if e, ok := inv.cat.ByUUID(id); ok {
+		return e, true
+	}
+	return inv.cat.Snapshots().ByUUID(id)
+}
+
+// all are the volumes and the snapshots.
+func (inv *Inventory) all() []catalogue.Entry {
+	return append(inv.cat.All(), inv.cat.Snapshots().All()...)
+}
 
 // patience is how long an operation waits for others to end.
 const patience = time.Minute

@@ -71,6 +71,8 @@ func child(dir string) {
 			_, err = inv.Create(ctx, api.CreateRequest{Name: name, Size: mib, Pool: "default"})
 		case "delete":
 			_, err = inv.Delete(ctx, name, api.DeleteRequest{})
+		case "snapshot", "unsnapshot":
+			err = childSnapshot(inv, task, name)
 		}
 	}
 	if err != nil {

@@ -108,13 +108,16 @@ func (inv *Inventory) ByStore(path string) (catalogue.Entry, bool) {
 // maxDepth bounds clones of clones.
 const maxDepth = 16
 
-// Devices are the block devices that an engine opens for a volume: its store's, its origin's, its masters'.
+// Devices are the block devices that an engine opens for a volume: its store's, its origin's, its masters', its snapshots'.
 func (inv *Inventory) Devices(e catalogue.Entry) []string {
 	var devices []string
 	add := func(path string) {
 		if _, ok := blockDevice(path); ok && !slices.Contains(devices, path) {
 			devices = append(devices, path)
 		}
+	}
+	for _, s := range inv.snapshotsOf(e) {
+		add(s.Store)
 	}
 	for range maxDepth {
 		add(e.Store)
@@ -138,8 +141,8 @@ func (inv *Inventory) Devices(e catalogue.Entry) []string {
 	return devices
 }
 
-// Clones are the volumes that need this one's store, or its raw disk, as their master, as far as this host's catalogue
-// knows. It must not be written to as long as there are any. A master on a file system that hangs is not waited for: it
+// Clones are the volumes that need this one's store, or its raw disk, as their master, or whose snapshots do, as far as this
+// host's catalogue knows. It must not be written to as long as there are any. A master on a file system that hangs is not waited for: it
 // is none that could be served now.
 func (inv *Inventory) Clones(name string) []string {
 	e, err := inv.cat.ByName(name)
@@ -155,7 +158,7 @@ func (inv *Inventory) Clones(name string) []string {
 	for _, c := range inv.cat.All() {
 		scheme, path, _ := strings.Cut(c.Master, ":")
 		own := writes[scheme]
-		if own == "" || c.CutLoose {
+		if own == "" || c.CutLoose && !inv.needsMaster(c) {
 			continue
 		}
 		is, known := same[c.Master]

@@ -36,7 +36,7 @@ func (inv *Inventory) intend(ctx context.Context, r api.CreateRequest, e *catalo
 		return inv.usable(path)
 	case r.Pool != "":
 		// Part of the UUID in its name: what has this name is this volume's.
-		e.Pool, e.PoolVolume, e.Made = r.Pool, e.Name+"-"+e.UUID[:8]+storeSuffix, true
+		e.Pool, e.PoolVolume, e.Made = r.Pool, ownName(*e), true
 		return inv.absent(ctx, *e)
 	case r.Provider != "":
 		e.Provider, e.Made = r.Provider, true
@@ -49,6 +49,15 @@ func (inv *Inventory) intend(ctx context.Context, r api.CreateRequest, e *catalo
 
 func (inv *Inventory) defaultStore(name string) string {
 	return filepath.Join(inv.config.StoreDir, name+storeSuffix)
+}
+
+// ownName is a name for a store that no other has: part of the UUID is in it.
+func ownName(e catalogue.Entry) string {
+	name := e.Name
+	if e.Snapshot() {
+		name = e.Volume + "-snap"
+	}
+	return name + "-" + e.UUID[:8] + storeSuffix
 }
 
 // intendPath: a new file, or a block device.
@@ -74,12 +83,12 @@ func (inv *Inventory) usable(path string) error {
 	if !ok {
 		return nil
 	}
-	for _, e := range inv.cat.All() {
+	for _, e := range inv.all() {
 		for what, used := range map[string]string{
 			"store": e.Store, "raw disk": e.Origin, "master": strings.TrimPrefix(strings.TrimPrefix(e.Master, "raw:"), "store:"),
 		} {
 			if there, ok := thingAt(used); ok && there == at && e.State != catalogue.Missing {
-				return fmt.Errorf("%s: the place %w: it is the %s of volume %s", path, ErrExists, what, e.Name)
+				return fmt.Errorf("%s: the place %w: it is the %s of %s", path, ErrExists, what, e.Title())
 			}
 		}
 	}

@@ -37,7 +37,7 @@ func (inv *Inventory) Scan(ctx context.Context, r api.ScanRequest) (api.ScanRepo
 		}
 	}
 	s := &scan{inv: inv, damaged: map[string]bool{}}
-	for _, d := range inv.cat.Damaged() {
+	for _, d := range append(inv.cat.Damaged(), inv.cat.Snapshots().Damaged()...) {
 		s.damaged[d.Name] = true
 	}
 	if err := s.search(ctx, r.Paths); err != nil {
@@ -52,7 +52,7 @@ func (inv *Inventory) Scan(ctx context.Context, r api.ScanRequest) (api.ScanRepo
 type scan struct {
 	inv     *Inventory
 	damaged map[string]bool // names of damaged records
-	found   []found         // stores of volumes that can be read
+	found   []found         // stores of volumes and snapshots that can be read
 	unknown []string        // paths that could not be examined
 	changes []catalogue.Entry
 	report  api.ScanReport
@@ -74,7 +74,7 @@ func (s *scan) search(ctx context.Context, places []string) error {
 			places = append(places, devices...)
 		}
 	}
-	for _, e := range s.inv.cat.All() {
+	for _, e := range s.inv.all() {
 		if e.Store != "" {
 			places = append(places, e.Store)
 		}
@@ -113,9 +113,7 @@ func (s *scan) take(f found) {
 		}
 	}
 	s.report.Examined++
-	if f.volume() {
-		s.found = append(s.found, f)
-	}
+	s.found = append(s.found, f)
 }
 
 // dropDisks forgets stores found on what is somebody's raw disk: a guest may write there whatever it wants.
@@ -129,7 +127,7 @@ func (s *scan) dropDisks(guests []string) {
 	for _, path := range guests {
 		add(path)
 	}
-	for _, e := range s.inv.cat.All() {
+	for _, e := range s.inv.all() {
 		add(e.Origin)
 		add(strings.TrimPrefix(e.Master, "raw:"))
 	}
@@ -140,7 +138,7 @@ func (s *scan) dropDisks(guests []string) {
 		at, _ := thingAt(f.Path)
 		disk, is := disks[at]
 		if is {
-			s.refuse("%s: what looks like the store of volume %s is on a raw disk that is in use as such (%s): not taken for a store", f.Path, f.Name, disk)
+			s.refuse("%s: what looks like the store of %s is on a raw disk that is in use as such (%s): not taken for a store", f.Path, f.title(), disk)
 		}
 		return is
 	})

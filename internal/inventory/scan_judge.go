@@ -13,7 +13,10 @@ func (s *scan) judge() {
 	byName, byUUID := map[string][]*found{}, map[string][]*found{}
 	for i := range s.found {
 		f := &s.found[i]
-		byName[f.Name], byUUID[f.UUID] = append(byName[f.Name], f), append(byUUID[f.UUID], f)
+		byUUID[f.UUID] = append(byUUID[f.UUID], f)
+		if f.volume() {
+			byName[f.Name] = append(byName[f.Name], f)
+		}
 	}
 	twins := map[*found]bool{}
 	s.refuseTwins(twins, byUUID, "the same UUID, one may be a copy of the other")
@@ -28,7 +31,7 @@ func (s *scan) judge() {
 			s.judgeStore(f)
 		}
 	}
-	for _, e := range s.inv.cat.All() {
+	for _, e := range s.inv.all() {
 		if e.State == catalogue.Ready && len(byUUID[e.UUID]) == 0 {
 			s.judgeMissing(e)
 		}
@@ -52,18 +55,18 @@ func (s *scan) refuseTwins(twins map[*found]bool, groups map[string][]*found, sh
 			places = append(places, f.Path)
 			twins[f] = !s.atHome(f)
 		}
-		s.refuse("volume %s: the stores %s have %s: take all but one away, and scan again", group[0].Name, strings.Join(places, " and "), share)
+		s.refuse("%s: the stores %s have %s: take all but one away, and scan again", group[0].title(), strings.Join(places, " and "), share)
 	}
 }
 
 // atHome says whether a store is where the catalogue has it.
 func (s *scan) atHome(f *found) bool {
-	e, ok := s.inv.cat.ByUUID(f.UUID)
-	return ok && e.Name == f.Name && slices.Contains(f.Paths, e.Store)
+	e, ok := s.inv.byUUID(f.UUID)
+	return ok && f.into(e).Name == e.Name && slices.Contains(f.Paths, e.Store)
 }
 
 func (s *scan) judgeStore(f *found) {
-	old, known := s.inv.cat.ByUUID(f.UUID)
+	old, known := s.inv.byUUID(f.UUID)
 	if !known {
 		s.judgeNew(f)
 		return
@@ -73,23 +76,23 @@ func (s *scan) judgeStore(f *found) {
 	switch {
 	case old.State == catalogue.Creating || old.State == catalogue.Deleting:
 		return // Recover's
-	case old.Name != f.Name:
-		s.refuse("%s: its header says volume %s, the catalogue says that UUID %s is volume %s", f.Path, f.Name, f.UUID, old.Name)
+	case old.Name != e.Name || old.Snapshot() != e.Snapshot():
+		s.refuse("%s: its header says %s, the catalogue says that UUID %s is %s", f.Path, f.title(), f.UUID, old.Title())
 		return
 	case slices.Contains(f.Paths, old.Store):
 	case slices.Contains(s.unknown, old.Store):
-		s.refuse("volume %s: found at %s, but whether it still is at %s can't be found out", f.Name, f.Path, old.Store)
+		s.refuse("%s: found at %s, but whether it still is at %s can't be found out", f.title(), f.Path, old.Store)
 		return
 	default: // the old path was examined, and does not have it
 		e.Store = s.inv.devices.best(f.Paths)
 		if err := s.inv.devices.stable(e.Store); err != nil {
-			s.refuse("volume %s: %v", f.Name, err)
+			s.refuse("%s: %v", f.title(), err)
 			return
 		}
-		s.report.Moved = append(s.report.Moved, f.Name)
+		s.report.Moved = append(s.report.Moved, reported(e))
 	}
 	if old.State == catalogue.Missing && e.Store == old.Store {
-		s.report.Found = append(s.report.Found, f.Name)
+		s.report.Found = append(s.report.Found, reported(e))
 	}
 	if e != old {
 		s.changes = append(s.changes, e)
@@ -100,14 +103,14 @@ func (s *scan) judgeStore(f *found) {
 func (s *scan) judgeNew(f *found) {
 	e := f.into(catalogue.Entry{State: catalogue.Ready, Store: s.inv.devices.best(f.Paths)})
 	if err := s.inv.devices.stable(e.Store); err != nil {
-		s.refuse("volume %s: %v", f.Name, err)
+		s.refuse("%s: %v", f.title(), err)
 		return
 	}
-	if old, err := s.inv.cat.ByName(f.Name); err == nil {
+	if old, err := s.inv.of(e).ByName(e.Name); err == nil {
 		s.refuse("%s: a store of volume %s, but the catalogue has another of this name at %s", f.Path, f.Name, old.Store)
 		return
 	}
-	s.report.Found = append(s.report.Found, f.Name)
+	s.report.Found = append(s.report.Found, reported(e))
 	s.changes = append(s.changes, e)
 }
 
@@ -117,22 +120,30 @@ func (s *scan) judgeMissing(e catalogue.Entry) {
 	}
 	e.State = catalogue.Missing
 	e.Error = "a scan did not find its store at " + e.Store
-	s.report.Missing = append(s.report.Missing, e.Name)
+	s.report.Missing = append(s.report.Missing, reported(e))
 	s.changes = append(s.changes, e)
+}
+
+// reported is how a report names a volume, or a snapshot.
+func reported(e catalogue.Entry) string {
+	if e.Snapshot() {
+		return e.Title()
+	}
+	return e.Name
 }
 
 // record writes the changes. A failed one does not keep the others from being written.
 func (s *scan) record() error {
 	var errs []error
 	for _, e := range s.inOrder() {
-		_, known := s.inv.cat.ByUUID(e.UUID)
-		switch {
+		_, known := s.inv.byUUID(e.UUID)
+		switch cat := s.inv.of(e); {
 		case known:
-			errs = append(errs, s.inv.cat.Update(e))
+			errs = append(errs, cat.Update(e))
 		case s.damaged[e.Name]:
-			errs = append(errs, s.inv.cat.Mend(e))
+			errs = append(errs, cat.Mend(e))
 		default:
-			errs = append(errs, s.inv.cat.Add(e))
+			errs = append(errs, cat.Add(e))
 		}
 	}
 	for _, names := range [][]string{s.report.Found, s.report.Moved, s.report.Missing} {
@@ -144,7 +155,7 @@ func (s *scan) record() error {
 // inOrder puts moves away from a path before what is new there.
 func (s *scan) inOrder() []catalogue.Entry {
 	order := func(e catalogue.Entry) int {
-		if _, known := s.inv.cat.ByUUID(e.UUID); known {
+		if _, known := s.inv.byUUID(e.UUID); known {
 			return 0
 		}
 		return 1

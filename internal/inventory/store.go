@@ -24,6 +24,8 @@ type found struct {
 	ChunkSize int64     `json:"chunkSize"`
 	Master    string    `json:"master"`
 	Origin    string    `json:"origin"`
+	Volume    string    `json:"volume"` // of a snapshot: its volume's UUID
+	Cut       string    `json:"cut"`    // of a snapshot
 	CutLoose  bool      `json:"cutLoose"`
 	Created   time.Time `json:"created"`
 	Owner     *struct {
@@ -39,10 +41,19 @@ func (f *found) volume() bool {
 	return f.Role == cowfmt.RoleClone.String() || f.Role == cowfmt.RoleState.String()
 }
 
+// title is what people are told that this is.
+func (f *found) title() string {
+	e := f.into(catalogue.Entry{})
+	return e.Title()
+}
+
 // into makes the entry say what the header says. What only the catalogue knows stays.
 func (f *found) into(e catalogue.Entry) catalogue.Entry {
 	e.Name, e.UUID, e.Role, e.Size, e.ChunkSize = f.Name, f.UUID, f.Role, f.Size, f.ChunkSize
 	e.Master, e.Origin, e.CutLoose, e.Created = f.Master, f.Origin, f.CutLoose, f.Created.Unix()
+	if !f.volume() {
+		e.Name, e.Volume, e.VolumeUUID, e.Cut = f.UUID, f.Name, f.Volume, f.Cut
+	}
 	return e
 }
 

@@ -1,7 +1,7 @@
 package libvirtx
 
-// keepTPMSince is the libvirt version that can be told to leave a TPM's state; those before keep it or not as the domain's
-// <backend persistent_state=''/> says.
+// keepTPMSince is the libvirt version that can be told to leave a TPM's state; those before keep it only if the domain's
+// definition says so (persistent_state).
 const keepTPMSince = 8009000
 
 // UndefineFlags are virDomainUndefineFlagsValues for Conn's Undefine with a libvirt of this version: leave what the guest

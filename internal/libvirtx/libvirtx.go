@@ -72,6 +72,9 @@ type Conn interface {
 	XML(ctx context.Context, d Domain) (string, error)
 	// InactiveXML is what the domain will be at its next start; of a transient one, what it was started from.
 	InactiveXML(ctx context.Context, d Domain) (string, error)
+	// SecretXML is InactiveXML with what libvirt shows only to those who may see secrets: the passwords of VNC and SPICE.
+	// Without them a screen that asked for one would ask for none. It is for backups, and goes into no log.
+	SecretXML(ctx context.Context, d Domain) (string, error)
 	// Leaving says that an active domain is being migrated to another host: from before that one's hook is called until
 	// the migration has succeeded or failed.
 	Leaving(ctx context.Context, d Domain) (bool, error)
@@ -99,8 +102,8 @@ type Conn interface {
 	// but Thaw, the guest's administrator or a restart of the guest ends it.
 	Freeze(ctx context.Context, d Domain) (filesystems int, err error)
 	// Thaw undoes Freeze and calls the hooks, and says how many file systems it thawed, 0 if none was frozen. Fewer than
-	// were frozen means that they were not frozen until now. With ErrHook they are thawed. ErrNoAgent, ErrAgentHangs and
-	// ErrNotRunning, which is also said of a paused guest, leave them as they are: try again.
+	// were frozen means that they were not frozen until now. With ErrHook they are thawed, and how many is not known.
+	// ErrNoAgent, ErrAgentHangs and ErrNotRunning, which is also said of a paused guest, leave them as they are: try again.
 	Thaw(ctx context.Context, d Domain) (filesystems int, err error)
 	// Frozen is what the agent says of itself. One that lost its memory with its /run, or VSS in Windows, may be wrong.
 	Frozen(ctx context.Context, d Domain) (bool, error)

@@ -111,10 +111,12 @@ func (c *Client) ask(ctx context.Context, q *question, path string, body []byte)
 	}
 	if resp.StatusCode/100 != 2 {
 		var e api.Error
+		older := false
 		if json.Unmarshal(answer, &e) != nil || e.Message == "" {
+			older = resp.StatusCode == http.StatusNotFound // of a path that is known, it would say what is not found
 			e.Message = fmt.Sprintf("%s: %.200q", resp.Status, bytes.TrimSpace(answer))
 		}
-		return nil, fmt.Errorf("host %s: %w", q.address, &api.RemoteError{Code: resp.StatusCode, Message: e.Message, Reason: e.Code})
+		return nil, fmt.Errorf("host %s: %w", q.address, &api.RemoteError{Code: resp.StatusCode, Message: e.Message, Reason: e.Code, Older: older})
 	}
 	return answer, nil
 }

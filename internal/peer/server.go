@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ const (
 	maxStrangers = 64
 	maxHosts     = 256              // connections
 	maxHeader    = 16 << 10         // bytes
-	maxBody      = 64 << 10         // bytes of a question
+	maxBody      = 64 << 10         // bytes of a question, unless a Server has more
 	patience     = 10 * time.Second // for a handshake, a header, and to take an answer; three times that for a whole question
 )
 
@@ -27,6 +28,7 @@ type Server struct {
 	Identity *Identity
 	Hosts    []Host // that may ask
 	Handler  http.Handler
+	MaxBody  int64 // bytes of a question; 0: 64 KiB
 	Log      zerolog.Logger
 
 	patience time.Duration // for tests; 0: patience
@@ -89,7 +91,7 @@ func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log := s.Log.With().Stringer("host", From(r.Context())).Str("remote", r.RemoteAddr).Str("path", r.URL.Path).Logger()
 		log.Debug().Msg("asked by another host") // what it was asked is logged by who answers
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		r.Body = http.MaxBytesReader(w, r.Body, cmp.Or(s.MaxBody, maxBody))
 		s.Handler.ServeHTTP(w, r.WithContext(log.WithContext(r.Context())))
 	})
 }

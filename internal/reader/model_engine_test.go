@@ -55,6 +55,8 @@ func (e *engine) copies() bool {
 	return false
 }
 
+var writesChunk = [maxChunks]string{"guest writes 0", "guest writes 1"}
+
 // guest has its requests come, wait and be carried out; and the clone hydrate and commit.
 func (s *steps) guest(h int) {
 	e, w, m := &s.w.engine[h], s.w, s.m
@@ -68,7 +70,7 @@ func (s *steps) guest(h int) {
 				break
 			}
 			for c := range m.chunks {
-				s.do("guest writes", h, usual, func(w *world) {
+				s.do(writesChunk[c], h, usual, func(w *world) {
 					w.writes--
 					w.last++
 					w.engine[h].req[n] = request{at: reqWaits, chunk: uint8(c), ver: w.last}

@@ -15,18 +15,30 @@ func (s *Store) ScanTable(ctx context.Context, bad func(error), step func(done, 
 	if h.CutLoose {
 		return h.Chunks(), nil
 	}
+	return scanLeaves(ctx, s.Leaves(), s.LeafReady, s.ReadLeaf, bad, step, run)
+}
+
+// ScanFrozen is Store.ScanTable for the frozen table: chunks that were the clone's own at the cut.
+func (s *Snapshot) ScanFrozen(ctx context.Context, bad func(error), step func(done, total int64), run func(first, count int64)) (set int64, err error) {
+	always := func(int64) bool { return true }
+	return scanLeaves(ctx, s.Leaves(), always, s.ReadFrozen, bad, step, run)
+}
+
+// scanLeaves scans the leaves of a table that are ready; the others are clear.
+func scanLeaves(ctx context.Context, leaves int64, ready func(leaf int64) bool, read func(leaf int64, flags []byte) error,
+	bad func(error), step func(done, total int64), run func(first, count int64)) (set int64, err error) {
 	var flags [LeafFlags]byte
-	for leaf := range s.Leaves() {
+	for leaf := range leaves {
 		if ctx.Err() != nil {
 			return set, ctx.Err()
 		}
 		if step != nil {
-			step(leaf*LeafBytes, s.Leaves()*LeafBytes)
+			step(leaf*LeafBytes, leaves*LeafBytes)
 		}
-		if !s.LeafReady(leaf) {
+		if !ready(leaf) {
 			continue
 		}
-		if err := s.ReadLeaf(leaf, flags[:]); err != nil {
+		if err := read(leaf, flags[:]); err != nil {
 			bad(err)
 			continue
 		}

@@ -83,6 +83,12 @@ func (r *conn) InactiveXML(ctx context.Context, x libvirtx.Domain) (string, erro
 	return on(ctx, r, "stored XML of", x, func(d *libvirt.Domain) (string, error) { return d.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE) })
 }
 
+func (r *conn) SecretXML(ctx context.Context, x libvirtx.Domain) (string, error) {
+	return on(ctx, r, "stored XML of", x, func(d *libvirt.Domain) (string, error) {
+		return d.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE | libvirt.DOMAIN_XML_SECURE)
+	})
+}
+
 func (r *conn) Leaving(ctx context.Context, x libvirtx.Domain) (bool, error) {
 	return on(ctx, r, "job of", x, func(d *libvirt.Domain) (bool, error) {
 		job, err := d.GetJobStats(0)

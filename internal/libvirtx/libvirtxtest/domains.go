@@ -79,12 +79,17 @@ func (r *rig) unknown(t *testing.T, c libvirtx.Conn) {
 		"state":        func() error { _, err := c.State(ctx, nobody); return err },
 		"XML":          func() error { _, err := c.XML(ctx, nobody); return err },
 		"inactive XML": func() error { _, err := c.InactiveXML(ctx, nobody); return err },
+		"secret XML":   func() error { _, err := c.SecretXML(ctx, nobody); return err },
 		"leaving":      func() error { _, err := c.Leaving(ctx, nobody); return err },
 		"metadata":     func() error { _, err := c.Metadata(ctx, nobody); return err },
 		"set metadata": func() error { return c.SetMetadata(ctx, nobody, "<disks/>") },
 		"attach":       func() error { return c.Attach(ctx, nobody, "<disk/>") },
 		"detach":       func() error { return c.Detach(ctx, nobody, "ua-a") },
 		"resume":       func() error { return c.Resume(ctx, nobody) },
+		"freeze":       func() error { _, err := c.Freeze(ctx, nobody); return err },
+		"thaw":         func() error { _, err := c.Thaw(ctx, nobody); return err },
+		"frozen":       func() error { _, err := c.Frozen(ctx, nobody); return err },
+		"undefine":     func() error { return c.Undefine(ctx, nobody) },
 	} {
 		if err := f(); !errors.Is(err, libvirtx.ErrNoDomain) || !strings.Contains(err.Error(), nobody.Name) {
 			t.Errorf("%s: %v", name, err)

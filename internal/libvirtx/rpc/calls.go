@@ -59,6 +59,12 @@ func (r *conn) InactiveXML(ctx context.Context, d libvirtx.Domain) (string, erro
 	})
 }
 
+func (r *conn) SecretXML(ctx context.Context, d libvirtx.Domain) (string, error) {
+	return call(ctx, r, "stored XML of "+d.Name, func() (string, error) {
+		return r.l.DomainGetXMLDesc(toDomain(d), libvirt.DomainXMLInactive|libvirt.DomainXMLSecure)
+	})
+}
+
 func (r *conn) Leaving(ctx context.Context, d libvirtx.Domain) (bool, error) {
 	return call(ctx, r, "job of "+d.Name, func() (bool, error) {
 		kind, params, err := r.l.DomainGetJobStats(toDomain(d), 0)

@@ -23,3 +23,5 @@ func TestDialSaysWhatIsWrong(t *testing.T) {
 		}
 	}
 }
+
+func TestFrozenMove(t *testing.T) { libvirtxtest.FrozenMove(t, rpc.DialKeepalive) }

@@ -1,0 +1,421 @@
+package backup
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+)
+
+func TestBackup(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 9, 4)
+	r.disks[m.Disks[0].UUID].standing = Standing{Owned: true, Epoch: 7, Address: "hv2:16589", Name: "hv2"}
+	r.begin(&m)
+	s := r.await(m.Cut, state(api.JobDone))
+	r.holds(s, &m)
+	size := m.Disks[0].Size + m.Disks[1].Size
+	if s.Size != size || s.Done != size || s.Zero != 4*piece || s.Read != size-2*piece || s.Grade != api.GradeFS || s.Ended == 0 || s.Disks[0].Via != "lun" {
+		t.Errorf("%+v", s)
+	}
+	for name, want := range map[string]string{"domain.xml": m.XML, "inactive.xml": m.InactiveXML, "nvram": "n", "tpm-state": "t"} {
+		if b, err := os.ReadFile(filepath.Join(r.shelf.dir, s.Backup, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+	var kept api.Manifest
+	b, _ := os.ReadFile(filepath.Join(r.shelf.dir, s.Backup, "manifest"))
+	if err := json.Unmarshal(b, &kept); err != nil || len(kept.Files) != 2 || kept.Files["nvram"] != nil || kept.XML != m.XML {
+		t.Errorf("%v %s", err, b)
+	}
+	r.awaitRemoved(&m)
+	// Of a volume that has an owner it is asked, else who made the cut.
+	if r.removed[m.Disks[0].Snapshot] != "hv2:16589" || r.removed[m.Disks[1].Snapshot] != "hv1:16589" {
+		t.Error(r.removed)
+	}
+	if told := r.cursors[m.Disks[0].Snapshot]; !slices.IsSorted(told) {
+		t.Error(told)
+	}
+	if told := r.cursors[m.Disks[1].Snapshot]; told != nil {
+		t.Error("told to nobody", told)
+	}
+}
+
+// The owner need keep nothing only of what a checkpoint has made durable.
+func TestCursorIsDurable(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var durable atomic.Int64
+	var staged atomic.Int64
+	r.shelf.fail = func(op string) error {
+		switch op {
+		case "write":
+			staged.Add(piece)
+		case "checkpoint":
+			durable.Store(staged.Load())
+		}
+		return nil
+	}
+	m := r.manifest(r.reserve(), 40)
+	told := make(chan int64, 100)
+	r.answer = func(_, path string, s api.PeerSnapshot) (any, error) {
+		if path == api.PathPeerCursor {
+			if s.Cursor > durable.Load() {
+				t.Errorf("told %d, durable are %d", s.Cursor, durable.Load())
+			}
+			told <- s.Cursor
+		}
+		return nil, nil
+	}
+	d := r.disks[m.Disks[0].UUID]
+	d.standing = Standing{Owned: true, Epoch: 7, Address: "hv1"}
+	d.onRead = func(off int64) error {
+		if off == 20*piece { // not before something was told
+			select {
+			case <-told:
+			case <-time.After(wait):
+				t.Error("nothing told")
+			}
+		}
+		return nil
+	}
+	r.begin(&m)
+	r.await(m.Cut, state(api.JobDone))
+}
+
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job := r.reserve()
+	again := api.ReserveRequest{Domain: "web", UUID: domain, Host: "hv2", Address: "hv2:16589"}
+	if _, err := r.node.Reserve(t.Context(), again); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), job) {
+		t.Error(err)
+	}
+	// Also after a restart, and at the same time only one of many.
+	r.stop()
+	r.start()
+	if _, err := r.node.Reserve(t.Context(), again); !errors.Is(err, ErrBusy) {
+		t.Error(err)
+	}
+	if s, err := r.node.Cancel(t.Context(), api.JobRequest{Job: job}); err != nil || s.State != api.JobCancelled {
+		t.Errorf("%+v %v", s, err)
+	}
+	var won atomic.Int32
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			switch _, err := r.node.Reserve(t.Context(), again); {
+			case err == nil:
+				won.Add(1)
+			case !errors.Is(err, ErrBusy):
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if won.Load() != 1 {
+		t.Error(won.Load())
+	}
+}
+
+func TestStartIsIdempotent(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 4)
+	for range 2 {
+		r.begin(&m)
+	}
+	r.await(m.Cut, state(api.JobDone))
+	r.begin(&m)
+	if s := r.await(m.Cut, state(api.JobDone)); s.State != api.JobDone {
+		t.Error(s.State)
+	}
+	for off, n := range r.disks[m.Disks[0].UUID].reads {
+		if n != 1 {
+			t.Errorf("%d read %d times", off, n)
+		}
+	}
+}
+
+func TestStartRefuses(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job := r.reserve()
+	for what, spoil := range map[string]func(*api.Manifest){
+		"version":  func(m *api.Manifest) { m.Version = 2 },
+		"cut":      func(m *api.Manifest) { m.Cut = domain },
+		"domain":   func(m *api.Manifest) { m.UUID = job },
+		"grade":    func(m *api.Manifest) { m.Grade = "good" },
+		"no disks": func(m *api.Manifest) { m.Disks = nil },
+		"target":   func(m *api.Manifest) { m.Disks[0].Target = "../vda" },
+		"twice":    func(m *api.Manifest) { m.Disks[1].Target = m.Disks[0].Target },
+		"snapshot": func(m *api.Manifest) { m.Disks[1].Snapshot = m.Disks[0].Snapshot },
+		"volume":   func(m *api.Manifest) { m.Disks[0].Volume = "a/b" },
+		"UUID":     func(m *api.Manifest) { m.Disks[0].UUID = "x" },
+		"size":     func(m *api.Manifest) { m.Disks[0].Size = 511 },
+		"negative": func(m *api.Manifest) { m.Disks[0].Size = -512 },
+		"file":     func(m *api.Manifest) { m.Files = map[string][]byte{"tpm/../../x": nil} },
+		"hidden":   func(m *api.Manifest) { m.Files = map[string][]byte{"..": nil} },
+		"large":    func(m *api.Manifest) { m.Files = map[string][]byte{"nvram": make([]byte, maxFiles+1)} },
+	} {
+		m := r.manifest(job, 1, 1)
+		spoil(&m)
+		if _, err := r.node.Start(t.Context(), api.StartRequest{Job: job, Manifest: m}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := r.node.Start(t.Context(), api.StartRequest{Job: domain}); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if s, _ := r.node.Job(t.Context(), api.JobRequest{Job: job}); s.State != api.JobReserved {
+		t.Error(s.State)
+	}
+}
+
+func TestReservationExpires(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Reserve = time.Millisecond
+	r.start()
+	job := r.reserve()
+	if s := r.await(job, state(api.JobFailed)); !strings.Contains(s.Error, "host hv1 has handed over no cut") {
+		t.Error(s.Error)
+	}
+	m := r.manifest(job, 1)
+	if _, err := r.node.Start(t.Context(), api.StartRequest{Job: job, Manifest: m}); !errors.Is(err, ErrState) {
+		t.Error(err)
+	}
+	r.reserve()
+}
+
+// A job that is cancelled in the middle leaves nothing in the archive, and its snapshots go.
+func TestCancel(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 12)
+	d := r.disks[m.Disks[0].UUID]
+	hold := make(chan struct{})
+	d.onRead = func(off int64) error {
+		if off >= 6*piece {
+			<-hold
+		}
+		return nil
+	}
+	r.begin(&m)
+	r.await(m.Cut, func(s api.JobStatus) bool { return s.Done > 0 })
+	if _, err := r.node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil {
+		t.Fatal(err)
+	}
+	close(hold)
+	r.await(m.Cut, state(api.JobCancelled))
+	r.awaitRemoved(&m)
+	if left, _ := os.ReadDir(r.shelf.dir); len(left) != 0 {
+		t.Error(left)
+	}
+	if s, err := r.node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil || s.State != api.JobCancelled {
+		t.Errorf("%+v %v", s, err)
+	}
+	r.reserve()
+}
+
+// One job at a time: the second waits in the queue, from where it can be cancelled, and the third goes on.
+func TestQueue(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Jobs = 1
+	r.start()
+	var all []api.Manifest
+	hold := make(chan struct{})
+	for i := range 3 {
+		s, err := r.node.Reserve(t.Context(), api.ReserveRequest{
+			Domain: fmt.Sprint("web", i), UUID: fmt.Sprintf("5b0f2b5e-0001-4d5c-9d0a-00000000001%d", i), Host: "hv1", Address: "hv1",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := r.manifest(s.Job, 3)
+		m.UUID = s.UUID
+		r.disks[m.Disks[0].UUID].onRead = func(int64) error {
+			<-hold
+			return nil
+		}
+		r.begin(&m)
+		all = append(all, m)
+	}
+	r.await(all[0].Cut, state(api.JobCopying))
+	r.await(all[1].Cut, state(api.JobQueued))
+	if s, err := r.node.Cancel(t.Context(), api.JobRequest{Job: all[1].Cut}); err != nil || s.State != api.JobCancelled {
+		t.Errorf("%+v %v", s, err)
+	}
+	r.await(all[2].Cut, state(api.JobQueued))
+	close(hold)
+	for _, i := range []int{0, 2} {
+		r.await(all[i].Cut, state(api.JobDone))
+	}
+	if n := len(r.disks[all[1].Disks[0].UUID].reads); n != 0 {
+		t.Error("read though cancelled")
+	}
+	list, err := r.node.Jobs(t.Context(), struct{}{})
+	if err != nil || len(list.Jobs) != 3 {
+		t.Errorf("%+v %v", list, err)
+	}
+}
+
+// What a node that ends has copied is not read again by the next.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Checkpoint = time.Hour // only the one at its end
+	r.start()
+	m := r.manifest(r.reserve(), 12, 3)
+	d := r.disks[m.Disks[0].UUID]
+	reached, hold := make(chan struct{}, 100), make(chan struct{})
+	d.onRead = func(off int64) error {
+		if off >= 6*piece {
+			reached <- struct{}{}
+			<-hold
+		}
+		return nil
+	}
+	r.begin(&m)
+	<-reached
+	go func() {
+		for !r.node.stopped() {
+			time.Sleep(time.Millisecond)
+		}
+		close(hold)
+	}()
+	r.stop()
+	if r.node.jobs[m.Cut].rec.Progress.Pieces[0] < 7 {
+		t.Error(r.node.jobs[m.Cut].rec.Progress)
+	}
+	r.start()
+	s := r.await(m.Cut, state(api.JobDone))
+	r.holds(s, &m)
+	for off, n := range d.reads {
+		if n != 1 {
+			t.Errorf("%d read %d times", off, n)
+		}
+	}
+	if size := m.Disks[0].Size + m.Disks[1].Size; s.Read != size-2*piece+512 || s.Done != size || s.Zero != 4*piece-512 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Each operation of the archive fails once, alone; the job gets there all the same, and all bytes are right.
+func TestArchiveFailsOnce(t *testing.T) {
+	t.Parallel()
+	total := 0
+	for n := 1; n == 1 || n <= total+1; n++ {
+		r := newRig(t)
+		r.stop()
+		r.config.Checkpoint = time.Millisecond // several pieces are under way together
+		r.start()
+		var count atomic.Int64
+		r.shelf.fail = func(op string) error {
+			if count.Add(1) == int64(n) {
+				return fmt.Errorf("%s: %w", op, errAway)
+			}
+			return nil
+		}
+		m := r.manifest(r.reserve(), 7, 2)
+		r.begin(&m)
+		s := r.await(m.Cut, state(api.JobDone))
+		r.holds(s, &m)
+		r.awaitRemoved(&m)
+		if entered, _ := filepath.Glob(filepath.Join(r.shelf.dir, "*")); len(entered) != 1 {
+			t.Errorf("operation %d: %v", n, entered)
+		}
+		if total == 0 {
+			total = int(count.Load())
+		}
+		r.stop()
+	}
+}
+
+// An archive that does not come back fails the job, after Patience; the snapshots do not wait for it.
+func TestPatienceEnds(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Patience = 20 * time.Millisecond
+	r.start()
+	r.shelf.fail = func(string) error { return errAway }
+	m := r.manifest(r.reserve(), 7)
+	r.begin(&m)
+	if s := r.await(m.Cut, state(api.JobFailed)); !strings.Contains(s.Error, errAway.Error()) {
+		t.Error(s.Error)
+	}
+	r.awaitRemoved(&m)
+}
+
+func TestWaitsIsTold(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var away atomic.Bool
+	away.Store(true)
+	r.shelf.fail = func(string) error {
+		if away.Load() {
+			return errAway
+		}
+		return nil
+	}
+	m := r.manifest(r.reserve(), 3)
+	r.begin(&m)
+	r.await(m.Cut, func(s api.JobStatus) bool { return strings.Contains(s.Waits, "archive: away") })
+	away.Store(false)
+	if s := r.await(m.Cut, state(api.JobDone)); s.Waits != "" {
+		t.Error(s.Waits)
+	}
+}
+
+// A process that ends between the archive's Finish and its own record enters no second backup.
+func TestEnteredOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 3)
+	var finishes atomic.Int64
+	r.shelf.fail = func(op string) error {
+		switch op {
+		case "finish":
+			finishes.Add(1)
+		case "finished":
+			return errAway // the answer is lost
+		}
+		return nil
+	}
+	r.begin(&m)
+	r.holds(r.await(m.Cut, state(api.JobDone)), &m)
+	if finishes.Load() != 1 {
+		t.Error(finishes.Load())
+	}
+}
+
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 20)
+	r.disks[m.Disks[0].UUID].onRead = nil
+	begin := time.Now()
+	// 17 pieces are read but for those that are known to be holes; the first is free, as a burst.
+	if _, err := r.node.Start(t.Context(), api.StartRequest{Job: m.Cut, Manifest: m, Rate: 40 * piece}); err != nil {
+		t.Fatal(err)
+	}
+	r.await(m.Cut, state(api.JobDone))
+	if took := time.Since(begin); took < 17*time.Second/40 {
+		t.Errorf("19 pieces in %s at 40 a second", took)
+	}
+}
