@@ -98,7 +98,7 @@ install: build install-files
 D := $(DESTDIR)$(PREFIX)
 install-files:
 	install -D -m 0755 bin/virt-cow $(D)/bin/virt-cow
-	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice systemd/*.target
+	install -D -m 0644 -t $(D)/lib/systemd/system systemd/*.service systemd/*.slice systemd/*.target systemd/*.timer
 	install -D -m 0644 systemd/machine-scope.conf $(D)/lib/systemd/system/machine-.scope.d/50-virt-cow.conf
 	install -D -m 0644 systemd/virt-cow.preset $(D)/lib/systemd/system-preset/80-virt-cow.preset
 	install -D -m 0644 systemd/virt-cow.tmpfiles $(D)/lib/tmpfiles.d/virt-cow.conf

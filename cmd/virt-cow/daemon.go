@@ -16,6 +16,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/peer"
 	"github.com/virt-cow/virt-cow/internal/plugin"
 )
 
@@ -64,6 +65,10 @@ func (c *DaemonCmd) Run(env *Env) error {
 	if err != nil {
 		return exitError{fmt.Errorf("[migration]: %w", err), exitUsage}
 	}
+	backups, err := backupConfig(conf)
+	if err != nil {
+		return exitError{fmt.Errorf("[backup]: %w", err), exitUsage}
+	}
 	plugins := plugin.New(plugin.Config{
 		Dir: conf.Plugins.Dir, Timeout: time.Duration(conf.Plugins.Timeout), Version: version, Log: env.Log,
 	})
@@ -78,8 +83,24 @@ func (c *DaemonCmd) Run(env *Env) error {
 		Dial:     func(ctx context.Context) (libvirtx.Conn, error) { return dialLibvirt(ctx, conf.Libvirt.Socket) },
 		Launcher: launcher, Plugins: plugins, Inventory: inventoryConfig(conf, c.Program, env),
 		Peers: others, FenceCommand: conf.Fence.Command, FenceTimeout: time.Duration(conf.Fence.Timeout), Reservations: conf.Engine.Reservations == "on", PeerTimeout: time.Duration(conf.Migration.Timeout),
-		Ready: func() { _, _ = sddaemon.SdNotify(false, sddaemon.SdNotifyReady) }, // false without systemd
+		Backup: backups,
+		Ready:  func() { _, _ = sddaemon.SdNotify(false, sddaemon.SdNotifyReady) }, // false without systemd
 	}, env.Log)
+}
+
+func backupConfig(c config.Config) (daemon.BackupConfig, error) {
+	b := daemon.BackupConfig{
+		Folder: c.Backup.Folder, Pool: c.Backup.Pool, Provider: c.Backup.Provider, Hold: time.Duration(c.Backup.Hold),
+		FreezeTimeout: time.Duration(c.Backup.FreezeTimeout), FrozenFor: time.Duration(c.Backup.FrozenFor),
+	}
+	var err error
+	if c.Backup.Node != "" {
+		_, b.Node, err = peer.ParseAddress(c.Backup.Node, peer.DefaultNodePort)
+	}
+	if err == nil {
+		b.Hosts, err = peer.ParseHosts(c.Migration.Hosts)
+	}
+	return b, err
 }
 
 func inventoryConfig(c config.Config, program string, env *Env) inventory.Config {

@@ -40,6 +40,17 @@ func newPeers(c config.Config, log zerolog.Logger) (daemon.Peers, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Backup.Node != "" { // the daemon answers it about snapshots only
+		name, _, err := peer.ParseAddress(c.Backup.Node, peer.DefaultNodePort)
+		if err != nil {
+			return nil, err
+		}
+		node, err := peer.ParseHost(name)
+		if err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, node)
+	}
 	log = log.With().Str("part", "other hosts").Logger()
 	id := peer.NewIdentity(peer.Files{CA: m.CA, Cert: m.Cert, Key: m.Key}, log)
 	return &peers{

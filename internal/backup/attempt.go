@@ -247,7 +247,7 @@ func (c *copying) checkpoint(ctx context.Context) error {
 		return fmt.Errorf("archive: %w", err)
 	}
 	c.count()
-	c.at.Read, c.at.Zero = c.job.read.Load(), c.job.zero.Load()
+	c.at.Seen, c.at.Read, c.at.Zero = c.job.seen.Load(), c.job.read.Load(), c.job.zero.Load()
 	c.at.Stats = Stats{Reused: c.job.reused.Load(), Written: c.job.written.Load()}
 	if err := c.node.journal.saveCheckpoint(c.job.id, &c.at, b); err != nil {
 		return err

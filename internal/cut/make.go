@@ -255,7 +255,23 @@ func (m *making) suspended(ctx context.Context) (*Result, error) {
 	if err := m.each(ctx, keepTimeout, m.keep); err != nil {
 		return nil, err
 	}
-	return &Result{At: at, Held: time.Since(began), Snapshots: m.made}, nil
+	return &Result{At: at, Held: m.held(time.Since(began), time.Since(at)), Snapshots: m.made}, nil
+}
+
+// held is how long the guest's I/O was held at most, from the first suspension to the last resumption: not longer than the whole
+// took, and of each volume before the moment at which all were suspended not longer than its engine says.
+func (m *making) held(whole, after time.Duration) time.Duration {
+	var most time.Duration
+	for _, s := range m.made {
+		most = max(most, time.Duration(Entry(s.Status, s.Snapshot).HeldMicros)*time.Microsecond)
+	}
+	switch {
+	case most == 0: // it does not say
+		return whole
+	case len(m.made) == 1:
+		return min(whole, most)
+	}
+	return min(whole, most+after)
 }
 
 // letGo has all volumes go on, without waiting for the undoing.

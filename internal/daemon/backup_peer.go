@@ -24,7 +24,7 @@ func ofNode[Out any](d *Daemon, f func(context.Context, api.PeerSnapshot) (Out, 
 	return func(ctx context.Context, r api.PeerSnapshot) (none Out, err error) {
 		if !d.isNode(ctx) {
 			return none, fmt.Errorf("%w: its certificate is of %s, and the image node here is %q: see [backup] in the configuration",
-				errNotYours, peer.From(ctx), d.config.Node)
+				errNotYours, peer.From(ctx), d.config.Backup.Node)
 		}
 		for _, id := range []string{r.Volume, r.Snapshot, r.Cut} {
 			if u, err := uuid.Parse(id); err != nil || u.String() != id {
@@ -37,10 +37,10 @@ func ofNode[Out any](d *Daemon, f func(context.Context, api.PeerSnapshot) (Out, 
 
 // isNode says whether the configured image node asks.
 func (d *Daemon) isNode(ctx context.Context) bool {
-	if d.config.Node == "" {
+	if d.config.Backup.Node == "" {
 		return false
 	}
-	host, _, err := peer.ParseAddress(d.config.Node, peer.DefaultNodePort)
+	host, _, err := peer.ParseAddress(d.config.Backup.Node, peer.DefaultNodePort)
 	return err == nil && peer.From(ctx).Match(host)
 }
 
@@ -56,7 +56,7 @@ func (d *Daemon) hostsOnly(next http.Handler) http.Handler {
 }
 
 func (d *Daemon) isHost(ctx context.Context) bool {
-	for _, h := range d.config.Hosts {
+	for _, h := range d.config.Backup.Hosts {
 		if h.Has(peer.From(ctx)) {
 			return true
 		}
@@ -109,9 +109,6 @@ func (d *Daemon) cursor(ctx context.Context, r api.PeerSnapshot) (*struct{}, err
 
 // removeSnapshot takes a snapshot away whose job has ended.
 func (d *Daemon) removeSnapshot(ctx context.Context, r api.PeerSnapshot) (*struct{}, error) {
-	if d.cutter == nil {
-		return nil, errNoBackups
-	}
 	if err := d.cutter.Remove(ctx, r.Volume, r.Snapshot); err != nil {
 		return nil, err
 	}

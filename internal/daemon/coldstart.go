@@ -44,12 +44,15 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 			w.Volume, owner.HostName, since, owner.HostName)
 	}
 	r := api.PeerReleaseRequest{Volume: w.Volume, UUID: h.UUID, Why: "it is to be served on " + d.config.Peers.Self().HostName}
-	err = d.askRelease(ctx, owner, r)
+	proven := func() bool { return d.proven(v, owner, h.Epoch) } // by the operator, meanwhile
+	err = d.askRelease(ctx, owner, r, proven)
 	switch {
 	case err == nil:
 		return nil
 	case !errors.Is(err, peer.ErrUnreachable):
 		return fmt.Errorf("volume %s is open on %s since %s: %w", w.Volume, owner.HostName, since, err)
+	case proven():
+		return nil
 	}
 	if ferr := d.fence(ctx, owner); ferr == nil {
 		if err := d.prove(v.name, h.UUID, owner, h.Epoch, byFence); err != nil {
@@ -72,14 +75,14 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 }
 
 // askRelease asks an owner to close a volume. One that would be fenced is asked again for a while: its daemon may only be on its way
-// up again, and its guests run.
-func (d *Daemon) askRelease(ctx context.Context, owner *api.Owner, r api.PeerReleaseRequest) error {
+// up again, and its guests run. It is not asked again once enough is known.
+func (d *Daemon) askRelease(ctx context.Context, owner *api.Owner, r api.PeerReleaseRequest, enough func() bool) error {
 	var wait time.Duration
 	for began := time.Now(); ; {
 		asking, cancel := context.WithTimeout(ctx, releaseTimeout)
 		err := d.config.Peers.Call(asking, owner.Address, api.PathPeerRelease, r, nil)
 		cancel()
-		if !errors.Is(err, peer.ErrUnreachable) || d.config.FenceCommand == "" || time.Since(began) > fenceAfter {
+		if !errors.Is(err, peer.ErrUnreachable) || d.config.FenceCommand == "" || time.Since(began) > fenceAfter || enough() {
 			return err
 		}
 		wait = grantBackoff.Next(wait)

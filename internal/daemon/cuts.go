@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cut"
@@ -156,14 +157,16 @@ func (c cutEngines) Listed(ctx context.Context, id, snapshot string) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	return h.Lists(snapshot), nil
+	return slices.ContainsFunc(h.Stack, func(e api.SnapshotStatus) bool { return e.UUID == snapshot }), nil
 }
 
 // cutGuests is libvirt, for cuts.
 type cutGuests struct{ d *Daemon }
 
 // Running implements cut.Guests.
-func (c cutGuests) Running(ctx context.Context, x libvirtx.Domain) (bool, error) { return c.d.runs(ctx, x) }
+func (c cutGuests) Running(ctx context.Context, x libvirtx.Domain) (bool, error) {
+	return c.d.runs(ctx, x)
+}
 
 // Freeze implements cut.Guests. The agent is asked how it is first: one that does not answer that is not asked to freeze,
 // which it might do much later.

@@ -40,6 +40,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
@@ -67,6 +69,8 @@ type Config struct {
 	FenceCommand string        // that makes sure that a host is dead, "" for none
 	FenceTimeout time.Duration // of it
 	Reservations bool          // stores' LUNs are kept from other hosts by SCSI persistent reservations
+
+	Backup BackupConfig
 }
 
 // Daemon is the control daemon of one host.
@@ -81,6 +85,11 @@ type Daemon struct {
 	inventory *inventory.Inventory
 	fencing   sync.Mutex // held while a host is fenced
 
+	cutter       *cut.Cutter
+	stores       snapshotStores
+	snapshotsDue chan struct{} // has snapshots looked at soon
+	notingBackup sync.Mutex    // held while a backup's record is written; before mu
+
 	mu           sync.Mutex
 	conn         libvirtx.Conn // nil while there is none
 	connError    error
@@ -88,6 +97,10 @@ type Daemon struct {
 	volumes      map[string]*volume // by name
 	domains      map[uuid.UUID]*domain
 	orphansAsked bool // engines that no domain claims are looked for once a connection
+
+	backups   map[uuid.UUID]*api.BackupStatus // the last of each domain
+	beginning map[uuid.UUID]bool              // domains whose backup is being begun
+	notes     []api.SnapshotNote              // of the last look at the snapshots
 }
 
 // Waits between attempts at what failed.
@@ -128,9 +141,15 @@ func Run(ctx context.Context, c Config, log zerolog.Logger) error {
 	defer cancel()
 	// Not waited for: one dead disk would keep all guests of the host from starting.
 	d.tasks.Go(func() { d.inventory.Recover(ctx) })
+	if err := d.openCuts(); err != nil {
+		return err
+	}
 	if err := d.adopt(); err != nil {
 		return err
 	}
+	d.tasks.Go(func() { d.cutter.Run(ctx) })
+	d.tasks.Go(func() { d.watchSnapshots(ctx) })
+	d.goOnWithBackups(ctx)
 	l, err := d.listen()
 	if err != nil {
 		return err

@@ -38,7 +38,7 @@ func newTestDaemonWith(t *testing.T, change func(*Config)) *Daemon {
 		log: zerolog.New(t.Output()), root: ctx, volumes: map[string]*volume{}, domains: map[uuid.UUID]*domain{},
 	}
 	change(&d.config)
-	if err := d.openInventory(); err != nil {
+	if err := errors.Join(d.openInventory(), d.openCuts()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -140,7 +140,7 @@ func TestAdoptWithDamagedSpecs(t *testing.T) {
 		}
 	}
 	write("torn", `{"version":1,"wa`)
-	write("newer", `{"version":4,"volume":"newer"}`)
+	write("newer", `{"version":5,"volume":"newer"}`)
 	write("evil", `{"version":1,"want":{"volume":"../evil","store":"/s"}}`)
 	write("renamed", `{"version":2,"volume":"other","store":"/s/other"}`)
 	write("first", `{"version":1,"want":{"volume":"first","store":"/s/first","target":"vdb","hydrate":"no","rate":7}}`)

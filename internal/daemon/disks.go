@@ -106,8 +106,14 @@ func (d *Daemon) arrived(v *volume) {
 		return
 	}
 	news := !v.arrived
-	v.arrived = true
+	frozen, m := v.frozen, v.domain
+	v.arrived, v.frozen = true, false
 	d.mu.Unlock()
+	if frozen && m != nil {
+		if err := d.cutter.Thaw(m.ident()); err != nil {
+			d.log.Error().Err(err).Str("domain", m.name()).Msg("the guest may have come frozen: see virsh domfsthaw")
+		}
+	}
 	d.setState(v, api.VolumeAttached, nil)
 	if news {
 		d.noteIfServed(v)

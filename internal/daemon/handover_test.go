@@ -531,3 +531,37 @@ func TestNotFencedByItself(t *testing.T) {
 		}
 	}
 }
+
+// TestNotFencedOnceProven: the operator gives his word while the host is asked still. The command is not run then: the host may be on
+// its way up again.
+func TestNotFencedOnceProven(t *testing.T) {
+	t.Setenv("VIRT_COW_HOST_UUID", hostB)
+	d := newRealDaemon(t)
+	dir := t.TempDir()
+	fenced := filepath.Join(dir, "fenced")
+	d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
+	if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: >"+fenced+"\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	err := otherHost(t, d.create(t, "v").Store).Update(func(h *cowfmt.Header) {
+		h.Owner = &cowfmt.Owner{
+			Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), HostName: "ha", Address: "ha", Since: 1,
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerRelease: func(any) (any, error) {
+		if _, err := d.Fenced(context.Background(), api.FencedRequest{Host: "ha"}); err != nil {
+			t.Error(err)
+		}
+		return nil, peer.ErrUnreachable
+	}}}
+	d.config.PeerTimeout = patience
+	if _, err := d.Start(t.Context(), "v"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(fenced); err == nil {
+		t.Error("a host that is proven dead was fenced")
+	}
+}

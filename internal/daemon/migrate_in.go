@@ -152,6 +152,7 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 		return nil
 	}
 	d.mu.Lock()
+	v.frozen = answer.Frozen
 	v.want.Target, v.want.Bus, v.want.Rate, v.plugged = answer.Use.Target, answer.Use.Bus, answer.Rate, answer.Use.Plugged
 	v.want.Hydrate = hydrateWord(answer.Hydrate)
 	d.mu.Unlock()

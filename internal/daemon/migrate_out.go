@@ -31,7 +31,15 @@ type Peers interface {
 
 // peerHandler is what other hosts' daemons are answered.
 func (d *Daemon) peerHandler() http.Handler {
-	mux := http.NewServeMux()
+	hosts, mux := http.NewServeMux(), http.NewServeMux()
+	mux.Handle("/", d.hostsOnly(hosts))
+	d.nodePaths(mux)
+	d.hostPaths(hosts)
+	return mux
+}
+
+// hostPaths is what hosts are answered.
+func (d *Daemon) hostPaths(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+api.PathPeerGrant, call(d.peerGrant))
 	mux.HandleFunc("POST "+api.PathPeerSeal, call(d.peerSeal))
 	mux.HandleFunc("POST "+api.PathPeerClosed, call(d.peerClosed))
@@ -40,7 +48,6 @@ func (d *Daemon) peerHandler() http.Handler {
 	mux.HandleFunc("POST "+api.PathPeerHello, call(func(context.Context, struct{}) (api.PeerHello, error) {
 		return d.config.Peers.Self(), nil
 	}))
-	return mux
 }
 
 // errNotYours says that a host asked for what is another one's.
@@ -122,6 +129,9 @@ func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.Pe
 	if err := e.wait(ctx); err != nil {
 		return nil, err
 	}
+	if err := d.afterCut(ctx, r.Domain); err != nil {
+		return nil, err
+	}
 	s, err := d.engineStatus(ctx, v)
 	switch {
 	case err != nil:
@@ -147,12 +157,26 @@ func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.Pe
 	d.log.Info().Str("migration", r.Migration).Str("volume", v.name).Str("to", r.Grant.HostName).Str("grant", r.Grant.ID).
 		Msg("granted to another host, the exception cache is off")
 	d.follow(v)
+	frozen := d.cutter.MaybeFrozen(r.Domain)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return &api.PeerGrantAnswer{
 		Use:     api.Use{Target: v.want.Target, Bus: v.want.Bus, Plugged: v.plugged},
-		Hydrate: v.want.Hydrate != "no", Rate: v.want.Rate, Epoch: s.Epoch,
+		Hydrate: v.want.Hydrate != "no", Rate: v.want.Rate, Epoch: s.Epoch, Frozen: frozen,
 	}, nil
+}
+
+// cutPatience is how long a migration waits for a cut: longer than one holds a guest.
+const cutPatience = 20 * time.Second
+
+// afterCut returns once no cut of a domain is at work.
+func (d *Daemon) afterCut(ctx context.Context, domain string) error {
+	ctx, cancel := context.WithTimeout(ctx, cutPatience)
+	defer cancel()
+	if err := d.cutter.Await(ctx, domain); err != nil {
+		return fmt.Errorf("%w: migrate again in a moment", err)
+	}
+	return nil
 }
 
 // isOff says whether a volume is open here for something else than the domain that is about to migrate, which is off: only its
@@ -250,11 +274,13 @@ func (d *Daemon) peerRelease(ctx context.Context, r api.PeerReleaseRequest) (*st
 		return &struct{}{}, d.closeLeft(ctx, r)
 	}
 	d.mu.Lock()
-	m, held, announced, served := v.domain, v.held, v.announced(), v.engine != nil
+	m, held, announced, served, cutting := v.domain, v.held, v.announced(), v.engine != nil, v.cutting > 0
 	d.mu.Unlock()
 	switch {
 	case held != "":
 		return nil, fmt.Errorf("volume %s is served on %s on request: `virt-cow volume stop %s` there first", v.name, d.config.Peers.Self().HostName, v.name)
+	case cutting:
+		return nil, fmt.Errorf("volume %s: a snapshot of it is being made or removed on %s: try again", v.name, d.config.Peers.Self().HostName)
 	case announced:
 		return nil, &runsError{volume: v.name, domain: nameOf(m), host: d.config.Peers.Self().HostName}
 	}

@@ -31,8 +31,8 @@ func (d *Daemon) specOf(v *volume) *api.EngineSpec {
 		Version: api.SpecVersion, Volume: v.name, UUID: v.uuid, Store: w.Store,
 		Socket: d.socketPath(v.name), Control: d.controlPath(v.name), Group: d.config.Group,
 		Client: d.peerOf(v.domain), Address: d.address(), Incoming: v.incoming.spec(), Dead: v.dead, Epoch: v.epochOfGuest(), Reservations: d.config.Reservations,
-		Hydrate: w.Hydrate != "no", Rate: w.Rate, Devices: devices,
-		Use: &api.Use{Target: w.Target, Bus: w.Bus, Plugged: v.plugged, Held: v.held, Arrived: v.arrived, Hydrated: v.hydrated},
+		Hydrate: w.Hydrate != "no", Rate: w.Rate, Devices: devices, Snapshots: v.snapshots,
+		Use: &api.Use{Target: w.Target, Bus: w.Bus, Plugged: v.plugged, Held: v.held, Arrived: v.arrived, Hydrated: v.hydrated, Thaw: v.frozen},
 	}
 }
 
@@ -138,9 +138,9 @@ func (d *Daemon) adoptOne(path string) error {
 	}
 	if u := spec.Use; u != nil {
 		v.want.Target, v.want.Bus = u.Target, u.Bus
-		v.plugged, v.held, v.arrived, v.hydrated = u.Plugged, u.Held, u.Arrived, u.Hydrated
+		v.plugged, v.held, v.arrived, v.hydrated, v.frozen = u.Plugged, u.Held, u.Arrived, u.Hydrated, u.Thaw
 	}
-	v.epoch = spec.Epoch
+	v.epoch, v.snapshots = spec.Epoch, spec.Snapshots
 	if in := spec.Incoming; in != nil {
 		v.incoming = &incoming{grant: in.Grant, migration: in.Grant, since: time.Now()}
 		v.prepared = time.Now().Add(incomingFor)

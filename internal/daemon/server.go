@@ -10,12 +10,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 	"github.com/virt-cow/virt-cow/internal/metrics"
@@ -101,6 +103,10 @@ func (d *Daemon) handler() http.Handler {
 		answer(w, list, err)
 	})
 	mux.HandleFunc("POST "+api.PathHostFenced, call(d.Fenced))
+	mux.HandleFunc("POST "+api.PathBackup, call(d.Backup))
+	mux.HandleFunc("POST "+api.PathBackupJobs, call(d.BackupJobs))
+	mux.HandleFunc("POST "+api.PathBackupJob, call(d.BackupJob))
+	mux.HandleFunc("POST "+api.PathBackupCancel, call(d.CancelBackup))
 	mux.HandleFunc("POST "+api.PathVolumeRestart, callNamed(bare(d.Restart)))
 	return mux
 }
@@ -116,7 +122,7 @@ func call[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFun
 			return
 		}
 		level := zerolog.InfoLevel
-		if r.URL.Path == api.PathPeerOpen { // every few seconds, as long as a grant is open
+		if slices.Contains(often, r.URL.Path) {
 			level = zerolog.DebugLevel
 		}
 		zerolog.Ctx(r.Context()).WithLevel(level).Msg("asked for")
@@ -124,6 +130,9 @@ func call[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFun
 		answer(w, out, err)
 	}
 }
+
+// often is what is asked every few seconds: as long as a grant is open, or a backup at work.
+var often = []string{api.PathPeerOpen, api.PathPeerCursor, api.PathBackupJob}
 
 // callNamed is call for a path with a volume's name in it.
 func callNamed[In, Out any](f func(context.Context, string, In) (Out, error)) http.HandlerFunc {
@@ -141,12 +150,28 @@ func answer(w http.ResponseWriter, out any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		w.WriteHeader(httpStatus(err))
-		out = api.Error{Message: err.Error()}
+		out = api.Error{Message: err.Error(), Code: code(err)}
 	}
 	_ = json.NewEncoder(w).Encode(out) // a client that is gone needs no answer
 }
 
+// code is what a program may go by in an error.
+func code(err error) string {
+	var busy *busyError
+	var remote *api.RemoteError
+	switch {
+	case errors.As(err, &busy), errors.Is(err, cut.ErrBusy):
+		return api.ErrorBusy
+	case errors.As(err, &remote):
+		return remote.Reason
+	}
+	return ""
+}
+
 func httpStatus(err error) int {
+	var busy *busyError
+	var conflict conflictError
+	var remote *api.RemoteError
 	var b badRequest
 	var n noVolumeError
 	var inUse *inUseError
@@ -158,6 +183,10 @@ func httpStatus(err error) int {
 		return http.StatusBadRequest
 	case errors.As(err, &n), errors.Is(err, libvirtx.ErrNoDomain), errors.Is(err, inventory.ErrNotFound):
 		return http.StatusNotFound
+	case errors.As(err, &remote) && remote.Code/100 == 4 && !remote.Older: // the image node's own word
+		return remote.Code
+	case errors.As(err, &busy), errors.As(err, &conflict), errors.Is(err, cut.ErrBusy), errors.Is(err, cut.ErrElsewhere):
+		return http.StatusConflict
 	case errors.As(err, &runs), errors.As(err, &inUse), errors.As(err, &taken), errors.Is(err, inventory.ErrExists),
 		errors.Is(err, inventory.ErrInUse), errors.Is(err, inventory.ErrNotReady):
 		return http.StatusConflict

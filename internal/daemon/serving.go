@@ -58,6 +58,7 @@ func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 		if err := d.comeBy(ctx, v, w); err != nil {
 			return err
 		}
+		d.findSnapshots(ctx, v, w)
 		e = d.beginEngine(v)
 	}
 	if err := e.wait(ctx); err != nil {

@@ -26,8 +26,10 @@ func (d *Daemon) Status(ctx context.Context) *api.DaemonStatus {
 		s.Libvirt.Error = d.connError.Error()
 	}
 	s.Domains = d.problems()
+	s.Snapshots = d.notes
 	d.mu.Unlock()
 	s.Volumes = d.volumeStatuses(ctx)
+	s.Backups = d.backupStatuses()
 	return s
 }
 

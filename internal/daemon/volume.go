@@ -37,7 +37,11 @@ type volume struct {
 	dead     *api.DeadOwner // proof for its next engine
 	fencedAt time.Time      // when its owner's host was to be fenced last
 	jobAsked time.Time      // when libvirt was asked last whether its guest is being migrated
+	cutting  int            // that its engine is held for, by cuts and by who removes snapshots
+	frozen   bool           // its guest may come frozen from another host
 	look     chan struct{}  // wakes whoever follows its hand-over, nil if nobody does
+
+	snapshots map[string]string // paths of its snapshots' stores here, by UUID; never changed, but replaced
 }
 
 // preparedFor is how long a volume stays served for a domain whose start the hook announced, if nothing more is
@@ -48,7 +52,7 @@ const preparedFor = 5 * time.Minute
 func (v *volume) announced() bool { return time.Now().Before(v.prepared) }
 
 // needed says whether a volume must stay served whatever its domain does; the caller holds Daemon.mu.
-func (v *volume) needed() bool { return v.held != "" || v.announced() }
+func (v *volume) needed() bool { return v.held != "" || v.announced() || v.cutting > 0 }
 
 func (d *Daemon) socketPath(volume string) string {
 	return filepath.Join(d.config.RunDir, volume+".sock")

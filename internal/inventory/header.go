@@ -16,6 +16,8 @@ type Header struct {
 	Owner  *api.Owner // nil: nobody
 	Grants []api.Grant
 	Stack  []api.SnapshotStatus // oldest first; what is saved it does not say
+
+	OriginWWID string // of the raw disk of a state store
 }
 
 // headerTimeout bounds the reading of one header: a guest's start, or its migration, waits for it.
@@ -38,11 +40,14 @@ func (inv *Inventory) Header(ctx context.Context, path string) (*Header, error) 
 			Since time.Time `json:"since"`
 		} `json:"grantedTo"`
 		Snapshots []api.SnapshotStatus `json:"snapshots"`
+
+		OriginWWID string `json:"originWWID"`
 	}
 	if err := inv.program.run(ctx, &info, nil, "store", "info", "--", path); err != nil {
 		return nil, fmt.Errorf("store %s: %w", path, err)
 	}
 	h := &Header{Name: info.Name, UUID: info.UUID, Epoch: info.Epoch, Stack: info.Snapshots}
+	h.OriginWWID = info.OriginWWID
 	if o := info.Owner; o != nil {
 		h.Owner = &o.Owner
 		h.Owner.Since = o.Since.Unix()

@@ -2,6 +2,7 @@ package launch
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,14 +20,15 @@ type deviceAllow struct {
 	Rights string
 }
 
-// devicesAllowed lists the block devices the engine of spec may open: those the spec names, and the store if it is one.
+// devicesAllowed lists the block devices the engine of spec may open: those the spec names, and store and
+// snapshot stores as far as they are some.
 //
 // A name below /dev is passed on as it is: systemd follows it at each start of the unit, and a stable name then still
 // leads to the right device after that came back as another node. One that leads nowhere yet is passed on too: the engine
 // says best what it can't open.
 func devicesAllowed(spec *api.EngineSpec) []deviceAllow {
 	list := []deviceAllow{}
-	for _, path := range append(slices.Clone(spec.Devices), spec.Store) {
+	for _, path := range slices.Concat(spec.Devices, []string{spec.Store}, slices.Sorted(maps.Values(spec.Snapshots))) {
 		path = filepath.Clean(path)
 		below := strings.HasPrefix(path, "/dev/")
 		st, err := os.Stat(path)

@@ -35,6 +35,9 @@ type Launcher interface {
 	// may not serve yet. After an error nothing is left running, unless ctx ended: then an engine may still come up.
 	Start(ctx context.Context, spec *api.EngineSpec, specPath string) (*Process, error)
 
+	// Allow lets a running engine open the block devices of its spec, which has more of them now.
+	Allow(ctx context.Context, spec *api.EngineSpec) error
+
 	// Gone clears away what the engine of this volume leaves behind, after it was stopped. It is never needed for the
 	// next Start to succeed.
 	Gone(ctx context.Context, volume string) error

@@ -60,6 +60,20 @@ func (unit) Start(ctx context.Context, spec *api.EngineSpec, specPath string) (*
 	return mainProcess(ctx, c, name)
 }
 
+// Allow adds to what the unit may open: what a property with a list is set to is added to it.
+func (unit) Allow(ctx context.Context, spec *api.EngineSpec) error {
+	c, err := dbus.NewWithContext(ctx)
+	if err != nil {
+		return fmt.Errorf("systemd: %w", err)
+	}
+	defer c.Close()
+	name := UnitName(spec.Volume)
+	if err := c.SetUnitPropertiesContext(ctx, name, true, property("DeviceAllow", devicesAllowed(spec))); err != nil {
+		return fmt.Errorf("%s: add to its devices: %w", name, err)
+	}
+	return nil
+}
+
 func property(name string, value any) dbus.Property {
 	return dbus.Property{Name: name, Value: godbus.MakeVariant(value)}
 }

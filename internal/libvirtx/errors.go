@@ -93,13 +93,14 @@ func Known(err error, code int, text string) error {
 
 // agentError is the sentinel for what goes wrong between libvirt, a guest's agent and its hooks, nil for none.
 func agentError(code int, text string) error {
+	unanswered := code == codeAgentUnresponsive || code == codeAgentUnsynced || code == codeAgentCommandTimeout
 	switch {
 	case code == codeInvalid && strings.Contains(text, "domain is not running"):
 		return ErrNotRunning
 	case code == codeUnsupported && strings.Contains(text, "guest agent is not configured"),
-		code == codeAgentUnresponsive && containsAny(text, "not connected", "not available due to an error", "disappeared"):
+		unanswered && containsAny(text, "not connected", "not available due to an error", "disappeared"):
 		return ErrNoAgent
-	case code == codeAgentUnresponsive, code == codeAgentUnsynced, code == codeAgentCommandTimeout:
+	case unanswered:
 		return ErrAgentHangs
 	case strings.Contains(text, "the agent is in frozen state"):
 		return ErrFrozen

@@ -130,6 +130,7 @@ func TestKnown(t *testing.T) {
 		{86, "Guest agent is not responding: Guest agent disappeared while executing command", ErrNoAgent},
 		{86, "Guest agent is not responding: Guest agent not available for now", ErrAgentHangs},
 		{86, "Guest agent is not responding: guest agent didn't respond to command within '5' seconds", ErrAgentHangs},
+		{112, "guest agent command timed out: Guest agent disappeared while executing command", ErrNoAgent}, // libvirt 11
 		{112, "", ErrAgentHangs}, {97, "", ErrAgentHangs},
 		{1, "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state", ErrFrozen},
 		{1, "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': fsfreeze hook has failed with status 3", ErrHook},

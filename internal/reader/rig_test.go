@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
@@ -232,4 +233,43 @@ func (r *rig) whole(v *reader.View) error {
 	}
 	_, err := v.Verify(background, from)
 	return err
+}
+
+// save marks chunks as saved, whatever they hold.
+func (r *rig) save(tb testing.TB, which func(chunk int64) bool) {
+	tb.Helper()
+	s, err := store.OpenSnapshot(r.snapshot)
+	check(tb, err)
+	data, err := s.Data()
+	check(tb, err)
+	fillUp(tb, data)
+	chunks := s.Header().Chunks()
+	for i := range s.Leaves() {
+		flags := make([]byte, store.LeafFlags)
+		for n := range min(store.LeafChunks, chunks-i*store.LeafChunks) {
+			if which(i*store.LeafChunks + n) {
+				flags[n/8] |= 1 << (n % 8)
+			}
+		}
+		check(tb, s.WriteLeaves([]store.Leaf{{Index: i, Flags: flags}}))
+	}
+}
+
+// fillUp writes all of a device.
+func fillUp(tb testing.TB, d blockdev.Device) {
+	tb.Helper()
+	p := pattern(1<<20, 3)
+	for off, size := int64(0), d.Info().Size; off < size; off += int64(len(p)) {
+		_, err := d.WriteAt(p[:min(int64(len(p)), size-off)], off)
+		check(tb, err)
+	}
+	check(tb, d.Flush())
+}
+
+// cpu is what this process has used, in seconds.
+func cpu(tb testing.TB) float64 {
+	tb.Helper()
+	var u unix.Rusage
+	check(tb, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 }
