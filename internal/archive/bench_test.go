@@ -167,12 +167,14 @@ func TestMemory(t *testing.T) {
 		before := rss(t)
 		data := pieces("a", piece, piece)
 		for p := range d.Pieces() {
-			piece := []byte(nil)
+			err := error(nil)
 			if p%8192 == 0 {
-				piece = data
-				piece[0], piece[1] = byte(p>>13), 1
+				data[0], data[1] = byte(p>>13), 1
+				err = d.Write(t.Context(), p, data)
+			} else {
+				err = d.Zero(t.Context(), p)
 			}
-			if err := d.Write(t.Context(), p, piece); err != nil {
+			if err != nil {
 				t.Fatal(err)
 			}
 			if (p+1)%(d.Pieces()/4) == 0 {
