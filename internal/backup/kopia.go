@@ -57,8 +57,7 @@ func (k *kopia) Forget(ctx context.Context, job string) error {
 // kopiaWriter is a backup that is being written. ctx is of the attempt.
 type kopiaWriter struct {
 	*archive.Writer
-	ctx      context.Context
-	finished bool // and so closed
+	ctx context.Context
 }
 
 // Disk implements Writer.
@@ -84,7 +83,6 @@ func (w *kopiaWriter) Checkpoint(ctx context.Context) ([]byte, error) {
 // Finish implements Writer.
 func (w *kopiaWriter) Finish(ctx context.Context, manifest []byte) (string, error) {
 	id, err := w.Writer.Finish(ctx, manifest)
-	w.finished = err == nil
 	return id, judgeArchive(err)
 }
 
@@ -95,12 +93,7 @@ func (w *kopiaWriter) Stats() Stats {
 }
 
 // Close implements Writer.
-func (w *kopiaWriter) Close() error {
-	if w.finished {
-		return nil
-	}
-	return w.Writer.Close(context.WithoutCancel(w.ctx))
-}
+func (w *kopiaWriter) Close() error { return w.Writer.Close(context.WithoutCancel(w.ctx)) }
 
 // kopiaDisk is a disk that is being written.
 type kopiaDisk struct{ *archive.DiskWriter }

@@ -41,8 +41,11 @@ func Restore(ctx context.Context, from, to blockdev.Device, empty bool, progress
 	r := &restore{from: from, to: to, empty: empty, progress: progress}
 	g, working := errgroup.WithContext(ctx)
 	g.SetLimit(restoreWorkers)
-	for off := first; off < size && working.Err() == nil; off += restorePiece {
-		g.Go(func() error { return r.piece(working, off, min(restorePiece, size-off)) })
+	for off := first; off < size && working.Err() == nil; {
+		length := min(restorePiece-off%restorePiece, size-off) // as the archive's pieces lie, for their holes
+		at := off
+		g.Go(func() error { return r.piece(working, at, length) })
+		off += length
 	}
 	if err := errors.Join(g.Wait(), ctx.Err()); err != nil {
 		return err
