@@ -10,6 +10,8 @@
 #   scripts/deps.sh agent     QEMU's guest agent only
 #   scripts/deps.sh promtool what checks Prometheus' rules, only
 #   scripts/deps.sh debian    the Debian only; about a minute and 600 MB the first time
+#   scripts/deps.sh databases a Debian with PostgreSQL and MariaDB, for `make soak`, and prints its folder; a minute or
+#                             two and 1 GB the first time. Not part of all of it.
 #   scripts/deps.sh trixie    a Debian 13 with its libvirt and QEMU, for `make e2e-trixie`, and prints its folder; a few
 #                             minutes and 1 GB the first time. Not part of all of it.
 #
@@ -184,6 +186,12 @@ make_bookworm() {
 	[ -e "$cache/debian-$suite-1" ] || make_debian "debian-$suite-1" "$suite" "$inside" "$profiles"
 }
 
+make_databases() {
+	tree="debian-databases-1"
+	[ -e "$cache/$tree" ] || make_debian "$tree" "$suite" "postgresql mariadb-server procps" ""
+	echo "$cache/$tree"
+}
+
 # Made anew if a program in it does not run: something was removed from it, or it was cut short.
 make_trixie() {
 	tree=hypervisor-trixie-1
@@ -213,6 +221,7 @@ iscsi) unpack_iscsi ;;
 agent) unpack_agent ;;
 promtool) unpack_promtool ;;
 debian) make_bookworm ;;
+databases) make_databases ;;
 trixie) make_trixie ;;
-*) die "usage: $0 [packages|kernel|iscsi|agent|promtool|debian|trixie]" ;;
+*) die "usage: $0 [packages|kernel|iscsi|agent|promtool|debian|databases|trixie]" ;;
 esac

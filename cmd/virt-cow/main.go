@@ -53,6 +53,12 @@ type cli struct {
 	Cache   CacheCmd   `cmd:"" group:"Volumes and guests:" help:"Switch the exception caches of volumes, so that other hosts can have them open too."`
 	Status  StatusCmd  `cmd:"" group:"Volumes and guests:" help:"Show volumes in use, and what is wrong with them."`
 
+	Backup  BackupCmd  `cmd:"" group:"Backups:" help:"Back guests up while they run, and see to their backups."`
+	Restore RestoreCmd `cmd:"" group:"Backups:" help:"Get disks out of backups."`
+	Archive ArchiveCmd `cmd:"" group:"Backups:" help:"Make and look after the archive that backups are kept in."`
+
+	ImageNode ImageNodeCmd `cmd:"" group:"Backups:" help:"Copy guests' disks into the archive, as the image node."`
+
 	Daemon        DaemonCmd `cmd:"" group:"This host:" help:"Attach volumes to guests as they start."`
 	Doctor        DoctorCmd `cmd:"" group:"This host:" lenient:"silent" help:"Find what is wrong with this host, and the commands that mend it."`
 	Host          HostCmd   `cmd:"" group:"This host:" help:"Show the hosts that own volumes, and say that one is dead."`

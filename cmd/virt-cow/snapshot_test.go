@@ -193,6 +193,13 @@ func TestSnapshotOnLUN(t *testing.T) {
 		b.run("store", "verify", lun).exits(0)
 		b.run("store", "delete", "--name", "a", lun).exits(0)
 	}
+	b.run("store", "create", "--snapshot-of", "a.vcow", lun).exits(0)
+	b.must("ln", "-s", lun, "snap")
+	b.stack("a.vcow", "snap", cowfmt.StackActive)
+	b.run("store", "create", "--snapshot-of", "a.vcow", "--force", lun).exits(exitLocked).says("active")
+	b.run("store", "verify", lun).exits(0)
+	b.stack("a.vcow", "snap", cowfmt.StackBroken)
+	b.run("store", "create", "--snapshot-of", "a.vcow", "--force", lun).exits(0)
 	b.truncate("small", 4*mib)
 	b.run("store", "create", "--snapshot-of", "a.vcow", b.loop("small")).exits(exitFailed).says("needs")
 }

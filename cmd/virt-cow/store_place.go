@@ -161,6 +161,11 @@ func (c *StoreCreateCmd) overwriteStore(env *Env, old *store.Store) error {
 		return err
 	}
 	if c.Force {
+		if h.Role == cowfmt.RoleSnapshot {
+			if err := unlisted(env.Context, h, ""); errors.Is(err, blockdev.ErrLocked) {
+				return fmt.Errorf("%s: %w", c.Store, err)
+			}
+		}
 		err := eraseStore(env, old, c.HostGone)
 		if errors.Is(err, store.ErrOwned) {
 			err = fmt.Errorf("%w; if that host is gone for good: --host-gone %s", err, h.Owner.Host)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,20 +45,8 @@ func (c *StoreScanCmd) Run(env *Env) error {
 	if len(c.Paths) == 0 {
 		return exitError{fmt.Errorf("say where to look: files, devices or folders"), exitUsage}
 	}
-	crew := newCrew(c.Timeout)
-	defer crew.end()
-	given := crew.look(env.Context, c.Paths)
-	var files []string
-	for _, a := range given {
-		files = append(files, a.Files...)
-	}
-	inFolders := crew.look(env.Context, files)
-	var answers []looked
-	for _, a := range given {
-		answers = append(append(answers, a), inFolders[:len(a.Files)]...)
-		inFolders = inFolders[len(a.Files):]
-	}
-	if err := env.Context.Err(); err != nil {
+	answers, err := lookAt(env.Context, c.Paths, c.Timeout)
+	if err != nil {
 		return err
 	}
 	stores, others := gather(answers)
@@ -71,6 +60,24 @@ func (c *StoreScanCmd) Run(env *Env) error {
 	}
 	printScan(env, stores, others)
 	return nil
+}
+
+// lookAt looks at paths, and at the files of those that are folders.
+func lookAt(ctx context.Context, paths []string, timeout time.Duration) ([]looked, error) {
+	crew := newCrew(timeout)
+	defer crew.end()
+	given := crew.look(ctx, paths)
+	var files []string
+	for _, a := range given {
+		files = append(files, a.Files...)
+	}
+	inFolders := crew.look(ctx, files)
+	var answers []looked
+	for _, a := range given {
+		answers = append(append(answers, a), inFolders[:len(a.Files)]...)
+		inFolders = inFolders[len(a.Files):]
+	}
+	return answers, ctx.Err()
 }
 
 // gather joins the answers that are about one thing under several names.

@@ -98,12 +98,12 @@ func unlisted(ctx context.Context, snapshot *cowfmt.Header, at string) error {
 		err = fmt.Errorf("%s: is the store of volume %s with UUID %s, not %s", at, h.Name, h.UUID, snapshot.OriginIdentity.UUID)
 	}
 	if err != nil {
-		return fmt.Errorf("whether volume %s needs its snapshot can't be known: %w; --volume says where the volume's store is, --force deletes the snapshot all the same",
+		return fmt.Errorf("whether volume %s needs its snapshot can't be known: %w; --volume says where the volume's store is, `virt-cow store delete --force` deletes the snapshot all the same",
 			snapshot.Name, err)
 	}
 	for _, e := range h.Stack {
 		if e.UUID == snapshot.UUID && e.State != cowfmt.StackBroken {
-			return fmt.Errorf("volume %s lists this snapshot as %s: %w: its engine is to remove it first, or a backup is to be cancelled; --force deletes it all the same",
+			return fmt.Errorf("volume %s lists this snapshot as %s: %w: its engine is to remove it first, or a backup is to be cancelled; `virt-cow store delete --force` deletes it all the same",
 				snapshot.Name, cowfmt.StackStateName(e.State), blockdev.ErrLocked)
 		}
 	}

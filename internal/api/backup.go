@@ -191,6 +191,7 @@ type JobStatus struct {
 	Ended    int64     `json:"ended,omitempty"`
 	Size     int64     `json:"size"`    // of all disks
 	Done     int64     `json:"done"`    // of them, durable in the archive
+	Seen     int64     `json:"seen"`    // of them, read or known to be zeros: durable with the next checkpoint
 	Read     int64     `json:"read"`    // from the disks
 	Zero     int64     `json:"zero"`    // holes and zeros
 	Reused   int64     `json:"reused"`  // the archive had it already

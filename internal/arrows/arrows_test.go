@@ -34,7 +34,7 @@ var may = map[string][]string{
 	"internal/durable":               {},
 	"internal/backup":                {"internal/api", "internal/archive", "internal/blockdev", "internal/cowfmt", "internal/durable", "internal/master", "internal/nbd", "internal/peer", "internal/reader", "internal/store"},
 	"internal/libvirtx":              {"internal/cowfmt"},
-	"internal/domainxml":             {"internal/libvirtx"},
+	"internal/domainxml":             {"internal/durable", "internal/libvirtx"},
 	"internal/libvirtx/rpc":          {"internal/libvirtx"},
 	"internal/libvirtx/cgo":          {"internal/libvirtx"},
 	"internal/libvirtx/libvirtxtest": {"internal/libvirtx", "test/lab"},

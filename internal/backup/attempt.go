@@ -60,11 +60,30 @@ func (n *Node) done(j *job, id string) {
 	})
 }
 
-// fail ends a job that came to nothing, and has the archive forget it.
+// fail ends a job that came to nothing, and has the archive forget it. Where the archive has the backup after all, as when only
+// the answer was lost, the job is done.
 func (n *Node) fail(j *job, state string, why error) {
-	n.abort(j)
+	ctx, cancel := context.WithTimeout(context.Background(), forgetting)
+	defer cancel()
+	id := ""
+	err := n.withArchive(ctx, func(a Archive) (err error) {
+		if id, err = a.Entered(ctx, j.id); err != nil || id != "" {
+			return err
+		}
+		return a.Forget(ctx, j.id)
+	})
+	if id != "" {
+		n.done(j, id)
+		return
+	}
+	if err != nil {
+		j.log.Warn().Err(err).Msg("what was copied is left in the archive, referenced by no backup")
+	}
 	n.finally(j, end(state, why))
 }
+
+// forgetting bounds what is done in the archive for a job that has failed.
+const forgetting = time.Minute
 
 // finally makes a change that must be made: without it the job would be done once more.
 func (n *Node) finally(j *job, change func(*record) error) {
@@ -91,29 +110,6 @@ func (n *Node) finally(j *job, change func(*record) error) {
 		j.log.Warn().Err(err).Msg("checkpoint left behind")
 	}
 	n.prune()
-}
-
-// aborting bounds what is done for a job that has failed: what it leaves in the archive is referenced by nothing, and goes with
-// the archive's maintenance.
-const aborting = time.Minute
-
-func (n *Node) abort(j *job) {
-	ctx, cancel := context.WithTimeout(context.Background(), aborting)
-	defer cancel()
-	_, checkpoint, err := n.journal.checkpoint(j.id)
-	if err != nil || checkpoint == nil {
-		return
-	}
-	err = n.withArchive(ctx, func(a Archive) error {
-		w, err := a.Resume(ctx, checkpoint)
-		if err != nil {
-			return err
-		}
-		return w.Abort(ctx)
-	})
-	if err != nil {
-		j.log.Warn().Err(err).Msg("what was copied is left to the archive's maintenance")
-	}
 }
 
 func (n *Node) withArchive(ctx context.Context, do func(Archive) error) (err error) {
@@ -161,7 +157,6 @@ type copying struct {
 	sources  []Source
 	disks    []DiskWriter
 	at       progress
-	base     Stats // of the attempts before
 	cursors  *cursors
 }
 
@@ -219,19 +214,24 @@ func (c *copying) resume(ctx context.Context, a Archive) error {
 		return fmt.Errorf("%w: %w", ErrGivenUp, err) // the owners may have let go of what is missing now
 	}
 	if checkpoint != nil {
-		c.at, c.base = at, at.Stats
+		c.at = at
 		c.writer, err = a.Resume(ctx, checkpoint)
 		return err
 	}
 	m := c.manifest
 	c.at = progress{Pieces: make([]int64, len(m.Disks)), Piece: c.node.config.Piece}
-	c.writer, err = a.Begin(ctx, Info{Job: c.job.id, Domain: m.Domain, UUID: m.UUID, Host: m.Host, CutAt: time.UnixMilli(m.CutAt)})
+	c.writer, err = a.Begin(ctx, Info{Job: c.job.id, Domain: m.Domain, UUID: m.UUID, Host: m.Host, Grade: m.Grade, CutAt: time.UnixMilli(m.CutAt)})
 	return err
 }
 
 func (c *copying) close() {
 	if c.cursors != nil {
 		c.cursors.end()
+	}
+	if c.writer != nil {
+		if err := c.writer.Close(); err != nil {
+			c.job.log.Warn().Err(err).Msg("archive")
+		}
 	}
 	for _, s := range c.sources {
 		if err := s.Close(); err != nil {
@@ -247,7 +247,7 @@ func (c *copying) checkpoint(ctx context.Context) error {
 		return fmt.Errorf("archive: %w", err)
 	}
 	c.count()
-	c.at.Read, c.at.Zero = c.job.read.Load(), c.job.zero.Load()
+	c.at.Seen, c.at.Read, c.at.Zero = c.job.seen.Load(), c.job.read.Load(), c.job.zero.Load()
 	c.at.Stats = Stats{Reused: c.job.reused.Load(), Written: c.job.written.Load()}
 	if err := c.node.journal.saveCheckpoint(c.job.id, &c.at, b); err != nil {
 		return err
@@ -265,8 +265,8 @@ func (p progress) clone() progress {
 // count takes over what the archive counts.
 func (c *copying) count() {
 	s := c.writer.Stats()
-	c.job.reused.Store(c.base.Reused + s.Reused)
-	c.job.written.Store(c.base.Written + s.Written)
+	c.job.reused.Store(s.Reused)
+	c.job.written.Store(s.Written)
 }
 
 // complete has the owners attest, and enters the backup.

@@ -79,8 +79,8 @@ type Sources interface {
 
 // Info is what a backup is of.
 type Info struct {
-	Job, Domain, UUID, Host string
-	CutAt                   time.Time
+	Job, Domain, UUID, Host, Grade string
+	CutAt                          time.Time
 }
 
 // Archive is an open archive. It is opened for each attempt at a job.
@@ -90,6 +90,8 @@ type Archive interface {
 	Resume(ctx context.Context, checkpoint []byte) (Writer, error)
 	// Entered is the id of the backup that this job has entered, "" if it has not.
 	Entered(ctx context.Context, job string) (string, error)
+	// Forget takes out what an unfinished backup has left.
+	Forget(ctx context.Context, job string) error
 	Close(ctx context.Context) error
 }
 
@@ -103,9 +105,10 @@ type Writer interface {
 	Checkpoint(ctx context.Context) ([]byte, error)
 	// Finish enters the backup into the archive.
 	Finish(ctx context.Context, manifest []byte) (id string, err error)
-	// Abort leaves nothing that is referenced.
-	Abort(ctx context.Context) error
+	// Stats are of the whole backup, also of what was done before Resume.
 	Stats() Stats
+	// Close lets go of it, to be resumed later if it was not finished.
+	Close() error
 }
 
 // DiskWriter takes pieces in any order from several goroutines. nil is a piece of zeros.

@@ -14,6 +14,7 @@ var owner = Standing{Owned: true, Epoch: 7, Address: "hv2:16589", Name: "hv2"}
 
 // Without its owner's word a backup is not complete, however often it is asked for.
 func TestAttestation(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		now    Standing
@@ -61,6 +62,7 @@ func TestAttestation(t *testing.T) {
 
 // While the owner does not answer the job says for what it waits, and goes on once it does; nothing is read again for that.
 func TestOwnerIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 5)
 	d := r.disks[m.Disks[0].UUID]
@@ -90,6 +92,7 @@ func TestOwnerIsWaitedFor(t *testing.T) {
 
 // The snapshot breaks while it is copied: the guest went on, the backup fails.
 func TestBreaksMeanwhile(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 8)
 	d := r.disks[m.Disks[0].UUID]
@@ -108,6 +111,7 @@ func TestBreaksMeanwhile(t *testing.T) {
 
 // A disk that can't be read for a while is waited for.
 func TestDiskFailsForAWhile(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 8)
 	d := r.disks[m.Disks[0].UUID]
@@ -124,6 +128,7 @@ func TestDiskFailsForAWhile(t *testing.T) {
 
 // The owner is asked to remove a snapshot until it has, also by the next node.
 func TestRemovalIsTriedAgain(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 2, 2)
 	var answers atomic.Bool

@@ -189,6 +189,7 @@ func (c *copying) piece(ctx context.Context, i int, piece int64, length int, zer
 	if err := c.disks[i].Write(ctx, piece, data); err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
+	c.job.seen.Add(int64(length))
 	return nil
 }
 

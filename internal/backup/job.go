@@ -29,7 +29,7 @@ type job struct {
 	via     []via
 
 	// Of this attempt; what the record and the checkpoint have is what was durable.
-	read, zero, reused, written atomic.Int64
+	seen, read, zero, reused, written atomic.Int64
 }
 
 // via is how a disk is read.
@@ -48,6 +48,7 @@ func (n *Node) newJob(r record) *job {
 
 // count sets the counters to what was durable.
 func (j *job) count(p *progress) {
+	j.seen.Store(p.Seen)
 	j.read.Store(p.Read)
 	j.zero.Store(p.Zero)
 	j.reused.Store(p.Reused)
@@ -153,7 +154,7 @@ func (j *job) status() api.JobStatus {
 	s := api.JobStatus{
 		Job: j.id, Changed: j.changed, Domain: r.Reserve.Domain, UUID: r.Reserve.UUID, State: r.State, Error: r.Error, Waits: j.waits,
 		Backup: r.Backup, Reserved: r.Reserved, Started: r.Started, Ended: r.Ended,
-		Read: j.read.Load(), Zero: j.zero.Load(), Reused: j.reused.Load(), Written: j.written.Load(),
+		Seen: j.seen.Load(), Read: j.read.Load(), Zero: j.zero.Load(), Reused: j.reused.Load(), Written: j.written.Load(),
 	}
 	if r.Manifest == nil {
 		return s

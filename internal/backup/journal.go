@@ -40,6 +40,7 @@ type record struct {
 type progress struct {
 	Pieces []int64 `json:"pieces,omitempty"` // of each disk, from its beginning, that are in the archive
 	Piece  int64   `json:"piece,omitempty"`  // bytes
+	Seen   int64   `json:"seen"`
 	Read   int64   `json:"read"`
 	Zero   int64   `json:"zero"`
 	Stats

@@ -17,6 +17,7 @@ import (
 )
 
 func TestBackup(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 9, 4)
 	r.disks[m.Disks[0].UUID].standing = Standing{Owned: true, Epoch: 7, Address: "hv2:16589", Name: "hv2"}
@@ -52,6 +53,7 @@ func TestBackup(t *testing.T) {
 
 // The owner need keep nothing only of what a checkpoint has made durable.
 func TestCursorIsDurable(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	var durable atomic.Int64
 	var staged atomic.Int64
@@ -92,6 +94,7 @@ func TestCursorIsDurable(t *testing.T) {
 }
 
 func TestBusy(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	job := r.reserve()
 	again := api.ReserveRequest{Domain: "web", UUID: domain, Host: "hv2", Address: "hv2:16589"}
@@ -126,6 +129,7 @@ func TestBusy(t *testing.T) {
 }
 
 func TestStartIsIdempotent(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 4)
 	for range 2 {
@@ -144,6 +148,7 @@ func TestStartIsIdempotent(t *testing.T) {
 }
 
 func TestStartRefuses(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	job := r.reserve()
 	for what, spoil := range map[string]func(*api.Manifest){
@@ -178,6 +183,7 @@ func TestStartRefuses(t *testing.T) {
 }
 
 func TestReservationExpires(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.stop()
 	r.config.Reserve = time.Millisecond
@@ -195,6 +201,7 @@ func TestReservationExpires(t *testing.T) {
 
 // A job that is cancelled in the middle leaves nothing in the archive, and its snapshots go.
 func TestCancel(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 12)
 	d := r.disks[m.Disks[0].UUID]
@@ -224,6 +231,7 @@ func TestCancel(t *testing.T) {
 
 // One job at a time: the second waits in the queue, from where it can be cancelled, and the third goes on.
 func TestQueue(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.stop()
 	r.config.Jobs = 1
@@ -267,6 +275,7 @@ func TestQueue(t *testing.T) {
 
 // What a node that ends has copied is not read again by the next.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.stop()
 	r.config.Checkpoint = time.Hour // only the one at its end
@@ -308,6 +317,7 @@ func TestRestart(t *testing.T) {
 
 // Each operation of the archive fails once, alone; the job gets there all the same, and all bytes are right.
 func TestArchiveFailsOnce(t *testing.T) {
+	t.Parallel()
 	total := 0
 	for n := 1; n == 1 || n <= total+1; n++ {
 		r := newRig(t)
@@ -338,6 +348,7 @@ func TestArchiveFailsOnce(t *testing.T) {
 
 // An archive that does not come back fails the job, after Patience; the snapshots do not wait for it.
 func TestPatienceEnds(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.stop()
 	r.config.Patience = 20 * time.Millisecond
@@ -352,6 +363,7 @@ func TestPatienceEnds(t *testing.T) {
 }
 
 func TestWaitsIsTold(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	var away atomic.Bool
 	away.Store(true)
@@ -372,6 +384,7 @@ func TestWaitsIsTold(t *testing.T) {
 
 // A process that ends between the archive's Finish and its own record enters no second backup.
 func TestEnteredOnce(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 3)
 	var finishes atomic.Int64
@@ -392,6 +405,7 @@ func TestEnteredOnce(t *testing.T) {
 }
 
 func TestBandwidth(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 20)
 	r.disks[m.Disks[0].UUID].onRead = nil

@@ -58,6 +58,13 @@ func (s *shelf) Entered(_ context.Context, job string) (string, error) {
 	return "backup-" + job, s.op("entered")
 }
 
+func (s *shelf) Forget(_ context.Context, job string) error {
+	if err := s.op("forget"); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(s.dir, job))
+}
+
 type shelfWriter struct {
 	s   *shelf
 	job string
@@ -123,12 +130,7 @@ func (w *shelfWriter) Finish(ctx context.Context, manifest []byte) (string, erro
 	return id, w.s.op("finished")
 }
 
-func (w *shelfWriter) Abort(context.Context) error {
-	if err := w.s.op("abort"); err != nil {
-		return err
-	}
-	return os.RemoveAll(w.folder())
-}
+func (w *shelfWriter) Close() error { return nil }
 
 func (w *shelfWriter) Stats() Stats {
 	w.mu.Lock()

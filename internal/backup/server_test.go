@@ -37,6 +37,7 @@ func (r *rig) ask(path string, in any) (int, api.Error) {
 }
 
 func TestAnswers(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	own := api.ReserveRequest{Domain: "web", UUID: domain, Host: "hv1", Address: "hv1:16589"}
 	others := own
@@ -67,6 +68,7 @@ func TestAnswers(t *testing.T) {
 
 // Commands of this host ask on a socket that only root may use.
 func TestLocal(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -101,6 +103,7 @@ func TestLocal(t *testing.T) {
 
 // A question for a change is answered when there is one.
 func TestLongPoll(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	job := r.reserve()
 	first, err := r.node.Job(t.Context(), api.JobRequest{Job: job})

@@ -22,6 +22,8 @@ type Config struct {
 	Migration Migration `toml:"migration"`
 	Fence     Fence     `toml:"fence"`
 	Backup    Backup    `toml:"backup"`
+	ImageNode ImageNode `toml:"image_node"`
+	Archive   Archive   `toml:"archive"`
 	Scan      Scan      `toml:"scan"`
 	Plugins   Plugins   `toml:"plugins"`
 	Metrics   Metrics   `toml:"metrics"`
@@ -82,6 +84,26 @@ type Backup struct {
 	Hold          Duration `toml:"hold" env:"VIRT_COW_BACKUP_HOLD"`         // that a cut may hold the guest's I/O
 	FreezeTimeout Duration `toml:"freeze_timeout" env:"VIRT_COW_BACKUP_FREEZE_TIMEOUT"`
 	FrozenFor     Duration `toml:"frozen_for" env:"VIRT_COW_BACKUP_FROZEN_FOR"` // that a guest may be frozen, else its grade is crash
+}
+
+// ImageNode is the host that copies guests' disks into the archive. Its certificate is that of [migration].
+type ImageNode struct {
+	Listen   string   `toml:"listen" env:"VIRT_COW_NODE_LISTEN"`   // :PORT or ADDRESS:PORT
+	Hosts    []string `toml:"hosts" env:"VIRT_COW_NODE_HOSTS"`     // that may ask, as in [migration]
+	Folders  []string `toml:"folders" env:"VIRT_COW_NODE_FOLDERS"` // where disks are looked for
+	Devices  []string `toml:"devices" env:"VIRT_COW_NODE_DEVICES"` // globs
+	Jobs     int      `toml:"jobs" env:"VIRT_COW_NODE_JOBS"`       // copied at once
+	Readers  int      `toml:"readers" env:"VIRT_COW_NODE_READERS"` // pieces of a job that are read at once
+	Rate     string   `toml:"rate" env:"VIRT_COW_NODE_RATE"`       // bytes a second of all jobs, such as 200M; "" for no limit
+	Patience Duration `toml:"patience" env:"VIRT_COW_NODE_PATIENCE"`
+}
+
+// Archive is where backups are.
+type Archive struct {
+	URI             string `toml:"uri" env:"VIRT_COW_ARCHIVE"`
+	PassphraseFile  string `toml:"passphrase_file" env:"VIRT_COW_ARCHIVE_PASSPHRASE_FILE"`
+	CredentialsFile string `toml:"credentials_file" env:"VIRT_COW_ARCHIVE_CREDENTIALS_FILE"` // of S3
+	Cache           string `toml:"cache" env:"VIRT_COW_ARCHIVE_CACHE"`                       // folder; "" for none
 }
 
 // Scan says where stores are looked for: folders, and globs of devices' stable names. In the environment they are

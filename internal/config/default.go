@@ -17,8 +17,13 @@ func Default() Config {
 			Listen: ":" + peer.DefaultPort, Hosts: []string{}, CA: peer.DefaultCA, Cert: peer.DefaultCert, Key: peer.DefaultKey,
 			Timeout: Duration(10 * time.Second),
 		},
-		Fence:   Fence{Timeout: Duration(time.Minute)},
-		Backup:  Backup{Hold: Duration(5 * time.Second), FreezeTimeout: Duration(30 * time.Second), FrozenFor: Duration(10 * time.Second)},
+		Fence:  Fence{Timeout: Duration(time.Minute)},
+		Backup: Backup{Hold: Duration(5 * time.Second), FreezeTimeout: Duration(30 * time.Second), FrozenFor: Duration(10 * time.Second)},
+		ImageNode: ImageNode{
+			Listen: ":" + peer.DefaultNodePort, Hosts: []string{}, Folders: []string{}, Devices: []string{"/dev/disk/by-id/*", "/dev/mapper/*"},
+			Jobs: 2, Readers: 4, Patience: Duration(time.Hour),
+		},
+		Archive: Archive{PassphraseFile: "/etc/virt-cow/archive.passphrase", Cache: "/var/cache/virt-cow"},
 		Scan:    Scan{Folders: []string{"/var/lib/virt-cow/stores"}, Devices: []string{"/dev/disk/by-id/*", "/dev/mapper/*"}},
 		Plugins: Plugins{Dir: "/etc/virt-cow/plugins.d", Timeout: Duration(30 * time.Second)},
 	}

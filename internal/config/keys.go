@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 )
 
@@ -21,7 +22,7 @@ func Keys() []Key {
 	return keys
 }
 
-// Get returns a setting: a string, a Duration or a list of strings. It panics for a key that Keys has not.
+// Get returns a setting: a string, an int, a Duration or a list of strings. It panics for a key that Keys has not.
 func (c *Config) Get(key string) any { return c.field(key).Interface() }
 
 // field finds a setting by the name that Keys gives it.
@@ -61,6 +62,12 @@ func set(field reflect.Value, value any) error {
 			return fmt.Errorf("is %s, but must be text in quotes", kindOf(value))
 		}
 		*to = s
+	case *int:
+		n, err := number(value)
+		if err != nil {
+			return err
+		}
+		*to = n
 	case *Duration:
 		s, ok := value.(string)
 		if !ok {
@@ -85,6 +92,23 @@ func set(field reflect.Value, value any) error {
 		panic("config: no way to set a " + field.Type().String())
 	}
 	return nil
+}
+
+// number reads a count from 1 on, as the file has it or as text.
+func number(value any) (int, error) {
+	switch v := value.(type) {
+	case int64:
+		if v > 0 && v <= 1<<16 {
+			return int(v), nil
+		}
+	case string:
+		if n, err := strconv.ParseUint(v, 10, 16); err == nil && n > 0 {
+			return int(n), nil
+		}
+	default:
+		return 0, fmt.Errorf("is %s, but must be a number", kindOf(value))
+	}
+	return 0, fmt.Errorf("is %v, but must be a number from 1 on", value)
 }
 
 // setText gives a leaf a value as an environment variable or a flag has it.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,6 +54,8 @@ func (c Config) Validate() []Problem {
 		v.path("fence.command", c.Fence.Command)
 	}
 	v.backup(c.Backup, c.Migration)
+	v.imageNode(c.ImageNode)
+	v.archive(c.Archive)
 	for _, p := range c.Scan.Folders {
 		v.path("scan.folders", p)
 	}
@@ -102,6 +105,41 @@ func (v *validation) backup(b Backup, m Migration) {
 	}
 	if m.Listen == "" {
 		v.add("backup.node", "is %s, but migration.listen is empty: the image node must be able to ask this host", b.Node)
+	}
+}
+
+// rate is as on the command line.
+var rate = regexp.MustCompile(`^[0-9]{1,15}[KMGT]?$`)
+
+func (v *validation) imageNode(n ImageNode) {
+	if _, _, err := peer.ParseListen(n.Listen); err != nil {
+		v.add("image_node.listen", "%v", err)
+	}
+	for _, h := range n.Hosts {
+		if _, err := peer.ParseHost(h); err != nil {
+			v.add("image_node.hosts", "has %v", err)
+		}
+	}
+	for _, p := range n.Folders {
+		v.path("image_node.folders", p)
+	}
+	for _, g := range n.Devices {
+		v.glob("image_node.devices", g)
+	}
+	if n.Rate != "" && !rate.MatchString(n.Rate) {
+		v.add("image_node.rate", "is %q, but must be bytes a second, such as 200M", n.Rate)
+	}
+}
+
+func (v *validation) archive(a Archive) {
+	if a.URI != "" {
+		v.path("archive.passphrase_file", a.PassphraseFile)
+	}
+	if a.CredentialsFile != "" {
+		v.path("archive.credentials_file", a.CredentialsFile)
+	}
+	if a.Cache != "" {
+		v.path("archive.cache", a.Cache)
 	}
 }
 

@@ -124,9 +124,10 @@ func (d *Daemon) fence(ctx context.Context, owner *api.Owner) error {
 	return nil
 }
 
-// proveByFence tries to have the owner of a volume that a guest waits for here proven dead.
+// proveByFence tries to have the owner of a volume that a guest waits for here proven dead. An engine that has just taken the volume
+// over waits a moment before it says so: the owner is this host then.
 func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
-	if d.config.FenceCommand == "" || s.Owner == nil {
+	if d.config.FenceCommand == "" || s.Owner == nil || s.Owner.Host == d.config.Peers.Self().Host {
 		return
 	}
 	d.mu.Lock()

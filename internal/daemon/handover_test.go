@@ -503,3 +503,31 @@ func TestNotFencedWhileItComesUp(t *testing.T) {
 		t.Error("a host that is well was fenced")
 	}
 }
+
+// TestNotFencedByItself: after a takeover the header names this host before its engine says that the hand-over is over.
+func TestNotFencedByItself(t *testing.T) {
+	for owner, fences := range map[string]bool{hostA: true, hostB: false} {
+		d := newRealDaemon(t)
+		dir := t.TempDir()
+		fenced := filepath.Join(dir, "fenced")
+		d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
+		if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: >"+fenced+"\nexit 1\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var asked atomic.Int32
+		d.config.PeerTimeout = patience
+		d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerSeal: func(any) (any, error) {
+			asked.Add(1)
+			return nil, peer.ErrUnreachable
+		}}}
+		d.conn = &said{state: libvirtx.State{Active: true}}
+		d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+			Owner: &api.Owner{Host: owner, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
+			Handover: &api.Handover{Role: api.RoleReceiver, State: "active", PeerState: "open", Grant: grant},
+		})
+		eventually(t, "what the first answer led to is done", func() bool { return asked.Load() > 1 })
+		if _, err := os.Stat(fenced); fences != (err == nil) {
+			t.Errorf("owner %s: fenced %v, want %v", owner, err == nil, fences)
+		}
+	}
+}

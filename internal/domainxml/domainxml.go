@@ -1,6 +1,6 @@
 // Package domainxml is about whole definitions of domains, as a backup keeps them: which disks a backup holds and why it
-// holds no others, where libvirt keeps what belongs to a domain beside its disks, and how a definition becomes that of a
-// restored domain.
+// holds no others, what belongs to a domain beside its disks and where libvirt keeps it, and how a definition becomes that of
+// a restored domain.
 //
 // What is not changed stays: unknown elements, other programs' metadata, comments, namespaces. So definitions are edited
 // as trees of XML and never become types that know some elements and drop the others.

@@ -29,6 +29,7 @@ const rich = `<?xml version='1.0'?>
   <description><![CDATA[a <b> & c]]></description>
   <metadata>
     <nova:instance xmlns:nova="http://openstack.org/xmlns/libvirt/nova/1.1"><nova:name>web</nova:name><nova:disks><nova:disk target="vda"/></nova:disks></nova:instance>
+    <other:disks xmlns:other="urn:other"><other:disk target="vdb"/></other:disks>
     <virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0"><virtcow:disk volume="later" store="/dev/lun9" target="vdx" hydrate="no"/><virtcow:disk volume="gone" store="/dev/lun8" target="vdy"/></virtcow:disks>
   </metadata>
   <memory unit='MiB'>64</memory>
@@ -106,7 +107,7 @@ func checkCopy(t *testing.T, text string, r Restored) {
 		`<source protocol="nbd" name="root.2"`, `socket="/run/virt-cow/root.2.sock"`, `<serial>` + libvirtx.Serial(newRoot.UUID) + `</serial>`,
 		`name="` + libvirtx.Alias("root.2") + `"`, `<total_iops_sec>500<`, `bus="0x06"`, `error_policy="stop"`, `socket="/run/virt-cow/data2.sock"`, `dev="vdc"`,
 		`volume="later2" store="/dev/lun3" target="vdx" hydrate="no"`, "/var/lib/libvirt/qemu/nvram/copy_VARS.fd", "/iso/install.iso", "/img/ro.raw", "/img/shared.raw",
-		`nova:name>web<`, `<nova:disk target="vda"/>`, `filter="clean-traffic"`, `passwd="secret"`, `name="RICH" value="1"`, `slot="0x1f"`, `R&amp;D`, `<cid auto="yes"`,
+		`nova:name>web<`, `<nova:disk target="vda"/>`, `<other:disk target="vdb"/>`, `filter="clean-traffic"`, `passwd="secret"`, `name="RICH" value="1"`, `slot="0x1f"`, `R&amp;D`, `<cid auto="yes"`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %s in the copy", want)

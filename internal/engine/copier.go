@@ -23,8 +23,7 @@ import (
 // Only after that a chunk's flag is set in memory, and whoever asked for it goes on. One batch is copied at a time and one
 // round is committed at a time, each by a goroutine that lives while there is something to do.
 //
-// A chunk that fails fails those who asked for it. A flush that fails fails all whose data was written before it ended: the
-// kernel forgets what it could not write.
+// A chunk that fails fails those who asked for it, and may be asked for again. A flush that failed fails all that follow.
 
 const (
 	batchBytes = 8 << 20 // of one batch
@@ -32,10 +31,7 @@ const (
 	copyAtOnce = 16      // requests
 )
 
-var (
-	errLostSave = errors.New("a flush failed while it was being saved")
-	errEnded    = errors.New("the snapshot has ended")
-)
+var errEnded = errors.New("the snapshot has ended")
 
 // copier saves the chunks of one snapshot.
 type copier struct {
@@ -48,7 +44,6 @@ type copier struct {
 	copying    bool
 	committing bool
 	idle       chan struct{} // closed once nothing is left to do; nil: nobody waits
-	failures   int           // commits that failed
 }
 
 // batch is chunks that are saved together.
@@ -57,9 +52,8 @@ type batch struct {
 	done   chan struct{}
 
 	// For the goroutine that has it, until done is closed.
-	failed   map[int64]error
-	needed   []int64 // of chunks: those that are to be saved
-	failures int     // of the copier, before the first write
+	failed map[int64]error
+	needed []int64 // of chunks: those that are to be saved
 }
 
 // err is why a chunk of a range is not saved, once the batch is done.
@@ -120,7 +114,6 @@ func (c *copier) copyAll() {
 	for len(c.queue) > 0 {
 		b := c.queue[0]
 		c.queue = c.queue[1:]
-		b.failures = c.failures
 		c.mu.Unlock()
 		c.copy(b)
 		c.mu.Lock()
@@ -192,17 +185,9 @@ func (c *copier) commitAll() {
 	for len(c.copied) > 0 {
 		round := c.copied
 		c.copied = nil
-		for _, b := range round {
-			if b.failures != c.failures {
-				b.fail(b.needed, errLostSave)
-			}
-		}
 		c.mu.Unlock()
 		err := c.commit(round)
 		c.mu.Lock()
-		if err != nil {
-			c.failures++
-		}
 		for _, b := range round {
 			if err != nil {
 				b.fail(b.needed, err)

@@ -80,7 +80,8 @@ func (v *Volume) end(do handover.Action) error {
 	case do == handover.DoClose:
 		err = v.moving.closeReceiver()
 	}
-	return errors.Join(err, v.shutStack(), v.cache.close(over && err == nil), v.closeMaster())
+	v.shutStack()
+	return errors.Join(err, v.cache.close(over && err == nil), v.closeMaster())
 }
 
 // closeReceiver is DoClose: the giver may have made this host the owner before it saw the slot.

@@ -22,13 +22,13 @@ func (x *explorer) cut(count int) {
 		return
 	}
 	before := x.model.snapshot()
-	moment := x.crash.Moment()
+	moments := blockdevtest.Moments(x.devices()...)
 	views := [][][]uint64{before}
 	if x.workers > 1 { // what was issued meanwhile may be in the moment
 		views = append(views, x.model.snapshot())
 	}
 	for range count {
-		state := moment.PowerCut(x.cutRNG)
+		state := x.left(moments, x.cutRNG)
 		x.states++
 		if err := x.checkState(state, x.cutRNG, views); err != nil {
 			x.err = fmt.Errorf("state %d, a power cut after operation %d of the device: %w", x.states, x.crash.Ops(), err)
@@ -43,6 +43,9 @@ func (x *explorer) checkState(state *blockdevtest.Memory, rng *rand.Rand, views 
 		if err := x.checkTable(state, views); err != nil {
 			return err
 		}
+	}
+	if err := x.checkSnapshots(state); err != nil {
+		return err
 	}
 	x.caches++
 	boot, cache := uuid.New(), filepath.Join(x.dir, fmt.Sprintf("after-%d.cache", x.caches))

@@ -43,14 +43,14 @@ func (x *explorer) survive(err error) error {
 func (x *explorer) darken(within int) {
 	x.cutMu.Lock()
 	defer x.cutMu.Unlock()
-	x.cutAt = x.crash.Ops() + 1 + x.rng.IntN(within)
+	x.cutAt = x.ops + 1 + x.rng.IntN(within)
 }
 
 // doom has the engine killed during one of the next operations of the device.
 func (x *explorer) doom(within int) {
 	x.cutMu.Lock()
 	defer x.cutMu.Unlock()
-	x.killAt = x.crash.Ops() + 1 + x.rng.IntN(within)
+	x.killAt = x.ops + 1 + x.rng.IntN(within)
 }
 
 // spare calls both off.
@@ -61,6 +61,9 @@ func (x *explorer) spare() {
 }
 
 func (x *explorer) something() error {
+	if x.world.snapshots > 0 && x.rng.IntN(7) == 0 {
+		return x.snapshotStep()
+	}
 	switch n := x.rng.IntN(100); {
 	case n < 70:
 		return x.guest(x.rng, x.off, x.length, 1)
@@ -133,14 +136,7 @@ func (x *explorer) submit(r *blockdev.Request) error {
 		r.Buf = filled(off, length, version)
 		content = func(at int64) uint64 { return word(version, at) }
 	case blockdev.OpTrim:
-		switch t := x.v.target().(type) {
-		case *clone:
-			start, end := t.wholeChunks(off, length)
-			off, length = start, end-start
-		case *linear:
-			start, end := inner(off, length, zeroUnit)
-			off, length = start, end-start
-		}
+		return x.trim(r)
 	}
 	durable := r.FUA
 	if x.forgetFUA {
@@ -154,6 +150,23 @@ func (x *explorer) submit(r *blockdev.Request) error {
 	return nil
 }
 
+// trim makes a trim, of which the target does what it can.
+func (x *explorer) trim(r *blockdev.Request) error {
+	pieces, sure := x.trimmed(x.v.target(), r.Off, r.Length)
+	for _, p := range pieces {
+		x.model.issue(p[0], p[1], func(int64) uint64 { return 0 })
+	}
+	if err := request(x.v, r); err != nil {
+		return err
+	}
+	for _, p := range pieces {
+		if sure {
+			x.model.ack(p[0], p[1], r.FUA)
+		}
+	}
+	return nil
+}
+
 // together has several workers make requests at the same time, each in its own pieces, which share
 // chunks with others'.
 func (x *explorer) together() error {
@@ -162,6 +175,9 @@ func (x *explorer) together() error {
 	}
 	if x.rng.IntN(16) == 0 {
 		return x.powerCut()
+	}
+	if x.world.snapshots > 0 && x.rng.IntN(4) == 0 {
+		return x.survive(x.snapshotStep())
 	}
 	doomed := x.rng.IntN(6) == 0
 	if doomed {
@@ -267,6 +283,18 @@ func (x *explorer) successor() error {
 	}
 	x.late.Drop()
 	x.late = nil
+	for _, s := range x.snaps {
+		if s.late == nil { // made since
+			continue
+		}
+		for s.late.Len() > 0 && x.rng.IntN(4) > 0 {
+			s.late.Land(x.rng.IntN(s.late.Len()))
+		}
+		s.late.Drop()
+		s.late = nil
+		s.crash = s.crash.Open(false)
+		s.crash.OnOp = x.onOp
+	}
 	if err := forgetFailedFlush(x.cachePath()); err != nil {
 		return err
 	}
@@ -274,6 +302,9 @@ func (x *explorer) successor() error {
 		x.boot = uuid.New()
 	}
 	if err := x.start(x.crash.Open(false)); err != nil {
+		return fmt.Errorf("after its engine was killed: %w", err)
+	}
+	if err := x.settleSnapshots(); err != nil {
 		return fmt.Errorf("after its engine was killed: %w", err)
 	}
 	p, err := x.read(x.v)
@@ -303,7 +334,9 @@ func forgetFailedFlush(cache string) error {
 // powerCut is one that happens between two requests.
 func (x *explorer) powerCut() error {
 	before := x.model.snapshot()
-	return x.boots(x.crash.PowerCut(x.rng), [][][]uint64{before})
+	state := x.left(blockdevtest.Moments(x.devices()...), x.rng)
+	x.darkened()
+	return x.boots(state, [][][]uint64{before})
 }
 
 // boots goes on on what a power cut left.
@@ -314,7 +347,11 @@ func (x *explorer) boots(state *blockdevtest.Memory, views [][][]uint64) error {
 	x.spare()
 	x.boot, x.late, x.after, x.views = uuid.New(), nil, nil, nil
 	x.model.back(views...)
+	x.relight()
 	if err := x.start(blockdevtest.NewCrash(state, blockdevtest.CrashOptions{})); err != nil {
+		return fmt.Errorf("after a power cut: %w", err)
+	}
+	if err := x.settleSnapshots(); err != nil {
 		return fmt.Errorf("after a power cut: %w", err)
 	}
 	p, err := x.read(x.v)

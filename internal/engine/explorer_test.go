@@ -26,6 +26,7 @@ type world struct {
 	cacheOff    bool
 	raw         bool  // a raw disk with a state store beside it
 	off, length int64 // the window; length 0: all of the volume
+	snapshots   int   // at most at a time
 	workers     int   // that make requests at the same time; 0 or 1: one, and what happens is the seed's alone
 }
 
@@ -45,10 +46,19 @@ type explorer struct {
 	side   [2]*blockdevtest.Memory // raw: a disk that a power cut left, and the state store beside it
 	v      *Volume
 	late   *blockdevtest.Late
-	killAt int                  // operation of the device, 0 none
+	ops    int                  // of all devices
+	killAt int                  // operation, 0 none
 	cutAt  int                  // the same, of a power cut that happens
 	after  *blockdevtest.Memory // what it left
 	views  [][][]uint64
+
+	snaps  []*explored
+	shelf  shelf // of v
+	beside besideState
+
+	// As they were at the power cut that happened.
+	then      []*explored
+	stateThen *blockdevtest.Memory
 
 	versionMu sync.Mutex
 	version   uint32
@@ -60,9 +70,10 @@ type explorer struct {
 	caches int
 
 	// What a mutation check breaks.
-	mutate    func(blockdev.Device, cowfmt.Layout) blockdev.Device
-	forgetFUA bool
-	loseCache bool
+	mutate         func(blockdev.Device, cowfmt.Layout) blockdev.Device
+	mutateSnapshot func(blockdev.Device) blockdev.Device
+	forgetFUA      bool
+	loseCache      bool
 }
 
 func newExplorer(w world, seed uint64, dir string) (*explorer, error) {
@@ -102,7 +113,10 @@ func newExplorer(w world, seed uint64, dir string) (*explorer, error) {
 
 // openDev opens the volume on a device.
 func (x *explorer) openDev(dev blockdev.Device, boot uuid.UUID, cache string, change ...func(*Options)) (*Volume, error) {
-	beside := x.stateOf(dev)
+	beside, on := x.stateOf(dev), x.shelfOf(dev)
+	if _, left := dev.(*blockdevtest.Memory); !left {
+		x.shelf = on
+	}
 	var master blockdev.Device
 	if x.master != nil {
 		master = x.master.Open(true)
@@ -122,6 +136,7 @@ func (x *explorer) openDev(dev blockdev.Device, boot uuid.UUID, cache string, ch
 		if x.cacheOff {
 			o.CacheMode = cowfmt.CacheOff
 		}
+		o.OpenSnapshot = on.open
 	})...)
 }
 
@@ -166,7 +181,7 @@ func (x *explorer) start(crash *blockdevtest.Crash) error {
 }
 
 // onOp runs while an operation of the device is in flight.
-func (x *explorer) onOp(n int, op string, _, _ int64) {
+func (x *explorer) onOp(_ int, op string, _, _ int64) {
 	count := 1
 	if op == "flush" {
 		count = 3
@@ -174,15 +189,20 @@ func (x *explorer) onOp(n int, op string, _, _ int64) {
 	x.cut(count)
 	x.cutMu.Lock()
 	defer x.cutMu.Unlock()
-	if x.cutAt > 0 && n >= x.cutAt {
+	x.ops++
+	if x.cutAt > 0 && x.ops >= x.cutAt {
 		x.cutAt = 0
 		before := x.model.snapshot()
-		x.after = x.crash.PowerCut(x.cutRNG)
+		x.after = x.left(blockdevtest.Moments(x.devices()...), x.cutRNG)
+		x.darkened()
 		x.views = [][][]uint64{before, x.model.snapshot()}
 	}
-	if x.killAt > 0 && n >= x.killAt {
+	if x.killAt > 0 && x.ops >= x.killAt {
 		x.killAt = 0
 		x.late = x.crash.Kill()
+		for _, s := range x.snaps {
+			s.late = s.crash.Kill()
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ type site struct {
 	master func() blockdev.Device // nil: none
 	origin func() blockdev.Device // nil: none
 	mode   cowfmt.CacheMode
+	shelf  shelf       // of snapshots; nil: none
 	dead   func() bool // nil: never; the engine's process was killed
 	v      *Volume
 	told   *Volume       // that is told what its domain does
@@ -79,6 +80,9 @@ func (h *site) open(change ...func(*Options)) error {
 	}
 	if h.origin != nil {
 		o.Origin = NewLatch(h.origin())
+	}
+	if h.shelf != nil {
+		o.OpenSnapshot = h.shelf.open
 	}
 	for _, f := range change {
 		f(&o)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,20 @@ func moveUnderLoad(t *testing.T, seed uint64, kind string, chunk int64) {
 		slow := func() blockdev.Device { return jitter{inner()} }
 		s.a.store, s.b.store = slow, slow
 	}
+	s.a.shelf = shelf{}
+	s.b.shelf = s.a.shelf
 	check(t, s.a.open())
+	withSnapshots := (seed+seed/4)%2 == 0
+	var wants [][]byte
+	var snapshots []*blockdevtest.Memory
+	snapshot := func(v *Volume) {
+		wants = append(wants, contents(t, v, size))
+		m, _ := snap(t, v, s.a.shelf, 0, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device { return jitter{m} })
+		snapshots = append(snapshots, m)
+	}
+	if withSnapshots {
+		snapshot(s.a.v)
+	}
 	switch kind {
 	case "cut loose":
 		check(t, hydrateNow(s.a.v))
@@ -57,7 +71,7 @@ func moveUnderLoad(t *testing.T, seed uint64, kind string, chunk int64) {
 		s.a.v.SetHydrationRate(64 << 10)
 		check(t, s.a.v.StartHydration())
 	}
-	h := &history{sectors: map[int64][]porcupine.Operation{}}
+	h := &history{sectors: map[int64][]porcupine.Operation{}, noTrim: withSnapshots}
 	for at, p := int64(0), contents(t, s.a.v, size); at < size/sector; at++ {
 		w, _ := wordOf(p[at*sector:])
 		h.sectors[at] = []porcupine.Operation{{Input: access{true, w}, Call: -2, Return: -1}}
@@ -68,8 +82,21 @@ func moveUnderLoad(t *testing.T, seed uint64, kind string, chunk int64) {
 		client = moveOnce(t, h, from, to, seed*10+uint64(round), size, chunk, client)
 		from.close()
 		from, to = to, from
+		if round == 0 && withSnapshots { // one more, on the other host
+			from.alone()
+			snapshot(from.v)
+		}
 	}
 	from.alone()
+	var master blockdev.Device
+	if from.master != nil {
+		master = from.master()
+	}
+	for i, m := range snapshots {
+		if got := asOfCut(t, from.v, master, m); !bytes.Equal(got, wants[i]) || from.v.Header().Stack[i].State != cowfmt.StackActive {
+			t.Errorf("snapshot %d is not the volume as of its cut: %v", i, from.v.Header().Stack)
+		}
+	}
 	from.close()
 	for at, ops := range h.sectors {
 		if porcupine.CheckOperationsTimeout(register, ops, time.Minute) == porcupine.Illegal {

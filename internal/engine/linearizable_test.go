@@ -75,11 +75,15 @@ type history struct {
 	version atomic.Uint32
 	mu      sync.Mutex
 	sectors map[int64][]porcupine.Operation
+	noTrim  bool // beside snapshots a trim may do nothing: zeroes are made instead
 }
 
 // do makes one request and writes it into the history.
 func (h *history) do(v *Volume, client int, r *blockdev.Request) error {
 	var version uint32
+	if h.noTrim && r.Op == blockdev.OpTrim {
+		r.Op = blockdev.OpWriteZeroes
+	}
 	switch r.Op {
 	case blockdev.OpWrite:
 		version = h.version.Add(1)

@@ -43,6 +43,11 @@ func worlds() []world {
 		{name: "raw disk", chunk: 4096, size: 20<<12 + 3*512, block: 512, raw: true},
 		{name: "raw disk, 4096-byte sectors", chunk: 64 << 10, size: 20<<12 + 3*512, block: 4096, raw: true},
 		{name: "raw disk, workers", chunk: 4096, size: 33 << 12, block: 512, raw: true, workers: 4},
+		{name: "snapshot", chunk: 4096, size: 16<<12 + 512, block: 512, master: 13 << 12, holes: true, snapshots: 1},
+		{name: "snapshots, 4096-byte sectors", chunk: 8192, size: 9<<13 + 512, block: 4096, master: 6 << 13, snapshots: 2},
+		{name: "snapshots, cache off", chunk: 4096, size: 16 << 12, block: 512, master: 12 << 12, holes: true, cacheOff: true, snapshots: 2},
+		{name: "snapshots, workers", chunk: 4096, size: 33<<12 + 512, block: 512, master: 28 << 12, holes: true, workers: 4, snapshots: 2},
+		{name: "snapshots, raw disk", chunk: 4096, size: 16<<12 + 512, block: 512, raw: true, snapshots: 2},
 		{name: "between table groups", chunk: 4096, size: group + 64<<12, block: 512, master: group, off: group - 8<<12, length: 16 << 12},
 	}
 }
@@ -85,7 +90,8 @@ type mutant struct {
 	lose   func(m *mutant) bool // this write to the table
 
 	data, table, header bool // written since the last flush
-	tables              int
+	tables, frozen      int
+	toFrozen            bool // the write is to the frozen table
 }
 
 // wrote notes a write and says whether it is lost.
@@ -98,6 +104,9 @@ func (m *mutant) wrote(off int64) (lost bool) {
 	case off >= m.layout.Table[0]:
 		m.table = true
 		m.tables++
+		if m.toFrozen = m.layout.Frozen > 0 && off >= m.layout.Frozen; m.toFrozen {
+			m.frozen++
+		}
 		return m.lose != nil && m.lose(m)
 	default:
 		m.header = true
@@ -128,6 +137,13 @@ func (m *mutant) Flush() error {
 	return m.Device.Flush()
 }
 
+// What is explored for a mutant.
+const (
+	cloneWorld = iota
+	rawWorld
+	snapshotWorld
+)
+
 // The explorer finds what is broken on purpose.
 func TestPowerCutFindsMutants(t *testing.T) {
 	onDevice := func(skip, lose func(m *mutant) bool) func(*explorer) {
@@ -137,26 +153,48 @@ func TestPowerCutFindsMutants(t *testing.T) {
 			}
 		}
 	}
+	onSnapshot := func(skip, lose func(m *mutant) bool) func(*explorer) {
+		return func(x *explorer) {
+			x.mutateSnapshot = func(dev blockdev.Device) blockdev.Device {
+				choice, err := store.Peek(dev)
+				if err != nil { // a killed one
+					return dev
+				}
+				return &mutant{Device: dev, layout: choice.Header.Layout, skip: skip, lose: lose}
+			}
+		}
+	}
 	mutants := map[string]struct {
-		raw    bool
+		world  int
 		mutate func(*explorer)
 	}{
-		"flags may be durable before their data":   {false, onDevice(func(m *mutant) bool { return m.data }, nil)},
-		"flags are not flushed":                    {false, onDevice(func(m *mutant) bool { return m.table }, nil)},
-		"header copies are not flushed":            {false, onDevice(func(m *mutant) bool { return m.header }, nil)},
-		"nothing is flushed":                       {false, onDevice(func(m *mutant) bool { return true }, nil)},
-		"every fifth table write is lost":          {false, onDevice(nil, func(m *mutant) bool { return m.tables%5 == 4 })},
-		"FUA is forgotten":                         {false, func(x *explorer) { x.forgetFUA = true }},
-		"the exception cache dies with the engine": {false, func(x *explorer) { x.loseCache = true }},
-		"a raw disk is not flushed":                {true, onDevice(func(m *mutant) bool { return true }, nil)},
-		"FUA is forgotten on a raw disk":           {true, func(x *explorer) { x.forgetFUA = true }},
+		"flags may be durable before their data":       {cloneWorld, onDevice(func(m *mutant) bool { return m.data }, nil)},
+		"flags are not flushed":                        {cloneWorld, onDevice(func(m *mutant) bool { return m.table }, nil)},
+		"header copies are not flushed":                {cloneWorld, onDevice(func(m *mutant) bool { return m.header }, nil)},
+		"nothing is flushed":                           {cloneWorld, onDevice(func(m *mutant) bool { return true }, nil)},
+		"every fifth table write is lost":              {cloneWorld, onDevice(nil, func(m *mutant) bool { return m.tables%5 == 4 })},
+		"FUA is forgotten":                             {cloneWorld, func(x *explorer) { x.forgetFUA = true }},
+		"the exception cache dies with the engine":     {cloneWorld, func(x *explorer) { x.loseCache = true }},
+		"a raw disk is not flushed":                    {rawWorld, onDevice(func(m *mutant) bool { return true }, nil)},
+		"FUA is forgotten on a raw disk":               {rawWorld, func(x *explorer) { x.forgetFUA = true }},
+		"saved flags may be durable before their data": {snapshotWorld, onSnapshot(func(m *mutant) bool { return m.data }, nil)},
+		"saved flags are not flushed":                  {snapshotWorld, onSnapshot(func(m *mutant) bool { return m.table }, nil)},
+		"nothing is flushed on the snapshot's device":  {snapshotWorld, onSnapshot(func(m *mutant) bool { return true }, nil)},
+		"every fifth write of saved flags is lost":     {snapshotWorld, onSnapshot(nil, func(m *mutant) bool { return !m.toFrozen && m.tables%5 == 4 })},
+		"the frozen table is not brought up to date":   {snapshotWorld, onSnapshot(nil, func(m *mutant) bool { return m.toFrozen && m.frozen > 1 })},
 	}
 	for name, mutant := range mutants {
 		t.Run(name, func(t *testing.T) {
 			dir := cacheDir(t)
 			all := worlds()[:3]
-			if mutant.raw {
+			switch mutant.world {
+			case rawWorld:
 				all = []world{{name: "raw disk", chunk: 4096, size: 20<<12 + 3*512, block: 512, raw: true}}
+			case snapshotWorld:
+				all = []world{
+					{name: "snapshot", chunk: 4096, size: 16<<12 + 512, block: 512, master: 13 << 12, holes: true, snapshots: 1},
+					{name: "snapshots, raw disk", chunk: 4096, size: 16<<12 + 512, block: 512, raw: true, snapshots: 2},
+				}
 			}
 			for seed := uint64(1); seed < 200; seed++ {
 				x, err := newExplorer(all[seed%uint64(len(all))], seed, dir)

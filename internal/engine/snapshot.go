@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,12 +78,23 @@ func newSnapshot(v *Volume, e *cowfmt.StackEntry, on *store.Snapshot, close func
 	}
 	h := on.Header()
 	s.data, s.chunk, s.path = data, h.ChunkSize, on.Name()
-	s.saved = newBitmap(on.ReadLeaf, newHeapLeaves(on.Leaves()), on.Leaves(), h.Chunks())
+	s.saved = newBitmap(durableLeaf(on), newHeapLeaves(on.Leaves()), on.Leaves(), h.Chunks())
 	if on.HasFrozen() {
 		frozen := newBitmap(on.ReadFrozen, newHeapLeaves(on.Leaves()), on.Leaves(), h.Chunks())
 		s.frozen = &frozen
 	}
 	return s, nil
+}
+
+// durableLeaf reads a leaf of the saved table. What a predecessor had written when it died is on the device, but perhaps
+// not for good: a one is believed once it is.
+func durableLeaf(on *store.Snapshot) func(leaf int64, flags []byte) error {
+	return func(leaf int64, flags []byte) error {
+		if err := on.ReadLeaf(leaf, flags); err != nil || !slices.ContainsFunc(flags, func(b byte) bool { return b != 0 }) {
+			return err
+		}
+		return on.Device().Flush()
+	}
 }
 
 func (s *snapshot) is(state uint8) bool { return s.state.Load() == uint32(state) }

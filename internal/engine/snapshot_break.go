@@ -11,7 +11,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
-// breaker makes it durable that a snapshot is broken.
+// breaker is one attempt to make it durable that a snapshot is broken.
 type breaker struct {
 	done chan struct{}
 	err  error
@@ -24,25 +24,28 @@ const breakPause = 50 * time.Millisecond
 // time. While the header is another host's to write, in the middle of a hand-over, it waits as long as that takes, as
 // writes do then that are held outside.
 func (s *snapshot) awaitBreak(err error) error {
-	b := s.startBreak(err)
-	for {
-		timer := time.NewTimer(s.timeout)
-		select {
-		case <-b.done:
-			timer.Stop()
-			return b.err
-		case <-s.gone:
-			timer.Stop()
-			return nil
-		case <-timer.C:
+	for began := time.Now(); ; time.Sleep(breakPause) {
+		b := s.startBreak(err)
+		var failed error
+		if waitFor(b.done, s.timeout-time.Since(began)) {
+			failed = b.err
+		} else {
+			failed = errSlow
 		}
-		if s.v.st.Owns() {
-			return fmt.Errorf("snapshot %v is to be broken, and the store's header can't be written: %w", s.id, errSlow)
+		if failed == nil || s.ended() {
+			return nil
+		}
+		foreign := !s.v.st.Owns() && !s.v.moving.hasEnded()
+		if foreign {
+			began = time.Now()
+		}
+		if s.v.Lost() || !foreign && time.Since(began) >= s.timeout {
+			return fmt.Errorf("snapshot %v is to be broken: %w: %w", s.id, unix.EIO, failed)
 		}
 	}
 }
 
-// startBreak begins to break it, unless that is going on.
+// startBreak begins an attempt to break it, unless one is going on.
 func (s *snapshot) startBreak(err error) *breaker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,36 +61,17 @@ func (s *snapshot) startBreak(err error) *breaker {
 }
 
 func (s *snapshot) doBreak(b *breaker) {
-	for began := time.Now(); ; time.Sleep(breakPause) {
-		b.err = s.v.st.SetSnapshot(s.id, func(e *cowfmt.StackEntry) { e.State = cowfmt.StackBroken })
-		if b.err == nil || s.ended() {
-			break
-		}
-		foreign := errors.Is(b.err, store.ErrNotOwner)
-		if errors.Is(b.err, store.ErrEpoch) {
-			s.v.lose(b.err)
-		}
-		if s.v.Lost() || foreign && s.v.moving.hasEnded() || !foreign && time.Since(began) > s.timeout {
-			break
-		}
-		if foreign {
-			began = time.Now()
-		}
-	}
+	b.err = s.v.st.SetSnapshot(s.id, func(e *cowfmt.StackEntry) { e.State = cowfmt.StackBroken })
 	if b.err == nil {
 		s.end(true)
 		s.v.remap(func() {})
 		go s.v.leave(s)
-	} else {
-		b.err = fmt.Errorf("snapshot %v is to be broken: %w: %w", s.id, unix.EIO, b.err)
+	}
+	if errors.Is(b.err, store.ErrEpoch) {
+		s.v.lose(b.err)
 	}
 	s.mu.Lock()
 	s.breaking = nil
 	s.mu.Unlock()
 	close(b.done)
-}
-
-func (b *breaker) wait() error {
-	<-b.done
-	return b.err
 }

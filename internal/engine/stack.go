@@ -14,8 +14,8 @@ import (
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
-// OpenSnapshot opens the store of an entry of the stack, on a device that is locked against other processes, and says how
-// it is closed. Where the entry's locator is not right on this host it knows better.
+// OpenSnapshot opens the store of an entry of the stack, on a device of NewLatch that is locked against other processes,
+// and says how it is closed. Where the entry's locator is not right on this host it knows better.
 type OpenSnapshot func(ctx context.Context, e cowfmt.StackEntry) (*store.Snapshot, func() error, error)
 
 // ErrNoSnapshot says that the volume has no such snapshot.
@@ -91,7 +91,13 @@ func (v *Volume) openEntry(ctx context.Context, e *cowfmt.StackEntry) (*snapshot
 	}
 	on, close, err := v.stack.open(ctx, *e)
 	if err == nil {
-		if err = on.Belongs(v.st.Header(), *e); err == nil {
+		err = on.Belongs(v.st.Header(), *e)
+		if err == nil {
+			// A flag that is found set may be of an engine that was killed before its flush, and must not go with the next power
+			// cut: the guest's write that it lets pass is on another device.
+			err = on.Device().Flush()
+		}
+		if err == nil {
 			return newSnapshot(v, e, on, close)
 		}
 		err = errors.Join(err, close())
@@ -185,21 +191,23 @@ func (v *Volume) closeStack() error {
 	for _, s := range v.stack.snapshots() {
 		if !s.ended() && s.store != nil {
 			if !waitFor(s.copier.rest(), s.timeout) {
-				errs = append(errs, s.startBreak(errSlow).wait())
+				errs = append(errs, s.awaitBreak(errSlow))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// shutStack closes what the snapshots are on.
-func (v *Volume) shutStack() error {
-	var errs []error
+// shutStack closes what the snapshots are on; what hangs is left to the end of the process.
+func (v *Volume) shutStack() {
 	for _, s := range v.stack.snapshots() {
-		errs = append(errs, s.shut(0))
+		if err := s.shut(shutWait); err != nil {
+			v.log.Warn().Err(err).Msg("close a snapshot")
+		}
 	}
-	return errors.Join(errs...)
 }
+
+const shutWait = time.Second
 
 // SnapshotInfo is what there is to know of an entry of the stack. Sizes are bytes.
 type SnapshotInfo struct {

@@ -116,7 +116,8 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	}
 	if err := v.begin(ctx, o); err != nil {
 		v.moving.stillborn()
-		return nil, errors.Join(err, v.moving.withdraw(), v.shutStack(), v.cache.close(false))
+		v.shutStack()
+		return nil, errors.Join(err, v.moving.withdraw(), v.cache.close(false))
 	}
 	return v, nil
 }

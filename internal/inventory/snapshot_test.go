@@ -207,6 +207,9 @@ func TestSnapshotPinsMaster(t *testing.T) {
 	r.create(api.CreateRequest{Name: "c", From: "m"})
 	s := r.snapshot("c")
 	hydrate(t, r, "c")
+	if err := r.CutLoose("c"); err != nil {
+		t.Fatal(err)
+	}
 	wants(t, "clones", r.Clones("m"), []string{"c"})
 	_, err := r.Delete(ctx, "m", api.DeleteRequest{})
 	refused(t, err, ErrInUse, "volume c", "snapshots")

@@ -3,6 +3,7 @@ package libvirtx
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -92,13 +93,14 @@ func Known(err error, code int, text string) error {
 
 // agentError is the sentinel for what goes wrong between libvirt, a guest's agent and its hooks, nil for none.
 func agentError(code int, text string) error {
+	unanswered := code == codeAgentUnresponsive || code == codeAgentUnsynced || code == codeAgentCommandTimeout
 	switch {
 	case code == codeInvalid && strings.Contains(text, "domain is not running"):
 		return ErrNotRunning
 	case code == codeUnsupported && strings.Contains(text, "guest agent is not configured"),
-		code == codeAgentUnresponsive && (strings.Contains(text, "not connected") || strings.Contains(text, "disappeared")):
+		unanswered && containsAny(text, "not connected", "not available due to an error", "disappeared"):
 		return ErrNoAgent
-	case code == codeAgentUnresponsive, code == codeAgentUnsynced, code == codeAgentCommandTimeout:
+	case unanswered:
 		return ErrAgentHangs
 	case strings.Contains(text, "the agent is in frozen state"):
 		return ErrFrozen
@@ -106,4 +108,8 @@ func agentError(code int, text string) error {
 		return ErrHook
 	}
 	return nil
+}
+
+func containsAny(text string, parts ...string) bool {
+	return slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(text, p) })
 }

@@ -102,8 +102,8 @@ type Conn interface {
 	// but Thaw, the guest's administrator or a restart of the guest ends it.
 	Freeze(ctx context.Context, d Domain) (filesystems int, err error)
 	// Thaw undoes Freeze and calls the hooks, and says how many file systems it thawed, 0 if none was frozen. Fewer than
-	// were frozen means that they were not frozen until now. With ErrHook they are thawed. ErrNoAgent, ErrAgentHangs and
-	// ErrNotRunning, which is also said of a paused guest, leave them as they are: try again.
+	// were frozen means that they were not frozen until now. With ErrHook they are thawed, and how many is not known.
+	// ErrNoAgent, ErrAgentHangs and ErrNotRunning, which is also said of a paused guest, leave them as they are: try again.
 	Thaw(ctx context.Context, d Domain) (filesystems int, err error)
 	// Frozen is what the agent says of itself. One that lost its memory with its /run, or VSS in Windows, may be wrong.
 	Frozen(ctx context.Context, d Domain) (bool, error)

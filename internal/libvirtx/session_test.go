@@ -122,6 +122,18 @@ func TestKnown(t *testing.T) {
 		{42, "Domain not found", ErrNoDomain}, {49, "", ErrNoPool}, {50, "", ErrNoVolume}, {90, "", ErrExists}, {99, "", ErrNoDevice}, {80, "", ErrNoMetadata},
 		{1, "internal error: No more available PCI slots", ErrNoSlot}, {1, "internal error: no device found with alias ua-x", ErrNoDevice},
 		{3, "this function is not supported by the connection driver: storage pool does not support volume creation", ErrPool},
+		{9, "operation failed: domain 'a' already exists with uuid x", ErrDomainExists}, {9, "operation failed: domain 'a' is already defined with uuid x", ErrDomainExists},
+		{55, "Requested operation is not valid: domain is not running", ErrNotRunning},
+		{74, "argument unsupported: QEMU guest agent is not configured", ErrNoAgent},
+		{86, "Guest agent is not responding: QEMU guest agent is not connected", ErrNoAgent},
+		{86, "Guest agent is not responding: QEMU guest agent is not available due to an error", ErrNoAgent},
+		{86, "Guest agent is not responding: Guest agent disappeared while executing command", ErrNoAgent},
+		{86, "Guest agent is not responding: Guest agent not available for now", ErrAgentHangs},
+		{86, "Guest agent is not responding: guest agent didn't respond to command within '5' seconds", ErrAgentHangs},
+		{112, "guest agent command timed out: Guest agent disappeared while executing command", ErrNoAgent}, // libvirt 11
+		{112, "", ErrAgentHangs}, {97, "", ErrAgentHangs},
+		{1, "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state", ErrFrozen},
+		{1, "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': fsfreeze hook has failed with status 3", ErrHook},
 	} {
 		raw := errors.New(c.text)
 		if err := Known(raw, c.code, c.text); !errors.Is(err, c.want) || !errors.Is(err, raw) {

@@ -11,13 +11,13 @@ func (s *steps) dying(h int) {
 		return
 	}
 	s.late(h)
-	if e.role == away {
+	if e.role == away || w.head[0].now.torn && w.head[1].now.torn {
 		return
 	}
 	if !e.dead && !e.under() {
 		s.do("engine starts again", h, usual, func(w *world) { m.restart(w, h) })
 	}
-	if o := &w.engine[1-h]; e.role == writer && !e.dead && e.open.owner == uint8(h) && o.role == away && !o.dead {
+	if o := &w.engine[1-h]; e.role == writer && e.open.owner == uint8(h) && o.role == away && !o.dead {
 		s.do("other host takes over", h, usual, func(w *world) { m.takeover(w, h) })
 	}
 }
@@ -109,9 +109,14 @@ func (m *model) restart(w *world, h int) {
 	*e = engine{up: true, role: role, open: now}
 	for i := range m.snaps {
 		e.placed[i] = now.entry[i] == entryActive
+		if !m.no.noOpenFlush {
+			w.flushSnapshot(i) // a one that it reads may be of a batch that was not flushed
+		}
 	}
 	switch {
 	case now.owner != uint8(h) && role == giver: // its last header write has landed, in one copy at least
+		*e = engine{}
+	case now.owner != uint8(h) && w.engine[1-h].dead: // its takeover has not come to anything
 		*e = engine{}
 	case role == giver || now.owner != uint8(h):
 	default:

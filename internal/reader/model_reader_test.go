@@ -1,5 +1,7 @@
 package reader
 
+import "slices"
+
 // readOp is a step of the reader.
 type readOp uint8
 
@@ -20,19 +22,19 @@ const (
 
 // readerState is the reader, with all that it remembers.
 type readerState struct {
-	at     uint8 // index of the program
-	snap   uint8
-	chunk  uint8 // the piece is read from here
-	sector uint8 // of what is being read, counted over the piece
-	low    uint8 // lowest chunk that is read and not judged
-	judged uint8 // chunks that are good, and in the archive
-	knows  bool  // it has the frozen table
-	zeros  bool  // only a mutant: it has read a table
-	frozen uint8
-	ones   uint8
-	head   [2]header
-	data   [maxChunks][maxSectors]uint8
-	saved  [maxChunks][maxSectors]uint8 // only a mutant: read before the flag
+	at       uint8 // index of the program
+	snap     uint8
+	chunk    uint8 // that is being read
+	sector   uint8
+	judged   uint8 // chunks that are good
+	archived uint8 // chunks that are in the archive, good or not: its checkpoint
+	knows    bool  // it has the frozen table
+	zeros    bool  // only a mutant: it has read a table
+	frozen   uint8
+	ones     uint8
+	head     [2]header
+	data     [maxChunks][maxSectors]uint8
+	saved    [maxChunks][maxSectors]uint8 // only a mutant: read before the flag
 }
 
 // program is the order of a reader's steps.
@@ -53,13 +55,8 @@ func (s *steps) reads() {
 	m, r := s.m, &s.w.r
 	program := m.program()
 	if r.at > 0 {
-		s.do("reader dies, and goes on from its checkpoint", theReader, fault, func(w *world) {
-			w.r = readerState{snap: w.r.snap, chunk: w.r.judged, low: w.r.judged, judged: w.r.judged}
-			if int(w.r.judged) == m.chunks {
-				w.r = readerState{snap: w.r.snap}
-			}
-		})
-		if r.judged > 0 {
+		s.do("reader dies, and goes on from its checkpoint", theReader, fault, func(w *world) { w.r = r.again(m, program) })
+		if r.archived > 0 {
 			s.do("another reader begins", theReader, fault, func(w *world) { w.r = readerState{snap: w.r.snap} })
 		}
 	}
@@ -137,6 +134,12 @@ func (s *steps) reads() {
 		if int(s.w.r.chunk)+1 < m.chunks {
 			step("reader goes on to the next piece", func(w *world, r *readerState) { r.chunk++; r.at = begins(program) })
 		}
+		if s.w.r.archived <= s.w.r.chunk {
+			step("reader archives", func(w *world, r *readerState) { r.archived = r.chunk + 1 })
+		}
+		if m.no.earlyReport && s.w.r.archived > 0 {
+			step("reader reports its cursor", func(w *world, r *readerState) { w.ask = r.archived })
+		}
 		step("reader has read enough for a look", func(w *world, r *readerState) { r.at++ })
 	case readLook0:
 		step("reader looks, copy 0", func(w *world, r *readerState) { r.head[0] = w.head[0].now; r.at++ })
@@ -151,7 +154,9 @@ func (s *steps) reads() {
 	case readJudge:
 		step("reader judges", func(w *world, r *readerState) { m.judge(w, r, program) })
 	case readReport:
-		step("reader reports its cursor", func(w *world, r *readerState) { w.ask = r.judged; r.goOn(m, program) })
+		if good := min(r.judged, r.archived); good > 0 {
+			step("reader reports its cursor", func(w *world, r *readerState) { w.ask = good; r.goOn(m, program) })
+		}
 		step("reader reports nothing", func(w *world, r *readerState) { r.goOn(m, program) })
 	}
 }
@@ -196,25 +201,25 @@ func (r *readerState) nextSector(m *model) {
 func (m *model) judge(w *world, r *readerState, program []readOp) {
 	h, i := chosen(r.head[0], r.head[1]), r.snap
 	torn := r.head[0].torn || r.head[1].torn
+	from := r.judged
+	if m.no.earlyReport {
+		from = max(from, r.archived)
+	}
 	switch {
 	case h.torn || torn && !m.no.tornCopy:
 		r.head = [2]header{}
-		for n, op := range program {
-			if op == readLook0 {
-				r.at = uint8(n) // it looks again
-			}
-		}
+		r.at = uint8(slices.Index(program, readLook0)) // it looks again
 		return
-	case h.entry[i] != entryActive, h.cursor[i] > r.low && !m.no.noCursor:
+	case h.entry[i] != entryActive, h.cursor[i] > from && !m.no.noCursor:
 		*r = readerState{at: uint8(len(program) - 1), snap: i}
 		return
 	}
-	for c := r.low; c <= r.chunk; c++ {
+	for c := r.judged; c <= r.chunk; c++ {
 		if !w.cutDone[i] || r.data[c] != w.image[i][c] {
 			w.bad = "what the reader calls good is not what the volume held at the cut"
 		}
 	}
-	r.judged, r.low = r.chunk+1, r.chunk+1
+	r.judged = r.chunk + 1
 	r.head, r.data, r.saved = [2]header{}, [maxChunks][maxSectors]uint8{}, [maxChunks][maxSectors]uint8{}
 	r.at++
 }
@@ -226,4 +231,20 @@ func (r *readerState) goOn(m *model, program []readOp) {
 		return
 	}
 	r.chunk, r.at = r.judged, begins(program)
+}
+
+// again is the reader after its death: what is in the archive is there, good or not, the rest is read again.
+func (r *readerState) again(m *model, program []readOp) readerState {
+	n := readerState{snap: r.snap, archived: r.archived, judged: min(r.judged, r.archived), chunk: r.archived}
+	for c := n.judged; c < n.archived; c++ {
+		n.data[c] = r.data[c]
+	}
+	if int(n.archived) == m.chunks { // nothing is left but the look
+		n.chunk--
+		n.at = uint8(slices.Index(program, readLook0))
+	}
+	if int(n.judged) == m.chunks {
+		n = readerState{at: uint8(len(program) - 1), snap: r.snap, judged: n.judged}
+	}
+	return n
 }

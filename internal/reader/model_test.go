@@ -170,10 +170,10 @@ type model struct {
 // mutant says what is done wrong.
 type mutant struct {
 	// by the reader
-	flagFirst, lookFirst, liveTable, noFrozen, oldZeros, noCursor, oneCopy, tornCopy, savedFirst, anyEntry bool
+	flagFirst, lookFirst, liveTable, noFrozen, oldZeros, noCursor, oneCopy, tornCopy, savedFirst, anyEntry, earlyReport bool
 	// by engines
 	unordered, noWait, noDataFlush, noFlagFlush, trims, keepZeros, earlyWrite, oneCopyBreak, earlyCursor bool
-	takesUnbroken, noFrozenUpdate, noCutFlush, racingTables, oldHeader                                   bool
+	takesUnbroken, noFrozenUpdate, noCutFlush, racingTables, oldHeader, noOpenFlush                      bool
 }
 
 type kind uint8

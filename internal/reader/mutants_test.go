@@ -8,12 +8,12 @@ import (
 
 // How some of them begin.
 var (
-	judged = []string{
-		"R: reader opens, copy 0", "R: reader opens, copy 1", "R: reader reads data", "R: reader reads flags",
-		"R: reader has read enough for a look", "R: reader looks, copy 0", "R: reader looks, copy 1", "R: reader judges",
+	released = []string{
+		"R: reader opens, copy 0", "R: reader opens, copy 1", "R: reader reads data", "R: reader reads flags", "R: reader archives",
+		"R: reader has read enough for a look", "R: reader looks, copy 0", "R: reader looks, copy 1", "R: reader judges", "R: reader reports its cursor",
 	}
 	// The dead owner's header write for the cursor is on its way.
-	takenOver = slices.Concat(judged, []string{"R: reader reports its cursor", "A: cursor moves", "A: engine is killed", "A: other host takes over"})
+	takenOver = slices.Concat(released, []string{"A: cursor moves", "A: engine is killed", "A: other host takes over"})
 
 	halfBroken = []string{"A: guest writes 0", "A: breaks a snapshot", "A: header write goes on", "A: header write goes on", "A: header write goes on"}
 
@@ -22,8 +22,12 @@ var (
 		"A: guest writes 0", "A: table is read", "A: copier begins", "A: copier goes on", "A: copier goes on", "A: copier goes on",
 		"A: engine is killed", "A: other host takes over",
 	}
-	brokenMeanwhile = slices.Concat(judged, []string{"A: guest writes 1", "A: other host opens the volume", "A: breaks a snapshot"})
+	brokenMeanwhile = slices.Concat(released, []string{"A: guest writes 1", "A: other host opens the volume", "A: breaks a snapshot"})
 
+	notFlushed = []string{
+		"A: guest writes 0", "A: table is read", "A: copier begins", "A: copier goes on", "A: copier goes on", "A: copier goes on", "A: copier goes on",
+		"A: engine is killed", "A: engine starts again",
+	}
 	twoBatches = []string{"A: guest writes 0", "A: table is read", "A: guest writes 1", "A: copier begins", "A: copier goes on"}
 )
 
@@ -61,6 +65,7 @@ func TestMutants(t *testing.T) {
 		{"reader: one header copy", linear(2, 1, 1), mutant{oneCopy: true}, nil},
 		{"reader: the other copy's word where one is torn", linear(2, 1, 2), mutant{tornCopy: true}, takenOver},
 		{"reader: opens a snapshot that is being made", cut(1, 0), mutant{anyEntry: true}, nil},
+		{"reader: reports a cursor before a look", linear(1, 1, 1), mutant{earlyReport: true}, nil},
 
 		{"engine: flag before what it stands for", linear(1, 1, 0), mutant{unordered: true}, nil},
 		{"engine: writes without waiting for the copy", linear(1, 1, 0), mutant{noWait: true}, nil},
@@ -73,6 +78,7 @@ func TestMutants(t *testing.T) {
 		{"engine: stops copying before the cursor is durable", linear(2, 1, 1), mutant{earlyCursor: true}, nil},
 		{"engine: a takeover leaves the snapshots", linear(2, 2, 1), mutant{takesUnbroken: true}, leavesFlags},
 		{"engine: a receiver goes by the stack it once read", moving(2, 1, 1), mutant{oldHeader: true}, brokenMeanwhile},
+		{"engine: trusts a one that may not be durable", linear(1, 2, 2), mutant{noOpenFlush: true}, notFlushed},
 		{"engine: the frozen table is not brought up to date", cut(1, 0), mutant{noFrozenUpdate: true}, nil},
 		{"engine: a cut without a commit", cut(1, 1), mutant{noCutFlush: true}, nil},
 		{"engine: two batches write the table at once", func() *model {

@@ -13,6 +13,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/blockdev/reserve"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/engine"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
@@ -69,7 +70,7 @@ func (o *stackOpener) open(ctx context.Context, e cowfmt.StackEntry) (on *store.
 		err = o.register(f)
 	}
 	if err == nil {
-		on, err = store.OpenSnapshot(f)
+		on, err = store.OpenSnapshot(engine.NewLatch(f))
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot %v: %w", e.UUID, err)

@@ -86,8 +86,11 @@ func newBedOn(t *testing.T, c lab.Config, g lab.GuestConfig) *bed {
 	h := lab.For(t, c)
 	b := &bed{Host: h, vc: h.VirtCow(program), log: log, master: filepath.Join(h.Dir, "master.raw")}
 	t.Cleanup(func() {
-		if t.Failed() || testing.Verbose() {
+		if t.Failed() {
 			t.Log("what the host's processes said:\n" + log.String() + b.engineLogs())
+			if b.guest != nil {
+				t.Log("what the guest said last:\n" + b.guest.ConsoleLog())
+			}
 		}
 	})
 	files := map[string][]byte{"etc/hostname": []byte("golden\n"), "data/big": bytes.Repeat([]byte("master data\n"), 1<<20)}

@@ -84,7 +84,7 @@ func (b *bed) queued(t *testing.T) (n int64) {
 func (p *passage) finishHeld(t *testing.T) {
 	t.Helper()
 	must(t, p.to.Libvirtd().Signal(syscall.SIGSTOP))
-	must(t, p.c.guest.LimitMigration(t.Context(), sprint))
+	must(t, p.c.guest.HurryMigration(t.Context()))
 	p.await(t, suspended)
 	// A question whether it is there has a few bytes.
 	eventually(t, "libvirtd of "+p.to.Name+" is told to finish", func() bool { return p.to.queued(t) > 300 })
@@ -121,6 +121,7 @@ func TestMigrateHostGone(t *testing.T) {
 	c.move(t, b, a)
 	c.verdict(t)
 
+	was := fenced()
 	p = c.begin(t, true)
 	p.await(t, copying)
 	must(t, a.vc.Daemon().Signal(syscall.SIGSTOP)) // so that its engine does not seal
@@ -143,13 +144,12 @@ func TestMigrateHostGone(t *testing.T) {
 	if out, err := b.vc.Run(t.Context(), "status"); err == nil || !strings.Contains(out, "virt-cow host fenced ha") {
 		t.Errorf("status does not say what the guest waits for: %v\n%s", err, out)
 	}
-	was := fenced()
 	eventually(t, "the fence command is tried, and is no proof", func() bool { return fenced() != was })
 	if s := b.await(t, "v1", "known", func(s *api.VolumeStatus) bool { return s != nil && s.Engine != nil }); s.Engine.Owner.HostName != "ha" {
 		t.Errorf("%s owns the volume without a proof", s.Engine.Owner.HostName)
 	}
 	b.run(t, "host", "fenced", "ha", "--yes")
-	must(t, c.checkers["v1"].Await(t.Context(), 50))
+	c.writes(t, 50)
 	c.back(t, a)
 	c.move(t, b, a)
 	c.verdict(t)
@@ -169,7 +169,7 @@ func TestMigrateOldOwner(t *testing.T) {
 	c := newCrossing(t, nil, nil, "v1")
 	a, b := c.beds[0], c.beds[1]
 	must(t, c.Cut(t.Context(), a.Host, b.Host))
-	must(t, c.checkers["v1"].Await(t.Context(), 50))
+	c.writes(t, 50)
 	c.bootOn(t, b)
 	c.refused(t, b, "does not answer", "virt-cow host fenced ha")
 	logs := c.died(t) // what it has flushed by now
@@ -216,9 +216,7 @@ func TestMigrateReplyLost(t *testing.T) {
 	}
 	must(t, link.Heal(t.Context()))
 	c.guest.MovedTo(b.Host)
-	for _, k := range c.checkers {
-		must(t, k.Await(t.Context(), 50))
-	}
+	c.writes(t, 50)
 	eventually(t, "the source's guest waits", func() bool { return a.stateOf(t.Context()) == "paused" })
 	qemuTo.kill(t, p)
 	eventually(t, "the guest is dead", func() bool { return dead(b.stateOf(t.Context())) })

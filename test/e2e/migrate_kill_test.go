@@ -13,11 +13,8 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 )
 
-// crawl is how fast memory is copied where a migration is to stay in that, MiB a second; sprint lets it go on.
-const (
-	crawl  = 1
-	sprint = 1000
-)
+// crawl is how fast memory is copied where a migration is to stay in that, MiB a second.
+const crawl = 1
 
 // passage is one migration of a crossing, under way.
 type passage struct {
@@ -40,11 +37,11 @@ func (c *crossing) begin(t *testing.T, slow bool) *passage {
 			p.logged[path] = i.Size()
 		}
 	}
-	rate := sprint
 	if slow {
-		rate = crawl
+		must(t, c.guest.LimitMigration(t.Context(), crawl))
+	} else {
+		must(t, c.guest.HurryMigration(t.Context()))
 	}
-	must(t, c.guest.LimitMigration(t.Context(), rate))
 	p.event = p.awaitEvent(t)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	p.forget = cancel
@@ -158,7 +155,7 @@ func (p *passage) await(t *testing.T, s step) {
 func (p *passage) wait(t *testing.T) error {
 	t.Helper()
 	for deadline := time.After(3 * time.Minute); ; {
-		p.c.guest.LimitMigration(t.Context(), sprint) // fails where it is over
+		p.c.guest.HurryMigration(t.Context()) // fails where it is over
 		select {
 		case <-p.over:
 			return p.err

@@ -52,14 +52,6 @@ func (c *crossing) untouched(t *testing.T, on *bed) {
 	}
 }
 
-// writes waits until all checkers have written so much more, and have found nothing wrong.
-func (c *crossing) writes(t *testing.T, n int) {
-	t.Helper()
-	for _, k := range c.checkers {
-		must(t, k.Await(t.Context(), n))
-	}
-}
-
 // TestMigrateLink cuts the networks between two hosts: that of the daemons, that of libvirt and QEMU, and both.
 func TestMigrateLink(t *testing.T) {
 	c := newCrossing(t, nil, []string{"--chunk", "4K"}, "v1", "v2")
@@ -154,7 +146,7 @@ func (p *passage) waitLong(t *testing.T) error {
 	t.Helper()
 	select {
 	case <-p.over:
-		return errors.Join(p.err, p.c.guest.LimitMigration(t.Context(), sprint)) // which the next one would keep
+		return errors.Join(p.err, p.c.guest.HurryMigration(t.Context())) // which the next one would keep
 	case <-time.After(5 * time.Minute):
 		t.Fatal("the migration does not end")
 	}
@@ -184,7 +176,7 @@ func TestMigrateLinkSoak(t *testing.T) {
 				heal := p.cut(t, networks...)
 				go func() { // which a job that waits for a link does not look at, and one that does not ends by
 					for range 200 {
-						_ = c.guest.LimitMigration(context.WithoutCancel(t.Context()), sprint)
+						_ = c.guest.HurryMigration(context.WithoutCancel(t.Context()))
 						select {
 						case <-p.over:
 							return

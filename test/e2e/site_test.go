@@ -39,8 +39,11 @@ func newSiteOf(t *testing.T, program string, hosts []string, flags []string, vol
 	s := &site{log: &keptLog{}, disks: map[string]*lab.Disk{}}
 	s.Site = lab.SiteFor(t, lab.SiteConfig{Names: hosts, Host: lab.Config{Log: s.log, Hook: program, Env: []string{"VIRT_COW_PLUGINS_DIR=" + pluginsDir}}})
 	t.Cleanup(func() {
-		if t.Failed() || testing.Verbose() {
+		if t.Failed() {
 			t.Log("what the hosts' processes said:\n" + s.log.String() + s.engineLogs())
+			if s.guest != nil {
+				t.Log("what the guest said last:\n" + s.guest.ConsoleLog())
+			}
 		}
 	})
 	s.raw = filepath.Join(s.Dir, "master.raw")
@@ -112,7 +115,7 @@ func (s *site) boot(t *testing.T, volumes ...string) {
 // move migrates the guest, which must succeed, and returns the beds it is on now and was on before.
 func (s *site) move(t *testing.T, from, to *bed, flags ...string) {
 	t.Helper()
-	must(t, s.guest.LimitMigration(t.Context(), sprint)) // libvirt keeps what an earlier one from here was limited to
+	must(t, s.guest.HurryMigration(t.Context())) // libvirt keeps what an earlier one from here was limited to
 	out, err := s.guest.Migrate(t.Context(), to.Host, flags...)
 	if err != nil {
 		t.Fatalf("migrate %s to %s: %v: %s", from.Name, to.Name, err, out)

@@ -23,6 +23,8 @@ type crossing struct {
 	volumes  []string
 	checkers map[string]*lab.Checker // by volume, of the guest as it runs now
 	boots    int                     // of the guest
+	stays    int                     // how often it had begun to move when it booted
+	panics   int                     // of its kernel, that were survived
 }
 
 // newCrossing makes a site of hosts (nil for two) with volumes made with these flags. The guest is defined on all hosts, and runs
@@ -43,6 +45,7 @@ func newCrossing(t *testing.T, hosts, flags []string, volumes ...string) *crossi
 func (c *crossing) write(t *testing.T) {
 	t.Helper()
 	c.boots++
+	c.stays = c.guest.Moves()
 	c.checkers = map[string]*lab.Checker{}
 	on := c.on()
 	for i, v := range c.volumes {
@@ -132,9 +135,7 @@ func (b *bed) stateOf(ctx context.Context) string {
 func (c *crossing) verdict(t *testing.T) *bed {
 	t.Helper()
 	on := c.lives(t)
-	for _, k := range c.checkers {
-		must(t, k.Await(t.Context(), 50))
-	}
+	c.writes(t, 50)
 	c.awaitSettled(t, on, c.volumes...)
 	c.assertNothingLeft(t, on)
 	return on
@@ -194,7 +195,9 @@ func (c *crossing) died(t *testing.T) map[string]records.Log {
 	t.Helper()
 	logs := map[string]records.Log{}
 	for v, k := range c.checkers {
-		must(t, k.Wrong())
+		if err := k.Wrong(); err != nil && !errors.Is(err, lab.ErrPanicked) { // which its death ended too
+			t.Fatal(err)
+		}
 		log, err := k.Told()
 		must(t, err)
 		logs[v] = log
@@ -237,6 +240,17 @@ func (c *crossing) finish(t *testing.T) {
 	t.Helper()
 	c.move(t, c.on(), c.other())
 	on := c.verdict(t)
+	logs, err := c.stop(t)
+	for err != nil {
+		c.survive(t, err)
+		logs, err = c.stop(t)
+	}
+	c.verifyAll(t, on, logs)
+}
+
+// stop ends all checkers, and returns what they did.
+func (c *crossing) stop(t *testing.T) (map[string]records.Log, error) {
+	t.Helper()
 	list := make([]records.Log, len(c.volumes))
 	errs := make([]error, len(c.volumes))
 	var wg sync.WaitGroup
@@ -244,10 +258,9 @@ func (c *crossing) finish(t *testing.T) {
 		wg.Go(func() { list[i], errs[i] = c.checkers[v].Stop(t.Context()) })
 	}
 	wg.Wait()
-	must(t, errors.Join(errs...))
 	logs := map[string]records.Log{}
 	for i, v := range c.volumes {
 		logs[v] = list[i]
 	}
-	c.verifyAll(t, on, logs)
+	return logs, errors.Join(errs...)
 }

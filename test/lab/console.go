@@ -107,8 +107,12 @@ func (g *Guest) WaitUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, guestUp)
 	defer cancel()
 	g.hangUp()
-	for {
-		err := g.ping(ctx)
+	for began := time.Now(); ; {
+		patience := 2 * time.Second
+		if time.Since(began) > time.Minute { // the machine is that slow
+			patience = 20 * time.Second
+		}
+		err := g.ping(ctx, patience)
 		if err == nil {
 			return nil
 		}
@@ -120,13 +124,13 @@ func (g *Guest) WaitUp(ctx context.Context) error {
 	}
 }
 
-// ping sends one request. What is sent before the agent listens is lost, so it waits a moment only.
-func (g *Guest) ping(ctx context.Context) error {
+// ping sends one request. What is sent before the agent listens is lost, so it waits a while only.
+func (g *Guest) ping(ctx context.Context, patience time.Duration) error {
 	c, err := g.line()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	_, err = c.call(ctx, g.request("true"))
 	if errors.Is(err, errHungUp) {

@@ -14,7 +14,7 @@ import (
 // with the kernel. Thaw has it go on where it was, and do late what it was about to do.
 func (h *Host) Freeze() error {
 	// Until none is found that runs: what was just being stopped may have started others.
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		running, err := h.signalAll(syscall.SIGSTOP)
 		if err != nil || running == 0 {
 			return err

@@ -31,7 +31,8 @@ type Guest struct {
 	host    *Host
 	console *console      // nil while nobody is connected
 	moving  chan struct{} // closed once it is known where a guest that may be moving is; nil if it is not
-	nextID  uint64        // of a request to its agent
+	moves   int
+	nextID  uint64 // of a request to its agent
 }
 
 // Host is where the guest is.
@@ -53,7 +54,7 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='qemu'>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{{.Kernel}}</kernel>
     <initrd>{{.Initrd}}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 random.trust_cpu=on</cmdline>
+    <cmdline>console=ttyS0 quiet oops=panic panic=-1 random.trust_cpu=on</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='maximum'/>

@@ -47,6 +47,7 @@ func (g *Guest) BeginMove() (over func()) {
 	defer g.mu.Unlock()
 	ch := make(chan struct{})
 	g.moving = ch
+	g.moves++
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -55,6 +56,13 @@ func (g *Guest) BeginMove() (over func()) {
 		}
 		close(ch)
 	}
+}
+
+// Moves is how often the guest has begun to move.
+func (g *Guest) Moves() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.moves
 }
 
 // MovedTo tells the Guest that it is on this host now.
@@ -143,6 +151,21 @@ func (g *Guest) AbortJob(ctx context.Context) error {
 
 // LimitMigration bounds how fast memory is copied, MiB a second: 1 is for ever under load. Of the guest as it runs now.
 func (g *Guest) LimitMigration(ctx context.Context, mib int) error {
-	_, err := g.Host().Virsh(ctx, "migrate-setspeed", g.Name, fmt.Sprint(mib))
+	return g.pace(ctx, mib, 300*time.Millisecond)
+}
+
+// HurryMigration undoes LimitMigration, and lets what is left of the memory be copied in one go while the guest stands still: each
+// look at what it has changed while it runs is a chance that its emulation loses a page (ErrPanicked).
+func (g *Guest) HurryMigration(ctx context.Context) error {
+	return g.pace(ctx, 1000, 10*time.Second)
+}
+
+// pace says how fast memory is copied, and how long the guest may stand still for the last of it.
+func (g *Guest) pace(ctx context.Context, mib int, still time.Duration) error {
+	h := g.Host()
+	_, err := h.Virsh(ctx, "migrate-setmaxdowntime", g.Name, fmt.Sprint(still.Milliseconds()))
+	if err == nil {
+		_, err = h.Virsh(ctx, "migrate-setspeed", g.Name, fmt.Sprint(mib))
+	}
 	return err
 }

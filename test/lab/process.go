@@ -19,6 +19,8 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 	cmd := exec.CommandContext(ctx, "nsenter", full...)
 	cmd.Dir = "/"
 	cmd.Env = append(append(os.Environ(), h.env...), "PATH="+filepath.Join(h.Dir, "bin")+":"+os.Getenv("PATH"))
+	// Who gives up kills nsenter, and what it started on the host may go on and have the pipe.
+	cmd.WaitDelay = 10 * time.Second
 	// On a terminal virsh would start an agent that asks for passwords, and says so where its answer should be;
 	// and a Ctrl-C is for the one who made the host.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

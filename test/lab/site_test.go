@@ -295,6 +295,7 @@ func TestCheckersMove(t *testing.T) {
 	}
 	move := func(to *Host) {
 		t.Helper()
+		must(t, g.HurryMigration(t.Context()))
 		_, err := g.Migrate(t.Context(), to)
 		must(t, err)
 		goOn()
@@ -312,7 +313,7 @@ func TestCheckersMove(t *testing.T) {
 		if err := <-failed; err == nil || g.Host() != a {
 			t.Fatalf("%s: %v, the guest is on %s", what, err, g.Host().Name)
 		}
-		must(t, g.LimitMigration(t.Context(), 1000))
+		must(t, g.HurryMigration(t.Context()))
 		goOn()
 	}
 	move(b)

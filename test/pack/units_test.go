@@ -15,7 +15,9 @@ import (
 
 // exposed is what `systemd-analyze security` may say of each unit at most, from 0 to 10. The daemon runs a site's plugins
 // and makes stores on any device, so it has more.
-var exposed = map[string]float64{"virt-cow.service": 4.0, "virt-cow-volume@.service": 3.2}
+var exposed = map[string]float64{
+	"virt-cow.service": 4.0, "virt-cow-volume@.service": 3.2, "virt-cow-image-node.service": 3.5, "virt-cow-backup@.service": 2.5,
+}
 
 func TestUnitsVerify(t *testing.T) {
 	analyze := analyzer(t)
@@ -35,10 +37,15 @@ func TestUnitsVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink("virt-cow-volume@.service", filepath.Join(dir, "virt-cow-volume@web-1.service")); err != nil {
-		t.Fatal(err)
+	for _, template := range []string{"virt-cow-volume@.service", "virt-cow-backup@.service", "virt-cow-backup@.timer"} {
+		if err := os.Symlink(template, filepath.Join(dir, strings.Replace(template, "@", "@web-1", 1))); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for _, unit := range []string{"virt-cow.service", "virt-cow-volume@web-1.service", "virtcow.slice", "virt-cow-volumes.target"} {
+	for _, unit := range []string{
+		"virt-cow.service", "virt-cow-volume@web-1.service", "virtcow.slice", "virt-cow-volumes.target", "virt-cow-image-node.service",
+		"virt-cow-backup@web-1.service", "virt-cow-backup@web-1.timer",
+	} {
 		cmd := exec.Command(analyze, "verify", "--man=no", filepath.Join(dir, unit))
 		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
 		out, err := cmd.CombinedOutput()

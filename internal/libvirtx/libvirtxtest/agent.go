@@ -34,8 +34,15 @@ func (r *rig) bootFrozen(t *testing.T, name string) frozenGuest {
 		t.Fatal(err)
 	}
 	f := frozenGuest{g, t, d}
-	f.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt")
+	f.prepare(r.conn(t))
 	return f
+}
+
+// prepare makes the file system, and waits for the agent: the lab's own answers before it.
+func (g frozenGuest) prepare(c libvirtx.Conn) {
+	g.t.Helper()
+	g.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt")
+	g.is(c, false)
 }
 
 // run runs a command in the guest.
@@ -277,7 +284,7 @@ func FrozenMove(t *testing.T, dial Dial) {
 		t.Fatal(err)
 	}
 	f := frozenGuest{g, t, d}
-	f.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt")
+	f.prepare(r.conn(t))
 	if n, err := r.conn(t).Freeze(ctx, d); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"github.com/virt-cow/virt-cow/internal/archive"
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/nbd"
+)
+
+// DiskFlags name a disk of a backup.
+type DiskFlags struct {
+	Backup  string `arg:"" help:"The backup's id, as list prints it."`
+	Disk    string `arg:"" help:"The disk as the guest had it, such as vda."`
+	SkipBad bool   `help:"Take zeros for what is damaged in the archive, and say where; else it is an error."`
+}
+
+// open opens the disk for reading.
+func (f *DiskFlags) open(env *Env) (*backupDisk, error) {
+	a, err := openArchive(env)
+	if err != nil {
+		return nil, err
+	}
+	d := &backupDisk{archive: a}
+	var o archive.DiskOptions
+	if f.SkipBad {
+		o.SkipBad = func(bad archive.Damage) {
+			d.bad++
+			fmt.Fprintf(env.Stderr, "%s: zeros instead\n", bad)
+		}
+	}
+	if d.Device, err = a.OpenDisk(env.Context, f.Backup, f.Disk, o); err != nil {
+		return nil, errors.Join(err, a.Close(env.Context))
+	}
+	return d, nil
+}
+
+// backupDisk is a disk of a backup, with the archive under it.
+type backupDisk struct {
+	blockdev.Device
+	archive *archive.Archive
+	bad     int // times that zeros were taken for what is damaged
+}
+
+func (d *backupDisk) Close() error {
+	return errors.Join(d.Device.Close(), d.archive.Close(context.Background()))
+}
+
+// degraded is the error for a disk that has zeros for what is damaged.
+func (d *backupDisk) degraded() error {
+	if d.bad == 0 {
+		return nil
+	}
+	return exitError{errors.New("parts of the disk are damaged in the archive: they are zeros now"), exitDegraded}
+}
+
+// serve serves the disk on a new unix socket that only this user may use, until the context ends.
+func (d *backupDisk) serve(ctx context.Context, env *Env, path string) error {
+	b, err := nbd.ReadOnly(d)
+	if err != nil {
+		return err
+	}
+	mask := syscall.Umask(0o177)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	syscall.Umask(mask)
+	if err != nil {
+		return err
+	}
+	s := &nbd.Server{Backend: b, Log: env.Log}
+	err = s.Serve(ctx, l)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// BackupServeCmd serves a disk of a backup.
+type BackupServeCmd struct {
+	DiskFlags
+	Socket string `help:"Unix socket to serve NBD on." type:"path" required:"" placeholder:"PATH"`
+}
+
+// Run serves until SIGTERM or SIGINT.
+func (c *BackupServeCmd) Run(env *Env) error {
+	d, err := c.open(env)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	fmt.Fprintf(env.Stderr, "read-only at nbd+unix:///?socket=%s, until Ctrl-C\n", c.Socket)
+	if err := d.serve(env.Context, env, c.Socket); err != nil {
+		return err
+	}
+	return d.degraded()
+}
+
+// BackupExportCmd writes an image file.
+type BackupExportCmd struct {
+	DiskFlags
+	File     string `arg:"" help:"The file to write." type:"path"`
+	Format   string `help:"raw, or qcow2 by means of qemu-img." enum:"raw,qcow2" default:"raw"`
+	Compress bool   `help:"Compress the clusters of a qcow2 image."`
+}
+
+// Run writes the image under another name, and gives it its own once it is whole.
+func (c *BackupExportCmd) Run(env *Env) error {
+	if c.Compress && c.Format != "qcow2" {
+		return exitError{errors.New("--compress is for --format qcow2"), exitUsage}
+	}
+	if _, err := os.Lstat(c.File); !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s is there already: give another name, or remove it", c.File)
+	}
+	d, err := c.open(env)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if c.Format == "qcow2" {
+		err = c.qcow2(env, d)
+	} else {
+		err = restoreFile(env, d, c.File)
+	}
+	return errors.Join(err, d.degraded())
+}
+
+// qcow2 has qemu-img write the image.
+func (c *BackupExportCmd) qcow2(env *Env, d *backupDisk) error {
+	dir, err := os.MkdirTemp("", "virt-cow-export-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	ctx, cancel := context.WithCancel(env.Context)
+	defer cancel()
+	socket := filepath.Join(dir, "nbd")
+	served := make(chan error, 1)
+	go func() { served <- d.serve(ctx, env, socket) }()
+	part := c.File + partSuffix
+	args := []string{"convert", "--target-is-zero", "-n"}
+	create := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", part, fmt.Sprint(d.Info().Size))
+	create.Stderr = env.Stderr
+	if err := create.Run(); err != nil {
+		return fmt.Errorf("qemu-img create: %w", err)
+	}
+	if c.Compress {
+		args = append(args, "-c")
+	}
+	if !env.JSON && isTerminal(env.Stderr) {
+		args = append(args, "-p")
+	}
+	convert := exec.CommandContext(ctx, "qemu-img", append(args, "-f", "raw", "-O", "qcow2", "nbd+unix:///?socket="+socket, part)...)
+	convert.Stdout, convert.Stderr = env.Stderr, env.Stderr
+	if err := convert.Run(); err != nil {
+		return errors.Join(fmt.Errorf("qemu-img convert: %w", err), os.Remove(part))
+	}
+	cancel()
+	if err := <-served; err != nil {
+		return errors.Join(err, os.Remove(part))
+	}
+	return whole(part, c.File)
+}

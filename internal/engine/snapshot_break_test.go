@@ -1,0 +1,301 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/store"
+)
+
+const snapSize = 24<<12 + 512
+
+// snapped is a volume with one snapshot, the device of which is what over makes of it.
+func snapped(t *testing.T, dev blockdev.Device, policy uint8, timeout time.Duration, over func(*blockdevtest.Memory) blockdev.Device) (v *Volume, snapshot *blockdevtest.Memory, want []byte) {
+	t.Helper()
+	on := shelf{}
+	v = mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	_, err := v.WriteAt(filled(0, 10<<12, 1), 0)
+	check(t, err)
+	want = contents(t, v, snapSize)
+	snapshot, _ = snap(t, v, on, 0, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
+		e.OnError, e.Timeout = policy, uint32(timeout.Milliseconds())
+		return over(m)
+	})
+	return v, snapshot, want
+}
+
+// entryOf is the only entry of the stack, as the header on the device has it.
+func entryOf(t *testing.T, dev blockdev.Device) cowfmt.StackEntry {
+	t.Helper()
+	st, err := store.Open(dev)
+	check(t, err)
+	if len(st.Header().Stack) != 1 {
+		t.Fatalf("stack %v", st.Header().Stack)
+	}
+	return st.Header().Stack[0]
+}
+
+// overwrite changes saved chunks, in requests of several kinds, and returns the first error; model is what the volume holds.
+func overwrite(v *Volume, model []byte) error {
+	for i, r := range []*blockdev.Request{
+		{Op: blockdev.OpWrite, Off: 4096, Length: 512},
+		{Op: blockdev.OpWrite, Off: 3 << 12, Length: 3 << 12},
+		{Op: blockdev.OpWriteZeroes, Off: 7 << 12, Length: 2 << 12},
+		{Op: blockdev.OpWrite, Off: 15 << 12, Length: 512}, // the master's: nothing is saved
+	} {
+		if r.Op == blockdev.OpWrite {
+			r.Buf = filled(r.Off, r.Length, uint32(i)+2)
+		}
+		if err := request(v, r); err != nil {
+			return err
+		}
+		if clear(model[r.Off : r.Off+r.Length]); r.Buf != nil {
+			copy(model[r.Off:], r.Buf)
+		}
+	}
+	return nil
+}
+
+// Each operation of a snapshot's device fails in turn. The guest's writes never do; the snapshot holds the cut, or is
+// broken, and the header says so.
+func TestSnapshotFails(t *testing.T) {
+	for name, rule := range map[string]blockdevtest.Rule{
+		"EIO": {}, "no room": {Err: syscall.ENOSPC, Ops: blockdevtest.Writes, Forever: true}, "torn": {Ops: blockdevtest.Writes, Torn: 3},
+		"flush": {Ops: blockdevtest.Flushes, DropUnflushed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			broken := 0
+			blockdevtest.EachFailure(t, rule, func(n int, f *blockdevtest.Failure) {
+				dev, sp := memoryStore(t, snapSize, 4096, 512, true), new(spell)
+				v, m, want := snapped(t, dev, cowfmt.OnErrorBreakSnapshot, time.Minute, func(m *blockdevtest.Memory) blockdev.Device {
+					sp.Device, sp.well = blockdevtest.NewFault(m, f), m
+					sp.over.Store(true)
+					return sp
+				})
+				sp.over.Store(false)
+				model := bytes.Clone(want)
+				if err := overwrite(v, model); err != nil {
+					t.Errorf("operation %d: the guest's write: %v", n, err)
+				}
+				if got := contents(t, v, snapSize); !bytes.Equal(got, model) {
+					t.Errorf("operation %d: the volume holds something else", n)
+				}
+				e, at := entryOf(t, dev), v.Stack()[0]
+				if e.State != at.State || (e.State == cowfmt.StackBroken) != (f.Fired() > 0) || f.Fired() > 0 && at.Err == nil {
+					t.Errorf("operation %d: fired %d times, header %v, engine %+v", n, f.Fired(), e, at)
+				}
+				if e.State == cowfmt.StackBroken {
+					broken++
+				} else if got := asOfCut(t, v, memoryMaster(snapSize, true, 0, snapSize), m); !bytes.Equal(got, want) {
+					t.Errorf("operation %d: the snapshot reads something else", n)
+				}
+				check(t, v.RemoveSnapshot(t.Context(), at.ID))
+				check(t, v.Close())
+			})
+			if t.Logf("broken %d times", broken); broken < 4 {
+				t.Error("too few failures")
+			}
+		})
+	}
+}
+
+// The same where the guest's write is to fail: the snapshot always holds the cut, and once the device is well the write succeeds.
+func TestSnapshotKept(t *testing.T) {
+	blockdevtest.EachFailure(t, blockdevtest.Rule{Ops: blockdevtest.Writes | blockdevtest.Reads, Err: syscall.ENOSPC}, func(n int, f *blockdevtest.Failure) {
+		dev, sp := memoryStore(t, snapSize, 4096, 512, true), new(spell)
+		v, m, want := snapped(t, dev, cowfmt.OnErrorBreakGuestWrite, time.Minute, func(m *blockdevtest.Memory) blockdev.Device {
+			sp.Device, sp.well = blockdevtest.NewFault(m, f), m
+			sp.over.Store(true)
+			return sp
+		})
+		sp.over.Store(false)
+		model := bytes.Clone(want)
+		err := overwrite(v, model)
+		if (f.Fired() > 0) != (err != nil) || err != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("operation %d: fired %d times: %v", n, f.Fired(), err)
+		}
+		if got := contents(t, v, snapSize); !bytes.Equal(got, model) {
+			t.Errorf("operation %d: a write that failed changed the volume", n)
+		}
+		check(t, overwrite(v, model))
+		if e := entryOf(t, dev); e.State != cowfmt.StackActive {
+			t.Errorf("operation %d: header %v", n, e)
+		}
+		if got := asOfCut(t, v, memoryMaster(snapSize, true, 0, snapSize), m); !bytes.Equal(got, want) {
+			t.Errorf("operation %d: the snapshot reads something else", n)
+		}
+		check(t, v.Close())
+	})
+}
+
+// A snapshot's device that hangs is waited for so long and no longer; what it writes late does no harm.
+func TestSnapshotHangs(t *testing.T) {
+	dev := memoryStore(t, snapSize, 4096, 512, true)
+	var slow *blockdevtest.Delay
+	v, _, want := snapped(t, dev, cowfmt.OnErrorBreakSnapshot, 50*time.Millisecond, func(m *blockdevtest.Memory) blockdev.Device {
+		slow = blockdevtest.NewDelay(m)
+		return slow
+	})
+	slow.Hold()
+	model := bytes.Clone(want)
+	check(t, overwrite(v, model))
+	if e := entryOf(t, dev); e.State != cowfmt.StackBroken || slow.Held() == 0 || v.Target() != "clone" {
+		t.Errorf("header %v, %d writes held", e, slow.Held())
+	}
+	check(t, slow.Release())
+	slow.HoldIf(nil)
+	if got := contents(t, v, snapSize); !bytes.Equal(got, model) {
+		t.Error("the volume holds something else")
+	}
+	check(t, v.Close())
+}
+
+// While neither the snapshot nor the header can be written the guest's write waits, and then fails; the cut is held all
+// the time. Once the header can be written the snapshot is broken and the write goes on.
+func TestSnapshotCantBreak(t *testing.T) {
+	m := memoryStore(t, snapSize, 4096, 512, true)
+	always := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true})
+	header := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true, Ops: blockdevtest.Writes, Length: cowfmt.MetadataSize})
+	dev := &spell{Device: blockdevtest.NewFault(m, header), well: m}
+	dev.over.Store(true)
+	sp := new(spell)
+	v, snapshot, want := snapped(t, dev, cowfmt.OnErrorBreakSnapshot, 200*time.Millisecond, func(m *blockdevtest.Memory) blockdev.Device {
+		sp.Device, sp.well = blockdevtest.NewFault(m, always), m
+		sp.over.Store(true)
+		return sp
+	})
+	sp.over.Store(false)
+	dev.over.Store(false)
+	if _, err := v.WriteAt(filled(0, 512, 2), 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("neither saved nor broken: %v", err)
+	}
+	if got := asOfCut(t, v, memoryMaster(snapSize, true, 0, snapSize), snapshot); !bytes.Equal(got, want) {
+		t.Error("the snapshot reads something else")
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		time.Sleep(50 * time.Millisecond)
+		dev.over.Store(true)
+	})
+	_, err := v.WriteAt(filled(0, 512, 2), 0)
+	check(t, err)
+	wg.Wait()
+	if e := entryOf(t, m); e.State != cowfmt.StackBroken {
+		t.Errorf("header %v", e)
+	}
+	check(t, v.Close())
+}
+
+// Each operation of the snapshot's device, or of the volume's, fails in turn while a snapshot is added, cut and kept: it is
+// there or it is not, the volume is not held up, and the next one succeeds.
+func TestCutFails(t *testing.T) {
+	for _, which := range []string{"snapshot", "volume"} {
+		t.Run(which, func(t *testing.T) {
+			n := blockdevtest.EachFailure(t, blockdevtest.Rule{Ops: blockdevtest.Reads | blockdevtest.Writes}, func(n int, f *blockdevtest.Failure) {
+				m, on := memoryStore(t, snapSize, 4096, 512, true), shelf{}
+				dev := &spell{Device: m, well: m}
+				if which == "volume" {
+					dev.Device = blockdevtest.NewFault(m, f)
+				}
+				dev.over.Store(true)
+				v := mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+				_, err := v.WriteAt(filled(0, 10<<12, 1), 0)
+				check(t, err)
+				cut := uuid.New()
+				sm, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+				check(t, err)
+				var device blockdev.Device = sm
+				if which == "snapshot" {
+					device = blockdevtest.NewFault(sm, f)
+				}
+				on[e.UUID] = func() (blockdev.Device, error) { return device, nil }
+				dev.over.Store(false)
+				err = v.AddSnapshot(t.Context(), e)
+				if err == nil {
+					_, werr := v.WriteAt(filled(12<<12, 4096, 1), 12<<12)
+					if err = v.Cut(t.Context(), cut, time.Minute); err == nil {
+						err = v.EndCut(t.Context(), cut, true)
+					}
+					_ = werr // of the volume's device, perhaps
+				}
+				dev.over.Store(true)
+				if v.Suspended() {
+					t.Errorf("operation %d: suspended", n)
+				}
+				if active := len(v.Stack()) == 1 && v.Stack()[0].State == cowfmt.StackActive; active != (err == nil) {
+					t.Errorf("operation %d: %v, %+v", n, err, v.Stack())
+				}
+				check(t, v.EndCut(t.Context(), cut, false))
+				st, err := store.Open(m)
+				check(t, err)
+				if stack := st.Header().Stack; len(v.Stack()) > 0 || len(stack) > 0 && stack[0].State != cowfmt.StackPending {
+					t.Errorf("operation %d: left in the stack: %v, %+v", n, stack, v.Stack())
+				}
+				want := contents(t, v, snapSize)
+				again, _ := snap(t, v, on, 0)
+				check(t, overwrite(v, bytes.Clone(want)))
+				if got := asOfCut(t, v, memoryMaster(snapSize, true, 0, snapSize), again); !bytes.Equal(got, want) {
+					t.Errorf("operation %d: the next snapshot reads something else", n)
+				}
+				check(t, v.Close())
+			})
+			t.Logf("%d failures", n)
+		})
+	}
+}
+
+// At its deadline a cut is void: the volume goes on by itself, without the snapshot.
+func TestCutDeadline(t *testing.T) {
+	on := shelf{}
+	dev := memoryStore(t, snapSize, 4096, 512, true)
+	v := mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	check(t, v.AddSnapshot(t.Context(), e)) // once more: its answer was lost
+	if err := v.EndCut(t.Context(), cut, true); !errors.Is(err, ErrResumed) {
+		t.Errorf("kept before the cut: %v", err)
+	}
+	check(t, v.Cut(t.Context(), cut, 20*time.Millisecond))
+	_, err = v.WriteAt(filled(0, 512, 2), 0) // held until then
+	check(t, err)
+	if err := v.EndCut(context.Background(), cut, true); !errors.Is(err, ErrResumed) {
+		t.Errorf("kept after its deadline: %v", err)
+	}
+	if v.Target() != "clone" || len(v.Stack()) != 0 || len(v.Header().Stack) != 0 {
+		t.Errorf("%s, %+v", v.Target(), v.Stack())
+	}
+	check(t, v.EndCut(t.Context(), cut, false))
+	if err := v.AddSnapshot(t.Context(), e); err != nil { // it holds nothing: it is as good as new
+		t.Error(err)
+	}
+	check(t, v.Cut(t.Context(), cut, time.Minute))
+	check(t, v.Cut(t.Context(), cut, time.Minute)) // once more
+	if err := v.RemoveSnapshot(t.Context(), e.UUID); err == nil {
+		t.Error("removed in the middle of its cut")
+	}
+	check(t, v.EndCut(t.Context(), cut, true))
+	check(t, v.EndCut(t.Context(), cut, true)) // once more
+	_, err = v.WriteAt(filled(0, 512, 3), 0)
+	check(t, err)
+	check(t, v.EndCut(t.Context(), cut, false)) // another volume's deadline was first
+	if len(v.Header().Stack) != 0 {
+		t.Errorf("%+v", v.Header().Stack)
+	}
+	if err := v.AddSnapshot(t.Context(), e); !errors.Is(err, errUsed) {
+		t.Errorf("a store that holds chunks already: %v", err)
+	}
+	check(t, v.Close())
+}

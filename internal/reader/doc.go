@@ -1,2 +1,0 @@
-// Package reader is a volume as it was at a cut.
-package reader
