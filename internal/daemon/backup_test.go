@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
@@ -518,4 +519,125 @@ func TestNextDaemonHandsOver(t *testing.T) {
 	eventually(t, "its success is noted", func() bool {
 		return slices.ContainsFunc(d.backupStatuses(), func(s api.BackupStatus) bool { return s.Job == job && s.State == api.JobDone && s.LastSuccess > 0 })
 	})
+}
+
+// An engine that is started finds its snapshots' stores: where the header says, or where they were moved to.
+func TestSnapshotsAreFoundAgain(t *testing.T) {
+	d, n, _ := newBackupDaemon(t)
+	d.create(t, "alone")
+	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := n.started[0].Manifest.Disks[0]
+	eventually(t, "its engine is gone", func() bool { return d.volumeNamed("alone") == nil })
+	v := &volume{name: "alone"}
+	w := libvirtx.Want{Volume: "alone", Store: disk.Store.Address}
+	is := func(what, want string) {
+		t.Helper()
+		if d.findSnapshots(t.Context(), v, w); v.snapshots[disk.Snapshot] != want {
+			t.Errorf("%s: %v", what, v.snapshots)
+		}
+	}
+	is("at its place", disk.Saves.Address)
+	// Another snapshot's store is there, as on a host that calls it something else; the catalogue knows better.
+	elsewhere := filepath.Join(t.TempDir(), "moved")
+	if err := os.Rename(disk.Saves.Address, elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	stores := d.stores
+	d.stores = movedStores{stores, elsewhere}
+	is("moved", elsewhere)
+	d.stores = movedStores{stores, ""}
+	is("nowhere", "")
+	d.stores = stores
+	if err := os.Rename(elsewhere, disk.Saves.Address); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Start(t.Context(), "alone"); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := d.engineStatus(t.Context(), d.volumeNamed("alone")); err != nil || len(e.Stack) != 1 || e.Stack[0].State != api.SnapshotActive {
+		t.Errorf("%+v, %v", e, err)
+	}
+	n.end(s.Job, api.JobDone)
+	eventually(t, "its snapshot is gone", func() bool { return len(d.stores.All()) == 0 })
+}
+
+// movedStores has every store at one path.
+type movedStores struct {
+	snapshotStores
+	path string
+}
+
+func (m movedStores) Path(string) string { return m.path }
+
+// A migration waits for a cut, and hears of it when that takes too long; a guest that comes frozen is thawed here.
+func TestMigrationAndCut(t *testing.T) {
+	d, n, a := idleBackupDaemon(t)
+	held := make(chan struct{})
+	n.answer(api.PathNodeStart, func(any) (any, error) { return nil, peer.ErrUnreachable })
+	d.stores = slowStores{d.stores, held}
+	if err := d.openCuts(); err != nil {
+		t.Fatal(err)
+	}
+	d.tasks.Go(func() { d.cutter.Run(d.root) })
+	d.tasks.Go(func() { d.watchSnapshots(d.root) })
+	begun := make(chan error, 1)
+	go func() {
+		_, err := d.Backup(d.root, api.BackupRequest{Domain: "g", Quiesce: api.QuiesceOff})
+		begun <- err
+	}()
+	id := a.id.UUID.String()
+	eventually(t, "the cut is at work", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		return d.cutter.Await(ctx, id) != nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := d.afterCut(ctx, id); err == nil || !strings.Contains(err.Error(), "a backup's cut is being made") {
+		t.Error(err)
+	}
+	if err := d.afterCut(t.Context(), uuid.NewString()); err != nil {
+		t.Errorf("another domain: %v", err)
+	}
+	close(held)
+	if err := d.afterCut(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the cut is made", func() bool { return len(d.cutter.Handovers()) == 1 })
+	n.answer(api.PathNodeStart, func(in any) (any, error) {
+		n.end(in.(api.StartRequest).Job, api.JobDone)
+		return api.JobStatus{}, nil
+	})
+	if err := <-begun; err != nil {
+		t.Error(err)
+	}
+	d.clean(t)
+
+	a.mu.Lock()
+	a.frozen = true
+	a.mu.Unlock()
+	v := d.volumeNamed("one")
+	d.mu.Lock()
+	v.frozen, v.domain = true, d.domainFor(a.id)
+	d.mu.Unlock()
+	d.arrived(v)
+	eventually(t, "the guest is thawed", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return !a.frozen
+	})
+}
+
+// slowStores takes its time to make one.
+type slowStores struct {
+	snapshotStores
+	held chan struct{}
+}
+
+func (s slowStores) Make(ctx context.Context, x cut.Snapshot) (string, error) {
+	<-s.held
+	return s.snapshotStores.Make(ctx, x)
 }
