@@ -101,6 +101,11 @@ type Handover struct {
 	Waits     string `json:"waits,omitempty"`     // for what, in words, if anybody has to do something
 }
 
+// Divided says whether another host has, or may have, the volume open. Of a hand-over that is over the status still tells.
+func (s *EngineStatus) Divided() bool {
+	return len(s.Grants) > 0 || s.Handover != nil && s.Handover.State != "alone" && s.Handover.State != "owner"
+}
+
 // Incoming has an engine open a volume that another host owns, by a grant.
 type Incoming struct {
 	Grant string `json:"grant"` // UUID

@@ -174,13 +174,11 @@ func (m *making) ready(ctx context.Context, i int) error {
 		return fmt.Errorf("its engine is of version %s, which knows no snapshots: `virt-cow volume restart %s` first", s.Version, s.Volume)
 	case s.Lost:
 		return errors.New("another host has taken it over")
-	case shared(s):
+	case s.Divided():
 		return errShared
 	}
 	return nil
 }
-
-func shared(s *api.EngineStatus) bool { return len(s.Grants) > 0 || s.Handover != nil }
 
 // why has the cause found out of a failure: an engine refuses a cut while a grant is open.
 func (m *making) why(ctx context.Context, err error) error {

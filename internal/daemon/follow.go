@@ -56,7 +56,7 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 			known = s.Handover
 		}
 		switch {
-		case errors.Is(err, errNotServed), err == nil && !handingOver(s):
+		case errors.Is(err, errNotServed), err == nil && !s.Divided():
 			if d.followedEnough(v, s) {
 				return
 			}
@@ -80,11 +80,6 @@ func (d *Daemon) followed(v *volume, look <-chan struct{}) {
 
 // mayStopWriting is what the slot says of a giver that a receiver waits for: that it stops, hands over, or is proven dead.
 var mayStopWriting = []string{"open", "sealed", "reclaim", "yield"}
-
-// handingOver says whether an engine shares its volume with another host, or did and has to be told of its guest still.
-func handingOver(s *api.EngineStatus) bool {
-	return len(s.Grants) > 0 || s.Handover != nil && s.Handover.State != "alone" && s.Handover.State != "owner"
-}
 
 // given says whether an engine has handed its volume over: what it says of it is the other host's.
 func given(s *api.EngineStatus) bool {
@@ -141,12 +136,12 @@ func (d *Daemon) tellGuest(v *volume, known *api.Handover) (*api.EngineStatus, e
 	defer cancel()
 	if known != nil {
 		s, err := d.tellGuestOf(ctx, v, e, m, *known)
-		if err != nil || !handingOver(s) || s.Handover != nil && s.Handover.Guest != api.GuestUnknown {
+		if err != nil || !s.Divided() || s.Handover != nil && s.Handover.Guest != api.GuestUnknown {
 			return s, err
 		}
 	}
 	s, err := e.client.Status(ctx)
-	if err != nil || !handingOver(s) {
+	if err != nil || !s.Divided() {
 		return s, err
 	}
 	d.noteShared(v, s)
@@ -289,7 +284,7 @@ func (d *Daemon) askSeal(v *volume, s *api.EngineStatus) {
 
 // followShared begins to follow a volume whose engine says that another host has it open: an earlier daemon knew of it.
 func (d *Daemon) followShared(v *volume, s *api.EngineStatus) {
-	if d.config.Peers == nil || !handingOver(s) {
+	if d.config.Peers == nil || !s.Divided() {
 		return
 	}
 	d.noteShared(v, s)

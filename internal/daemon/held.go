@@ -106,7 +106,7 @@ func (d *Daemon) restartEngine(ctx context.Context, v *volume) error {
 	if e == nil {
 		return bad("volume %s has no engine: nothing serves it now", v.name)
 	}
-	if s, err := d.engineStatus(ctx, v); err == nil && handingOver(s) {
+	if s, err := d.engineStatus(ctx, v); err == nil && s.Divided() {
 		return bad("volume %s is shared with another host just now, and its engine needed: `virt-cow status` tells of it", v.name)
 	}
 	if err := e.stop(ctx); err != nil {
