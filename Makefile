@@ -17,12 +17,12 @@ FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit pack iscsi e2e e2e-trixie demo lab bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit s3 pack iscsi e2e e2e-trixie demo lab bench lint fuzz crash soak deps deb install install-files clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/virt-cow ./cmd/virt-cow
 
-test: deps build lint unit pack iscsi e2e
+test: deps build lint unit s3 pack iscsi e2e
 
 # Everything with the race detector, then without it what explores states, or finds something else at full speed. What takes the
 # engine's tests longest, and is the same at any speed, runs once.
@@ -50,6 +50,10 @@ e2e-trixie: deps build
 # Static, as the test program runs inside another Debian too.
 pack: deps build
 	$(SUDO) env CGO_ENABLED=0 VIRT_COW_REQUIRE_LAB=1 $(GO) test -count=1 -timeout 20m ./test/pack/...
+
+# The archive on a real S3 server, which is built for it.
+s3:
+	$(TEST) -timeout 20m ./test/s3/...
 
 # Real iSCSI and reservations, in an emulated machine.
 iscsi: deps

@@ -41,17 +41,35 @@ func (d *DiskWriter) Done() int64 {
 	return d.done
 }
 
-// Write writes a piece; data is it whole and is not kept; nil is a piece that is known to be zeros. It is durable once a Checkpoint that
-// began later has returned. After an error it may be tried again.
+// Write writes a piece; data is it whole and is not kept. It is durable once a Checkpoint that began later has returned. After an error it
+// may be tried again.
 func (d *DiskWriter) Write(ctx context.Context, piece int, data []byte) error {
-	if piece < 0 || piece >= d.count() || data != nil && int64(len(data)) != d.length(piece) {
-		return fmt.Errorf("backup of %s: disk %s: piece %d of %d can't have %d bytes", d.w.meta.Domain, d.name, piece, d.count(), len(data))
+	if err := d.check(piece); err != nil {
+		return err
 	}
-	s := Stats{Read: int64(len(data))}
+	n := d.length(piece)
+	if int64(len(data)) != n {
+		return fmt.Errorf("backup of %s: disk %s: piece %d has %d bytes, not %d", d.w.meta.Domain, d.name, piece, n, len(data))
+	}
 	if isZero(data) {
-		s.Zero = d.length(piece)
+		return d.put(ctx, piece, nil, Stats{Read: n, Zero: n})
 	}
-	return d.put(ctx, piece, data, s)
+	return d.put(ctx, piece, data, Stats{Read: n})
+}
+
+// Zero is Write for a piece that is known to be all zeros.
+func (d *DiskWriter) Zero(ctx context.Context, piece int) error {
+	if err := d.check(piece); err != nil {
+		return err
+	}
+	return d.put(ctx, piece, nil, Stats{Zero: d.length(piece)})
+}
+
+func (d *DiskWriter) check(piece int) error {
+	if piece < 0 || piece >= d.count() {
+		return fmt.Errorf("backup of %s: disk %s: there is no piece %d", d.w.meta.Domain, d.name, piece)
+	}
+	return nil
 }
 
 func (d *DiskWriter) put(ctx context.Context, piece int, data []byte, s Stats) error {
@@ -65,7 +83,7 @@ func (d *DiskWriter) put(ctx context.Context, piece int, data []byte, s Stats) e
 		id  object.ID
 		err error
 	)
-	if s.Zero > 0 {
+	if data == nil {
 		id, err = d.w.zeroPiece(ctx, d.length(piece))
 	} else if id, err = put(d.w.context(ctx), d.w.rep, d.name, data); err == nil && d.w.had(ctx, id) {
 		s.Reused = int64(len(data))

@@ -126,7 +126,7 @@ func TestAway(t *testing.T) {
 	away.Store(true)
 	w = begin(t, a, meta("g1"))
 	d := disk(t, w, "vda", vda, SmallPiece)
-	err := d.Write(t.Context(), 0, nil)
+	err := d.Zero(t.Context(), 0)
 	if err == nil {
 		_, err = w.Checkpoint(t.Context())
 	}

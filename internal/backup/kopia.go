@@ -100,6 +100,9 @@ type kopiaDisk struct{ *archive.DiskWriter }
 
 // Write implements DiskWriter.
 func (d kopiaDisk) Write(ctx context.Context, index int64, data []byte) error {
+	if data == nil {
+		return judgeArchive(d.Zero(ctx, int(index)))
+	}
 	return judgeArchive(d.DiskWriter.Write(ctx, int(index), data))
 }
 

@@ -150,6 +150,9 @@ func (d *Daemon) manifest(ctx context.Context, b *backup, r *cut.Result) (*api.M
 			return nil, err
 		}
 		m.Disks = append(m.Disks, *disk)
+		if m.Grade == api.GradeOff && s.Status.Connections > 0 {
+			m.Grade, m.GradeWhy = api.GradeCrash, "somebody has volume "+disk.Volume+" open, though no domain of this host does"
+		}
 	}
 	if p.alone {
 		return m, nil
@@ -168,7 +171,7 @@ func (d *Daemon) manifest(ctx context.Context, b *backup, r *cut.Result) (*api.M
 	if m.XML, err = c.XML(ctx, p.domain); err != nil {
 		return nil, err
 	}
-	if m.InactiveXML, err = c.InactiveXML(ctx, p.domain); err != nil {
+	if m.InactiveXML, err = c.SecretXML(ctx, p.domain); err != nil {
 		return nil, err
 	}
 	files, left, err := stateFiles(m.XML)

@@ -80,6 +80,7 @@ var checks = []check{
 	{"orphans", orphans},
 	{"exception caches", caches},
 	{"stores", stores},
+	{"snapshots", snapshots},
 	{"PCI ports", pciPorts},
 	{"certificates", certificates},
 	{"other hosts", otherHosts},

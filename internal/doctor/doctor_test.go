@@ -285,6 +285,18 @@ func TestFindings(t *testing.T) {
 		{"stores", "missing", func(h *host) { h.remove("/var/lib/virt-cow/stores/a.cow") }, Problem, "a (/var/lib/virt-cow/stores/a.cow)"},
 		{"stores", "unknown", func(h *host) { h.file("/var/lib/virt-cow/stores/b.cow", "") }, Warning, "b.cow"},
 		{"stores", "error", func(h *host) { h.volumes[0].Error = "torn" }, Problem, "a: torn"},
+		{"snapshots", "none", func(*host) {}, OK, "0, all of backups at work"},
+		{"snapshots", "no daemon", func(h *host) { h.status = nil }, Skipped, "does not answer"},
+		{"snapshots", "needed", func(h *host) {
+			h.status.Snapshots = []api.SnapshotNote{{Volume: "a", State: api.SnapshotActive}}
+		}, OK, "1, all of backups at work"},
+		{"snapshots", "stale", func(h *host) {
+			h.status.Snapshots = []api.SnapshotNote{{Volume: "a", Stale: true, Why: "its job has ended: done"}}
+		}, Warning, "a snapshot of a is left: its job has ended"},
+		{"snapshots", "broken", func(h *host) {
+			h.status.Snapshots = []api.SnapshotNote{{Volume: "a", Job: "j1", State: api.SnapshotBroken}}
+		}, Warning, "(job j1): it is broken"},
+		{"snapshots", "frozen", func(h *host) { h.status.Backups = []api.BackupStatus{{Domain: "g", MaybeFrozen: true}} }, Problem, "virsh domfsthaw g"},
 		{"stores", "no daemon", func(h *host) { h.status = nil }, Skipped, "not running"},
 		{"certificates", "well", func(*host) {}, OK, "is for hv1.example.com, until 20"},
 		{"certificates", "none, and nobody may ask", func(h *host) { h.remove("/etc/pki") }, Skipped, "openssl req -x509 -newkey"},

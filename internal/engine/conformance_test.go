@@ -41,8 +41,17 @@ func TestConformance(t *testing.T) {
 		"linear, 4096-byte sectors":     func(t *testing.T) blockdev.Device { return hydrating(t, ready(t, 4096, size), true) },
 		"device that can't zero":        func(t *testing.T) blockdev.Device { return zeroless(t, size) },
 		"device that can't zero, loose": func(t *testing.T) blockdev.Device { return hydrating(t, zeroless(t, size), true) },
-		"raw disk":                      func(t *testing.T) blockdev.Device { return rawDisk(t, size, 512) },
-		"raw disk, 4096-byte sectors":   func(t *testing.T) blockdev.Device { return rawDisk(t, size, 4096) },
+		"snapshots": func(t *testing.T) blockdev.Device {
+			on := shelf{}
+			v := mustOpen(t, memoryStore(t, size, 16<<10, 512, true), memoryMaster(size, true, 0, size), uuid.New(), "", on.option)
+			return twice(t, v, on, 0)
+		},
+		"snapshots, raw disk": func(t *testing.T) blockdev.Device {
+			on := shelf{}
+			return twice(t, rawDisk(t, size, 4096, on.option), on, 64<<10)
+		},
+		"raw disk":                    func(t *testing.T) blockdev.Device { return rawDisk(t, size, 512) },
+		"raw disk, 4096-byte sectors": func(t *testing.T) blockdev.Device { return rawDisk(t, size, 4096) },
 		"read-only": func(t *testing.T) blockdev.Device {
 			dev := memoryStore(t, size, 16<<10, 512, true)
 			return mustOpen(t, dev.Open(true), memoryMaster(size, true, 0, size), uuid.New(), "")
@@ -67,11 +76,18 @@ func TestConformance(t *testing.T) {
 }
 
 // rawDisk is the volume of a raw disk, which is a little larger.
-func rawDisk(t *testing.T, size int64, block int) blockdev.Device {
+func rawDisk(t *testing.T, size int64, block int, change ...func(*Options)) *Volume {
 	state, err := stateStore(size, 64<<10)
 	check(t, err)
 	disk := blockdevtest.NewMemory("raw", size/4096*4096+2*4096, block)
-	return mustOpen(t, state, nil, uuid.New(), "", func(o *Options) { o.Origin = NewLatch(disk) })
+	return mustOpen(t, state, nil, uuid.New(), "", append(change, func(o *Options) { o.Origin = NewLatch(disk) })...)
+}
+
+// twice makes two snapshots of a volume, the second in chunks of its own size if that is given.
+func twice(t *testing.T, v *Volume, on shelf, chunk int64) *Volume {
+	snap(t, v, on, 0)
+	snap(t, v, on, chunk)
+	return v
 }
 
 // A raw disk that shrank or isn't given is refused; one that grew has the volume in its first part.

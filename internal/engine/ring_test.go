@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
 	"github.com/virt-cow/virt-cow/internal/uring"
 )
 
@@ -174,8 +175,16 @@ func runRinged(t *testing.T, storePath string, size, chunk int64, seed uint64, r
 	check(t, err)
 	boot, cache := uuid.New(), filepath.Join(cacheDir(t), "c")
 	x := &ringed{t: t, ring: ring, rng: rand.New(rand.NewPCG(seed, 5)), done: make(chan *blockdev.Request, 1024)}
-	x.v = mustOpen(t, file, master, boot, cache)
+	on := shelf{}
+	x.v = mustOpen(t, file, master, boot, cache, on.option)
 	x.want = contents(t, x.v, size)
+	var snapshots []*blockdevtest.Memory
+	var wants [][]byte
+	snapshot := func() { // of the moment
+		x.drain()
+		m, _ := snap(t, x.v, on, 0)
+		snapshots, wants = append(snapshots, m), append(wants, bytes.Clone(x.want))
+	}
 	check(t, master.DropCache())
 	depth := 16
 	for i := 0; x.count < requests; i++ {
@@ -186,6 +195,8 @@ func runRinged(t *testing.T, storePath string, size, chunk int64, seed uint64, r
 		}
 		x.turn(len(x.active) >= depth || x.rng.IntN(4) == 0)
 		switch {
+		case len(snapshots) == 0 && x.count > requests/8:
+			snapshot()
 		case i%100 == 50 && x.count < requests/2:
 			check(t, master.DropCache())
 		case x.count > requests/2 && x.v.Hydration().State == HydrationPaused:
@@ -200,6 +211,7 @@ func runRinged(t *testing.T, storePath string, size, chunk int64, seed uint64, r
 	if !bytes.Equal(contents(t, x.v, size), x.want) {
 		t.Error("at the end the volume reads as something else")
 	}
+	snapshot()
 	x.v.SetHydrationRate(0)
 	eventually(t, "cut loose", func() bool { return x.v.Hydration().State == HydrationDone })
 	for x.count = 0; x.count < requests/4; {
@@ -210,8 +222,13 @@ func runRinged(t *testing.T, storePath string, size, chunk int64, seed uint64, r
 	if !bytes.Equal(contents(t, x.v, size), x.want) {
 		t.Error("once cut loose the volume reads as something else")
 	}
+	for i, m := range snapshots {
+		if got := asOfCut(t, x.v, openFile(t, masterPath, blockdev.FileOptions{ReadOnly: true}), m); !bytes.Equal(got, wants[i]) {
+			t.Errorf("snapshot %d is not the volume as of its cut", i)
+		}
+	}
 	check(t, x.v.Close())
-	v := mustOpen(t, file, nil, boot, cache)
+	v := mustOpen(t, file, nil, boot, cache, on.option)
 	if !bytes.Equal(contents(t, v, size), x.want) {
 		t.Error("opened again the volume reads as something else")
 	}

@@ -172,6 +172,10 @@ func TestDevicesAllowed(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	more := map[string]string{"2": "/dev/mapper/snap2", "1": "/dev/mapper/snap1", "3": file}
+	if got := devicesAllowed(&api.EngineSpec{Store: file, Snapshots: more}); len(got) != 2 || got[0].Path != "/dev/mapper/snap1" || got[1].Path != "/dev/mapper/snap2" {
+		t.Errorf("of snapshots: %v", got)
+	}
 	got := devicesAllowed(&api.EngineSpec{Store: file, Devices: []string{file, "/dev/null", file + ".none", "/dev/../dev/not-yet"}})
 	if want := []deviceAllow{{"/dev/not-yet", "rw"}}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)

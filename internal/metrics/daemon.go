@@ -125,6 +125,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, state := range volumeStates {
 		volumes.send(ch, float64(states[state]), state)
 	}
+	c.sendBackups(ch)
 	oldEngines.send(ch, float64(old))
 	silentEngines.send(ch, float64(silent))
 }

@@ -2,7 +2,7 @@
 //
 // Series are few and their number is known: each volume in use has about eighty, with its name as the label volume, and
 // fifteen more while it is handed over; the domain is a label of virt_cow_volume_info only, to be joined where it is
-// wanted, so that a volume that moves to another domain goes on with the same series. All other labels have a handful of
+// wanted, so that a volume that moves to another domain goes on with the same series. Backups are of domains, and have that label. All other labels have a handful of
 // fixed values. Counters of a volume count since its engine process started, those of the daemon since the daemon did:
 // rate() and increase() see through both.
 package metrics

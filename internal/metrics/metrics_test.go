@@ -52,6 +52,11 @@ func fleet(n int) *api.DaemonStatus {
 			Volume: fmt.Sprintf("vol%d", i), Domain: fmt.Sprintf("g%d", i), State: api.VolumeAttached, PID: 1000 + i, Engine: engine(i),
 		})
 	}
+	s.Backups = []api.BackupStatus{{
+		Domain: "g0", State: api.JobDone, Grade: api.GradeFS, Begun: 1_700_000_000, Ended: 1_700_000_090, LastSuccess: 1_700_000_090,
+		HeldMicros: 2500, Size: 3 << 30, Read: 2 << 30, Written: 1 << 30, MaybeFrozen: true,
+	}}
+	s.Snapshots = []api.SnapshotNote{{Volume: "vol0", Stale: true}, {Volume: "vol1"}}
 	handOver(&s.Volumes[0])
 	return s
 }
@@ -180,10 +185,10 @@ func TestCardinality(t *testing.T) {
 		}
 		series++
 		for _, m := range labels.FindAllStringSubmatch(line, -1) {
-			if !slices.Contains([]string{"volume", "domain", "state", "role", "direction", "kind", "le", "version", "goversion"}, m[1]) {
+			if !slices.Contains([]string{"volume", "domain", "state", "grade", "role", "direction", "kind", "le", "version", "goversion"}, m[1]) {
 				t.Fatalf("label %s: %s", m[1], line)
 			}
-			if m[1] == "domain" && !strings.HasPrefix(line, "virt_cow_volume_info{") {
+			if m[1] == "domain" && !strings.HasPrefix(line, "virt_cow_volume_info{") && !strings.HasPrefix(line, "virt_cow_backup_") {
 				t.Fatalf("a domain: %s", line)
 			}
 		}

@@ -43,6 +43,7 @@ func (v *View) Extents(off, length int64) ([]blockdev.Extent, error) {
 		}
 		i = n
 	}
+	lower(&v.unjudged, off)
 	return out, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
@@ -11,30 +12,39 @@ import (
 )
 
 // Verify is the last look: with nil, all that was read (and all that was said to be zeros) before it was called is as of the
-// cut. Bytes below released are those that the caller itself had let go of, after it had read them: from here on they are not
-// read any more. A cursor above it was another one's doing. The header it goes by is returned: shared, not to be changed.
+// cut. Bytes below released are those that the caller let go of, after it had read them: from here on they are not read any more.
+// So that nobody else's cursor is taken for the caller's, one is reported only after a Verify, and bytes that an earlier reader
+// had read without one are not below released.
 //
-// ErrBroken, ErrReleased and ErrGone are for good, and what was read counts for nothing; other errors may pass, as when the
-// header is being written or the device fails. What the header says is not all: an engine that opened the volume without its
-// stack would not have broken the snapshot. So whoever owns the volume must be asked as well.
+// ErrBroken, ErrReleased and ErrGone are for good, and what was read since the last Verify that was good counts for nothing; other
+// errors may pass, as when the header is being written or the device fails. What the header says is not all: an engine that opened
+// the volume without its stack would not have broken the snapshot. So whoever owns the volume must be asked as well. The header it
+// goes by is returned: shared, not to be changed.
 func (v *View) Verify(ctx context.Context, released int64) (*cowfmt.Header, error) {
+	v.verifying.Lock()
+	defer v.verifying.Unlock()
 	if err := v.check(0, 0); err != nil {
 		return nil, err
 	}
-	h, err := v.look(ctx)
-	if err == nil && v.cursor.Load() > released {
-		err = fmt.Errorf("%s: %w: it is at %d, the reader's own is %d", v.info.Name, ErrReleased, v.cursor.Load(), released)
+	low := v.unjudged.Swap(nothing) // before the look: what is read meanwhile is for the next one
+	h, cursor, err := v.look(ctx)
+	if err == nil && cursor > min(low, released) {
+		err = fmt.Errorf("%s: %w: it is at %d, and what was read begins at %d", v.info.Name, ErrReleased, cursor, min(low, released))
 	}
 	if errors.Is(err, ErrBroken) || errors.Is(err, ErrGone) || errors.Is(err, ErrReleased) {
 		v.fate.CompareAndSwap(nil, &err)
 		v.log.Warn().Err(err).Msg("what was read of the volume is not as of the cut")
 	}
 	if err != nil {
+		lower(&v.unjudged, low)
 		return nil, err
 	}
 	raise(&v.cursor, released)
 	return h, nil
 }
+
+// nothing is an offset for nothing that was read.
+const nothing = math.MaxInt64
 
 // Cursor is the snapshot's cursor as last seen, bytes: what is below is refused.
 func (v *View) Cursor() int64 { return v.cursor.Load() }
@@ -46,25 +56,25 @@ const (
 	lookPause = 10 * time.Millisecond
 )
 
-// look reads both copies of the volume's header, and says what has become of the snapshot.
-func (v *View) look(ctx context.Context) (*cowfmt.Header, error) {
+// look reads both copies of the volume's header, and says what has become of the snapshot, and where its cursor is.
+func (v *View) look(ctx context.Context) (h *cowfmt.Header, cursor int64, err error) {
 	pause := lookPause
 	for n := 1; ; n++ {
-		h, err := v.glance()
-		if err == nil {
-			return h, v.judge(h)
+		if h, err = v.glance(); err == nil {
+			cursor, err = v.judge(h)
+			return h, cursor, err
 		}
 		if errors.Is(err, cowfmt.ErrNotStore) {
-			return nil, fmt.Errorf("%w: %w", ErrGone, err)
+			return nil, 0, fmt.Errorf("%w: %w", ErrGone, err)
 		}
 		if n == looks {
-			return nil, fmt.Errorf("whether snapshot %v is unbroken can't be told: %w", v.entry.UUID, err)
+			return nil, 0, fmt.Errorf("whether snapshot %v is unbroken can't be told: %w", v.entry.UUID, err)
 		}
 		select {
 		case <-time.After(pause):
 			pause *= 2
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), err)
+			return nil, 0, errors.Join(ctx.Err(), err)
 		}
 	}
 }
@@ -84,8 +94,8 @@ func (v *View) glance() (*cowfmt.Header, error) {
 	return choice.Header, nil
 }
 
-// judge says what a header makes of the snapshot, and takes over its cursor.
-func (v *View) judge(h *cowfmt.Header) error {
+// judge says what a header makes of the snapshot.
+func (v *View) judge(h *cowfmt.Header) (cursor int64, err error) {
 	name := v.volume.Info().Name
 	var entry *cowfmt.StackEntry
 	for i := range h.Stack {
@@ -94,21 +104,20 @@ func (v *View) judge(h *cowfmt.Header) error {
 		}
 	}
 	if entry == nil {
-		return fmt.Errorf("%s: %w: volume %s has no snapshot %v of cut %v", name, ErrGone, h.Name, v.entry.UUID, v.entry.CutID)
+		return 0, fmt.Errorf("%s: %w: volume %s has no snapshot %v of cut %v", name, ErrGone, h.Name, v.entry.UUID, v.entry.CutID)
 	}
 	if err := v.snapshot.Belongs(h, *entry); err != nil {
-		return fmt.Errorf("%w: %w", ErrGone, err)
+		return 0, fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	switch {
 	case entry.State == cowfmt.StackBroken:
-		return fmt.Errorf("%s: volume %s: %w: %v", name, h.Name, ErrBroken, v.entry.UUID)
+		return 0, fmt.Errorf("%s: volume %s: %w: %v", name, h.Name, ErrBroken, v.entry.UUID)
 	case entry.State != cowfmt.StackActive:
-		return fmt.Errorf("%s: volume %s: the cut of snapshot %v is not made yet", name, h.Name, v.entry.UUID)
-	case h.Epoch < v.epoch.Load():
-		return fmt.Errorf("%s: volume %s: its header has gone back to epoch %d, it was %d", name, h.Name, h.Epoch, v.epoch.Load())
+		return 0, fmt.Errorf("%s: volume %s: the cut of snapshot %v is not made yet", name, h.Name, v.entry.UUID)
+	case int64(h.Epoch) < v.epoch.Load():
+		return 0, fmt.Errorf("%s: volume %s: its header has gone back to epoch %d, it was %d", name, h.Name, h.Epoch, v.epoch.Load())
 	}
-	for old := v.epoch.Load(); old < h.Epoch && !v.epoch.CompareAndSwap(old, h.Epoch); old = v.epoch.Load() {
-	}
+	raise(&v.epoch, int64(h.Epoch))
 	raise(&v.cursor, entry.Cursor)
-	return nil
+	return entry.Cursor, nil
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/reader"
 )
 
-var cutSeeds = flag.Uint64("reader.cuts", 4, "runs of each shape with power cuts, and with deaths of the engine")
+var cutSeeds = flag.Uint64("reader.cuts", 2, "runs of each shape with power cuts, and with deaths of the engine")
 
 // crash is a disk that can lose its power.
 func crash(name string, size int64) blockdev.Device {

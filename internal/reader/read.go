@@ -90,6 +90,7 @@ func (v *View) ReadAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	lower(&v.unjudged, off)
 	return len(p), nil
 }
 
@@ -173,5 +174,11 @@ func (d part) read(p []byte, off int64, runs [][2]int64) error {
 // raise makes a number at least n.
 func raise(a *atomic.Int64, n int64) {
 	for old := a.Load(); old < n && !a.CompareAndSwap(old, n); old = a.Load() {
+	}
+}
+
+// lower makes a number at most n.
+func lower(a *atomic.Int64, n int64) {
+	for old := a.Load(); old > n && !a.CompareAndSwap(old, n); old = a.Load() {
 	}
 }

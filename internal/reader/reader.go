@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"github.com/google/uuid"
@@ -74,10 +75,13 @@ type View struct {
 	frozen *flags // nil: all chunks are the origin's
 	ones   *flags
 
-	epoch  atomic.Uint32 // of the header at the last look
-	cursor atomic.Int64  // the highest seen, or said by the caller
-	fate   atomic.Pointer[error]
-	closed atomic.Bool
+	epoch    atomic.Int64 // of the header at the last look
+	cursor   atomic.Int64 // the highest seen, or said by the caller: what is below is refused
+	unjudged atomic.Int64 // where what was read since the last good look begins
+	fate     atomic.Pointer[error]
+	closed   atomic.Bool
+
+	verifying sync.Mutex
 }
 
 var _ blockdev.Device = (*View)(nil)
@@ -95,11 +99,11 @@ func Open(ctx context.Context, c Config) (*View, error) {
 	if v.snapshot, err = store.OpenSnapshot(c.Snapshot); err != nil {
 		return nil, err
 	}
-	h, err := v.look(ctx)
+	v.unjudged.Store(nothing)
+	h, _, err := v.look(ctx)
 	if err != nil {
 		return nil, err
 	}
-	v.epoch.Store(h.Epoch)
 	if err := v.parts(c, h); err != nil {
 		return nil, err
 	}

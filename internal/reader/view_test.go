@@ -126,7 +126,7 @@ func TestEnds(t *testing.T) {
 
 	r := s.disks(t, memory)
 	r.snap(t)
-	mine, other := r.view(t), r.view(t)
+	mine, other, third := r.view(t), r.view(t), r.view(t)
 	check(t, r.compare(mine, 0, 8192))
 	check(t, look(mine, 0))
 	check(t, r.v.SetCursor(t.Context(), r.id, 8192))
@@ -143,6 +143,10 @@ func TestEnds(t *testing.T) {
 	}
 	if err := read(other, 8192); !errors.Is(err, reader.ErrReleased) {
 		t.Errorf("a read after that: %v", err)
+	}
+	_ = read(third, 4096)
+	if err := look(third, 8192); !errors.Is(err, reader.ErrReleased) {
+		t.Errorf("another one's cursor, taken for its own: %v", err)
 	}
 	late := r.view(t)
 	if late.Cursor() != 8192 {

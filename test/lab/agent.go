@@ -19,8 +19,12 @@ const agentHook = `#!/bin/busybox sh
 
 // startAgent starts QEMU's guest agent in the guest, also after it was killed: start-agent. Its pid is in /run/qemu-ga.pid.
 const startAgent = `#!/bin/busybox sh
-for p in /sys/class/virtio-ports/*; do
-	[ "$(cat "$p/name")" != org.qemu.guest_agent.0 ] || exec qemu-ga -d -m virtio-serial -p "/dev/${p##*/}" -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log -F/bin/agent-hook
+for i in $(seq 600); do # the channel may be there later than its driver
+	for p in /sys/class/virtio-ports/*; do
+		[ "$(cat "$p/name" 2>/dev/null)" != org.qemu.guest_agent.0 ] || [ ! -e "/dev/${p##*/}" ] ||
+			exec qemu-ga -d -m virtio-serial -p "/dev/${p##*/}" -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log -F/bin/agent-hook
+	done
+	sleep 0.1
 done
 echo start-agent: no channel
 `

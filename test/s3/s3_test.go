@@ -152,7 +152,7 @@ func TestS3(t *testing.T) {
 	defer a.Close(context.Background())
 
 	// Killed while pieces are on their way; they wait for the next server.
-	vda := image(t, 60)
+	vda := image(t, 40)
 	m := archive.Meta{Domain: "g1", Host: "hv1", Job: "7a0bb0a6-55a5-4a3e-8a0f-0a39a2b0d2c1", Time: time.Now()}
 	w, err := a.Begin(ctx, m)
 	if err != nil {
@@ -170,17 +170,17 @@ func TestS3(t *testing.T) {
 			}
 		}
 	}
-	write(d, 0, 25)
+	write(d, 0, 15)
 	s.kill()
 	time.AfterFunc(3*time.Second, s.start)
-	write(d, 25, 50)
+	write(d, 15, 30)
 	token, err := w.Checkpoint(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	// The writer is left as a killed process would leave it, and so is the server; another goes on.
-	write(d, 50, 55)
+	write(d, 30, 35)
 	s.kill()
 	s.start()
 	b, err := archive.Open(ctx, c)
@@ -194,12 +194,12 @@ func TestS3(t *testing.T) {
 	if d, err = w.Disk("vda", int64(len(vda)), piece); err != nil {
 		t.Fatal(err)
 	}
-	for p := range 60 {
-		if d.Has(p) != (p < 50) {
+	for p := range 40 {
+		if d.Has(p) != (p < 30) {
 			t.Fatalf("piece %d: %v", p, d.Has(p))
 		}
 	}
-	write(d, 50, 60)
+	write(d, 30, 40)
 	id, err := w.Finish(ctx, []byte("{}"))
 	if err != nil {
 		t.Fatal(err)

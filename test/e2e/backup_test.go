@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/test/lab"
+	"github.com/virt-cow/virt-cow/test/lab/records"
+)
+
+// rescue is a crossing whose guest is backed up by a third host: it has no guest, and sees all disks.
+type rescue struct {
+	*crossing
+	node    *bed         // the image node
+	process *lab.Process // it
+}
+
+// passphrase of the archive; it is nobody's secret.
+const passphrase = "a passphrase of the lab"
+
+// lunProvider hands out disks that all hosts see, one a store.
+const lunProvider = `#!/bin/sh
+set -eu
+doc=$(cat)
+name=$(printf '%%s' "$doc" | sed -n 's/.*"store":{[^}]*"name":"\([^"]*\)".*/\1/p')
+answer() { printf '{"path":"/dev/disk/by-id/%%s","size":%d}\n' "$1"; }
+cd %s
+case $1 in
+capabilities) echo '{"kind":"provider","schema":1,"description":"disks of the lab"}' ;;
+create)
+	for d in snap*; do [ ! -e "$d/store-$name" ] || { answer "$d"; exit; }; done
+	for d in snap*; do
+		mkdir "$d/taken" 2>/dev/null || continue
+		: >"$d/store-$name"
+		answer "$d"
+		exit
+	done
+	echo "no disk is left" >&2
+	exit 1
+	;;
+resolve)
+	for d in snap*; do [ ! -e "$d/store-$name" ] || { answer "$d"; exit; }; done
+	echo '{"missing":true}'
+	;;
+delete)
+	for d in snap*; do [ ! -e "$d/store-$name" ] || { rm "$d/store-$name"; rmdir "$d/taken"; }; done
+	;;
+*) exit 1 ;;
+esac
+`
+
+// newRescue makes a crossing with an image node, and disks for that many snapshots.
+func newRescue(t *testing.T, flags []string, snapshots int, volumes ...string) *rescue {
+	t.Helper()
+	c := newCrossing(t, []string{"ha", "hb", "hc"}, flags, volumes...)
+	r := &rescue{crossing: c, node: c.beds[2]}
+	c.beds = c.beds[:2]
+	luns := filepath.Join(c.Dir, "luns")
+	const size = (masterMiB + 16) << 20
+	for i := range snapshots {
+		name := fmt.Sprintf("snap%d", i)
+		_, err := c.NewDisk(lab.DiskConfig{Name: name, Size: size})
+		must(t, err)
+		must(t, os.MkdirAll(filepath.Join(luns, name), 0o755))
+	}
+	for _, b := range c.beds {
+		dir := b.Path(filepath.Join(filepath.Dir(pluginsDir), "providers.d"))
+		must(t, os.MkdirAll(dir, 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, "luns"), fmt.Appendf(nil, lunProvider, size, luns), 0o755))
+		c.configure(t, b.Host, "[backup]\nnode = \"hc-ctl\"\nprovider = \"luns\"\n")
+		must(t, b.vc.Daemon().Stop(15))
+		_, err := b.vc.StartDaemon(t.Context())
+		must(t, err)
+	}
+	c.configure(t, r.node.Host, `[image_node]
+hosts = ["ha-ctl", "hb-ctl"]
+[archive]
+uri = "/var/lib/archive"
+passphrase_file = "/etc/virt-cow/archive.passphrase"
+cache = "/var/cache/virt-cow"
+`)
+	must(t, os.WriteFile(r.node.Path("/etc/virt-cow/archive.passphrase"), []byte(passphrase+"\n"), 0o600))
+	r.node.run(t, "archive", "create")
+	r.startNode(t)
+	return r
+}
+
+func (r *rescue) startNode(t *testing.T) {
+	t.Helper()
+	var err error
+	r.process, err = r.node.Start(program, "image-node")
+	must(t, err)
+	eventually(t, "the image node answers", func() bool {
+		_, err := r.node.vc.Run(t.Context(), "backup", "jobs")
+		return err == nil
+	})
+}
+
+// beganAt is what is known of the guest's writes when a backup begins: what it had flushed, and how far it had come at most.
+type beganAt struct{ logs map[string]records.Log }
+
+func (r *rescue) begins(t *testing.T) beganAt {
+	t.Helper()
+	at := beganAt{logs: map[string]records.Log{}}
+	for v, k := range r.checkers {
+		log, err := k.Told()
+		must(t, err)
+		at.logs[v] = log
+	}
+	return at
+}
+
+// jobs is what the image node knows.
+func (r *rescue) jobs(t *testing.T) []api.JobStatus {
+	t.Helper()
+	out, err := r.node.Command(t.Context(), program, "--json", "backup", "jobs", "--all").Output()
+	must(t, err)
+	var list api.JobList
+	must(t, json.Unmarshal(out, &list))
+	return list.Jobs
+}
+
+// restored has a backup's disks verified: each is as it was at one instant, which was after what had been flushed before the
+// backup began, and before it ended.
+func (r *rescue) restored(t *testing.T, backup string, at beganAt) {
+	t.Helper()
+	for i, v := range r.volumes {
+		k := r.checkers[v]
+		acked, err := k.Acked(t.Context())
+		must(t, err)
+		out := filepath.Join(r.node.Dir, fmt.Sprintf("restored-%s-%s.raw", backup, v))
+		r.node.run(t, "restore", "disk", backup, fmt.Sprintf("vd%c", 'b'+i), out)
+		f, err := os.Open(out)
+		must(t, err)
+		defer os.Remove(out)
+		defer f.Close()
+		r.node.verify(t, f, at.logs[v])
+		upTo, err := records.GuestWriter(k.Slots, k.Seed).Instant(f, func(n int) []byte { return make([]byte, n) })
+		if err != nil {
+			t.Fatalf("%s in backup %s: %v", v, backup, err)
+		}
+		var sum uint64
+		for _, n := range upTo {
+			sum += n
+		}
+		if sum > uint64(acked+len(upTo)) {
+			t.Errorf("%s in backup %s holds %d writes, but the guest had made %d when it was over", v, backup, sum, acked)
+		}
+		t.Logf("%s in backup %s: as it was after %d writes; now there are %d", v, backup, sum, acked)
+	}
+}
+
+// assertNoSnapshots waits until no volume has a snapshot any more, and all disks for them are free.
+func (r *rescue) assertNoSnapshots(t *testing.T) {
+	t.Helper()
+	for _, v := range r.volumes {
+		r.on().await(t, v, "without snapshots", func(s *api.VolumeStatus) bool {
+			return s != nil && s.Engine != nil && len(s.Engine.Stack) == 0
+		})
+	}
+	eventually(t, "the snapshots' disks are free", func() bool {
+		taken, err := filepath.Glob(filepath.Join(r.Dir, "luns", "*", "taken"))
+		must(t, err)
+		return len(taken) == 0
+	})
+}
+
+// TestBackup backs a guest up that writes to two disks, twice, with a migration between.
+func TestBackup(t *testing.T) {
+	r := newRescue(t, nil, 2, "v1", "v2")
+	for range 2 {
+		at := r.begins(t)
+		r.on().run(t, "backup", "domain", "g1", "--quiesce", "off")
+		job := r.jobs(t)[0]
+		if job.State != api.JobDone || job.Grade != api.GradeCrash || job.Backup == "" {
+			t.Fatalf("the job: %+v", job)
+		}
+		if out := r.node.run(t, "backup", "list"); !strings.Contains(out, job.Backup) {
+			t.Errorf("the list lacks %s:\n%s", job.Backup, out)
+		}
+		r.node.run(t, "backup", "verify", job.Backup)
+		r.restored(t, job.Backup, at)
+		r.assertNoSnapshots(t)
+		r.move(t, r.on(), r.other())
+		r.verdict(t)
+	}
+	r.finish(t)
+}
