@@ -107,7 +107,7 @@ func TestBackup(t *testing.T) {
 	m := meta("g1")
 	w := begin(t, a, m)
 	d := disk(t, w, "vda", vda, LargePiece)
-	writeDisk(t, d, vda[:len(vda)])
+	writeDisk(t, d, vda)
 	if err := w.File(ctx, "tpm/x", []byte("tpm")); err != nil {
 		t.Fatal(err)
 	}

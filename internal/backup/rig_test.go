@@ -253,12 +253,6 @@ func (d *testDisk) Look(context.Context, int64) (Standing, error) {
 func (d *testDisk) Via() (string, string) { return "lun", "" }
 func (d *testDisk) Close() error          { return nil }
 
-func (d *testDisk) set(f func(*testDisk)) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	f(d)
-}
-
 // rig is an image node with what is around it.
 type rig struct {
 	*hosts

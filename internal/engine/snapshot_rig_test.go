@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -63,9 +62,6 @@ func snap(tb testing.TB, v *Volume, on shelf, chunk int64, change ...func(*block
 	check(tb, v.EndCut(context.Background(), cut, true))
 	return dev, e.UUID
 }
-
-// errReleased says that a read is below the cursor.
-var errReleased = errors.New("below the cursor")
 
 // readSnapshot reads a part of the volume as of the cut, in the order of docs/BACKUP.md: frozen table, origin, saved table,
 // saved data. Bytes below the cursor are left as they are. Nobody writes meanwhile: then no zero is read too early.
