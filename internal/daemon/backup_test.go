@@ -53,7 +53,7 @@ func (a *agent) XML(context.Context, libvirtx.Domain) (string, error) {
 	return "<domain type='kvm'><name>" + a.id.Name + "</name><uuid>" + a.id.UUID.String() + "</uuid><devices>" + a.xml + "</devices></domain>", nil
 }
 
-func (a *agent) InactiveXML(ctx context.Context, d libvirtx.Domain) (string, error) {
+func (a *agent) SecretXML(ctx context.Context, d libvirtx.Domain) (string, error) {
 	return a.XML(ctx, d)
 }
 
