@@ -12,8 +12,8 @@ import (
 	"github.com/virt-cow/virt-cow/test/lab"
 )
 
-// lastOfControl1 is the last commit whose engines speak version 1 of the control protocol.
-const lastOfControl1 = "e176c82c959c3d87e242e87adf804dcde924b393"
+// lastOfControl3 is the last commit whose engines speak version 3 of the control protocol.
+const lastOfControl3 = "5f4ba01ef6d78c7be14f9805caae325d37fca9c5"
 
 // TestUpgrade replaces the program, and the daemon that runs it, under a guest that writes: the engine is adopted, known
 // as one that runs an old binary, and replaced when that is asked for. The guest sees nothing of it.
@@ -24,8 +24,8 @@ func TestUpgrade(t *testing.T) {
 		before  func(t *testing.T) string
 		end     syscall.Signal // of the daemon before
 	}{
-		{"control-1", 1, buildOfControl1, syscall.SIGTERM},
-		{"control-1-killed", 1, buildOfControl1, syscall.SIGKILL},
+		{"control-3", 3, buildOfControl3, syscall.SIGTERM},
+		{"control-3-killed", 3, buildOfControl3, syscall.SIGKILL},
 		{"another-build", api.ControlVersion, buildOfToday, syscall.SIGTERM},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -96,12 +96,12 @@ func buildOfToday(t *testing.T) string {
 	return buildVersion(t, thisModule)
 }
 
-// buildOfControl1 is the program as it was before today's control protocol.
-func buildOfControl1(t *testing.T) string {
+// buildOfControl3 is the program as it was before today's control protocol.
+func buildOfControl3(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	archive := filepath.Join(dir, "tree.tar")
-	if out, err := exec.CommandContext(t.Context(), "git", "-C", thisModule, "archive", "-o", archive, lastOfControl1).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "git", "-C", thisModule, "archive", "-o", archive, lastOfControl3).CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED: no tree of the version before: the history is shallow, or this is no git repository: %v: %s", err, out)
 	}
 	if out, err := exec.CommandContext(t.Context(), "tar", "-x", "-C", dir, "-f", archive).CombinedOutput(); err != nil {
