@@ -187,7 +187,7 @@ make_bookworm() {
 }
 
 make_databases() {
-	tree="debian-databases-1"
+	tree="databases-$suite-1"
 	[ -e "$cache/$tree" ] || make_debian "$tree" "$suite" "postgresql mariadb-server procps" ""
 	echo "$cache/$tree"
 }
