@@ -129,29 +129,41 @@ func (v *Volume) beginCut(id uuid.UUID) (*cut, error) {
 	if err := v.moving.undivided("cut"); err != nil {
 		return nil, err
 	}
-	k := &v.stack
+	c, again, err := v.stack.noteCut(id)
+	if err != nil {
+		return nil, fmt.Errorf("cut of %s: %w", v.info.Name, err)
+	}
+	if again {
+		return c, nil
+	}
+	if err := v.gate.setCutting(true); err != nil { // outside of the stack's lock, which is taken under the gate's
+		v.closeCut(c)
+		return nil, fmt.Errorf("cut of %s: %w", v.info.Name, err)
+	}
+	return c, nil
+}
+
+// noteCut is the cut from now on, of the snapshots that were added for it; again: it was made ready before.
+func (k *stack) noteCut(id uuid.UUID) (c *cut, again bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if c := k.cut; c != nil {
 		if c.id == id && c.ready {
-			return c, nil
+			return c, true, nil
 		}
-		return nil, fmt.Errorf("cut of %s: %w: the cut %v is being made", v.info.Name, ErrSuspended, c.id)
+		return nil, false, fmt.Errorf("%w: the cut %v is being made", ErrSuspended, c.id)
 	}
-	c := &cut{id: id, over: make(chan struct{})}
+	c = &cut{id: id, over: make(chan struct{})}
 	for _, s := range k.all {
 		if s.cut == id && s.is(cowfmt.StackPending) {
 			c.snapshots = append(c.snapshots, s)
 		}
 	}
 	if len(c.snapshots) == 0 {
-		return nil, fmt.Errorf("cut %v of %s: %w: none was added for it", id, v.info.Name, ErrNoSnapshot)
-	}
-	if err := v.gate.setCutting(true); err != nil {
-		return nil, fmt.Errorf("cut of %s: %w", v.info.Name, err)
+		return nil, false, fmt.Errorf("%w: none was added for the cut %v", ErrNoSnapshot, id)
 	}
 	k.cut = c
-	return c, nil
+	return c, false, nil
 }
 
 func (v *Volume) prepareCut(ctx context.Context, c *cut) error {
@@ -187,12 +199,12 @@ func (v *Volume) endCut(c *cut) {
 	v.closeCut(c)
 }
 
-// closeCut lets the next cut, or a grant, begin.
+// closeCut lets a grant begin, and then the next cut, which must not lose its own hold on grants.
 func (v *Volume) closeCut(c *cut) {
+	_ = v.gate.setCutting(false)
 	v.stack.mu.Lock()
 	v.stack.cut = nil
 	v.stack.mu.Unlock()
-	_ = v.gate.setCutting(false)
 	close(c.over)
 }
 

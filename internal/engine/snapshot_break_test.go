@@ -299,3 +299,41 @@ func TestCutDeadline(t *testing.T) {
 	}
 	check(t, v.Close())
 }
+
+// A cut begins at the moment in which a suspension ends with another target, as where a clone is cut loose: neither waits for
+// the other.
+func TestCutBesideAnotherTarget(t *testing.T) {
+	on := shelf{}
+	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	s, err := v.suspend(t.Context(), time.Minute, false)
+	check(t, err)
+	inside, begun := make(chan struct{}), make(chan error, 1)
+	go func() {
+		<-inside
+		_, err := v.beginCut(cut)
+		begun <- err
+	}()
+	swapped := make(chan error, 1)
+	go func() {
+		swapped <- s.resume(func() {
+			close(inside)
+			time.Sleep(50 * time.Millisecond) // for the cut to come as far as it can
+			v.remap(func() {})
+		})
+	}()
+	for _, c := range []chan error{swapped, begun} {
+		select {
+		case err := <-c:
+			check(t, err)
+		case <-time.After(10 * time.Second):
+			t.Fatal("they wait for each other, and so does every request")
+		}
+	}
+	v.endCut(v.stack.cut)
+	check(t, v.Close())
+}
