@@ -257,11 +257,22 @@ func waitFor(done <-chan struct{}, limit time.Duration) bool {
 	}
 }
 
-// shut closes what it is on, once nothing is being saved any more. The device of one that hangs is left open.
+// shut closes what it is on, once nothing is being saved any more. The device of one that hangs is closed when it goes on.
 func (s *snapshot) shut(wait time.Duration) error {
-	if !waitFor(s.copier.rest(), wait) {
-		return fmt.Errorf("snapshot %v: writes to %s don't end: it stays open", s.id, s.path)
+	rest := s.copier.rest()
+	if waitFor(rest, wait) {
+		return s.closeDevice()
 	}
+	go func() {
+		<-rest
+		if err := s.closeDevice(); err != nil {
+			s.v.log.Warn().Err(err).Stringer("snapshot", s.id).Msg("close a snapshot")
+		}
+	}()
+	return fmt.Errorf("snapshot %v: writes to %s don't end: it stays open until they do", s.id, s.path)
+}
+
+func (s *snapshot) closeDevice() error {
 	s.mu.Lock()
 	close := s.close
 	s.close = nil

@@ -160,6 +160,41 @@ func TestSnapshotHangs(t *testing.T) {
 	check(t, v.Close())
 }
 
+// A snapshot that is removed while its device hangs is closed when the device goes on: its store can be deleted then, while
+// the volume is in use.
+func TestSnapshotRemovedWhileItHangs(t *testing.T) {
+	on, closed := shelf{}, make(chan struct{})
+	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", func(o *Options) {
+		o.OpenSnapshot = func(ctx context.Context, e cowfmt.StackEntry) (*store.Snapshot, func() error, error) {
+			s, _, err := on.open(ctx, e)
+			return s, func() error { close(closed); return nil }, err
+		}
+	})
+	_, err := v.WriteAt(filled(0, 4096, 1), 0)
+	check(t, err)
+	var slow *blockdevtest.Delay
+	_, id := snap(t, v, on, 0, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
+		e.Timeout = 20
+		slow = blockdevtest.NewDelay(m)
+		return slow
+	})
+	slow.Hold()
+	_, err = v.WriteAt(filled(0, 4096, 2), 0)
+	check(t, err)
+	if err := v.RemoveSnapshot(t.Context(), id); err == nil || len(v.Header().Stack) > 0 {
+		t.Errorf("removed while it hangs: %v, %v", err, v.Header().Stack)
+	}
+	check(t, v.RemoveSnapshot(t.Context(), id)) // once more
+	slow.HoldIf(nil)
+	check(t, slow.Release())
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("its device goes on, and is still open")
+	}
+	check(t, v.Close())
+}
+
 // While neither the snapshot nor the header can be written the guest's write waits, and then fails; the cut is held all
 // the time. Once the header can be written the snapshot is broken and the write goes on.
 func TestSnapshotCantBreak(t *testing.T) {
