@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -253,22 +254,21 @@ func (v *Volume) EndCut(ctx context.Context, id uuid.UUID, keep bool) error {
 	return nil
 }
 
-// endedCut is EndCut for a cut that is not being made: it was ended before, or never begun.
+// endedCut is EndCut for a cut that is not being made: it was ended before, or never begun. It was kept if the header says so.
 func (v *Volume) endedCut(ctx context.Context, id uuid.UUID, keep bool) error {
-	kept := 0
-	for _, s := range v.stack.snapshots() {
-		switch {
-		case s.cut != id:
-		case !keep:
-			if err := v.RemoveSnapshot(ctx, s.id); err != nil {
-				return err
-			}
-		case s.is(cowfmt.StackActive):
-			kept++
+	if keep {
+		if !slices.ContainsFunc(v.st.Header().Stack, func(e cowfmt.StackEntry) bool { return e.CutID == id && e.State == cowfmt.StackActive }) {
+			return fmt.Errorf("cut %v of %s: %w", id, v.info.Name, ErrResumed)
 		}
+		return nil
 	}
-	if keep && kept == 0 {
-		return fmt.Errorf("cut %v of %s: %w", id, v.info.Name, ErrResumed)
+	for _, s := range v.stack.snapshots() {
+		if s.cut != id {
+			continue
+		}
+		if err := v.RemoveSnapshot(ctx, s.id); err != nil {
+			return err
+		}
 	}
 	return nil
 }

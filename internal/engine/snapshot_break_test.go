@@ -289,6 +289,33 @@ func TestCutFails(t *testing.T) {
 	}
 }
 
+// A cut that could neither be made durable nor undone is void, also for who asks once more.
+func TestCutNotKept(t *testing.T) {
+	m, on := memoryStore(t, snapSize, 4096, 512, true), shelf{}
+	header := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true, Ops: blockdevtest.Writes, Length: cowfmt.MetadataSize})
+	dev := &spell{Device: blockdevtest.NewFault(m, header), well: m}
+	dev.over.Store(true)
+	v := mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	sm, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return sm, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	check(t, v.Cut(t.Context(), cut, time.Minute))
+	dev.over.Store(false)
+	for range 2 {
+		if err := v.EndCut(t.Context(), cut, true); err == nil {
+			t.Errorf("kept, and the header says %v", entryOf(t, m))
+		}
+	}
+	dev.over.Store(true)
+	check(t, v.EndCut(t.Context(), cut, false))
+	if len(v.Header().Stack) > 0 || v.Target() != "clone" {
+		t.Errorf("%s, %v", v.Target(), v.Header().Stack)
+	}
+	check(t, v.Close())
+}
+
 // At its deadline a cut is void: the volume goes on by itself, without the snapshot.
 func TestCutDeadline(t *testing.T) {
 	on := shelf{}
