@@ -32,6 +32,9 @@ type cut struct {
 	ready     bool        // all that there was to do while it is suspended is done
 	kept      bool        // set before the suspension ends
 	over      chan struct{}
+
+	ctx  context.Context // until the cut is void, or kept
+	stop context.CancelFunc
 }
 
 // AddSnapshot opens a snapshot store that was made for this volume and puts it into the stack as pending, for a cut to
@@ -90,9 +93,10 @@ func (v *Volume) Cut(ctx context.Context, id uuid.UUID, deadline time.Duration) 
 	if err != nil || c.ready {
 		return err
 	}
+	defer context.AfterFunc(ctx, c.stop)()
 	// First without holding the guest up: then there is little left to do.
-	if err = v.prepareCut(ctx, c); err == nil {
-		c.held, err = v.suspend(ctx, deadline, true)
+	if err = v.settleCut(c); err == nil {
+		c.held, err = v.suspend(c.ctx, deadline, true)
 	}
 	if err != nil {
 		v.endCut(c)
@@ -101,6 +105,7 @@ func (v *Volume) Cut(ctx context.Context, id uuid.UUID, deadline time.Duration) 
 	settled := make(chan struct{})
 	go func() {
 		<-c.held.ended
+		c.stop()
 		<-settled
 		if !c.kept {
 			v.endCut(c)
@@ -108,6 +113,9 @@ func (v *Volume) Cut(ctx context.Context, id uuid.UUID, deadline time.Duration) 
 	}()
 	err = v.settleCut(c)
 	v.stack.mu.Lock()
+	if err == nil {
+		err = c.ctx.Err()
+	}
 	c.ready = err == nil
 	v.stack.mu.Unlock()
 	close(settled)
@@ -155,6 +163,7 @@ func (k *stack) noteCut(id uuid.UUID) (c *cut, again bool, err error) {
 		return nil, false, fmt.Errorf("%w: the cut %v is being made", ErrSuspended, c.id)
 	}
 	c = &cut{id: id, over: make(chan struct{})}
+	c.ctx, c.stop = context.WithCancel(context.Background())
 	for _, s := range k.all {
 		if s.cut == id && s.is(cowfmt.StackPending) {
 			c.snapshots = append(c.snapshots, s)
@@ -167,27 +176,24 @@ func (k *stack) noteCut(id uuid.UUID) (c *cut, again bool, err error) {
 	return c, false, nil
 }
 
-func (v *Volume) prepareCut(ctx context.Context, c *cut) error {
-	if err := v.commit.commit(v.table); err != nil {
-		return err
-	}
-	for _, s := range c.snapshots {
-		if err := v.freeze(ctx, s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// settleCut is what is done while the volume is suspended: what the guest wrote is on the disk, and what its table says
-// is in the snapshots.
+// settleCut brings what the guest wrote to the disk, and what the table says into the snapshots. Done while the volume is
+// suspended it is the cut's. It does not wait for a snapshot's device longer than for the cut: that goes on alone.
 func (v *Volume) settleCut(c *cut) error {
-	var all errgroup.Group
-	all.Go(func() error { return v.commit.commit(v.table) })
-	for _, s := range c.snapshots {
-		all.Go(func() error { return v.freeze(context.Background(), s) })
+	done := make(chan error, 1)
+	go func() {
+		var all errgroup.Group
+		all.Go(func() error { return v.commit.commit(v.table) })
+		for _, s := range c.snapshots {
+			all.Go(func() error { return v.freeze(c.ctx, s) })
+		}
+		done <- all.Wait()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-c.ctx.Done():
+		return fmt.Errorf("it took too long: %w", c.ctx.Err())
 	}
-	return all.Wait()
 }
 
 // endCut is the end of a cut without its snapshots.
@@ -202,6 +208,7 @@ func (v *Volume) endCut(c *cut) {
 
 // closeCut lets a grant begin, and then the next cut, which must not lose its own hold on grants.
 func (v *Volume) closeCut(c *cut) {
+	c.stop()
 	_ = v.gate.setCutting(false)
 	v.stack.mu.Lock()
 	v.stack.cut = nil
@@ -218,14 +225,19 @@ func (v *Volume) EndCut(ctx context.Context, id uuid.UUID, keep bool) error {
 		c = nil
 	}
 	ready := c != nil && c.ready
+	if c != nil && !ready && !keep {
+		c.stop()
+	}
 	v.stack.mu.Unlock()
 	switch {
 	case c == nil:
 		return v.endedCut(ctx, id, keep)
-	case !ready:
+	case !ready && keep:
 		return fmt.Errorf("end cut %v of %s: it is not suspended yet", id, v.info.Name)
 	case !keep:
-		_ = c.held.Resume() // or its deadline was first
+		if ready {
+			_ = c.held.Resume() // or its deadline was first
+		}
 		<-c.over
 		return v.endedCut(ctx, id, false)
 	}
@@ -278,6 +290,9 @@ func (v *Volume) AbandonCut() {
 	v.stack.mu.Lock()
 	c := v.stack.cut
 	ready := c != nil && c.ready
+	if c != nil && !ready {
+		c.stop()
+	}
 	v.stack.mu.Unlock()
 	if ready {
 		_ = c.held.Resume()

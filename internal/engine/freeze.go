@@ -44,6 +44,8 @@ func (v *Volume) freeze(ctx context.Context, s *snapshot) error {
 	if s.frozen == nil {
 		return nil
 	}
+	s.freezing.Lock()
+	defer s.freezing.Unlock()
 	first := s.froze == nil
 	if first {
 		if v.table.off() { // another host may have set flags since they were read

@@ -48,6 +48,8 @@ type snapshot struct {
 	held   atomic.Int64  // nanoseconds that the volume was suspended for the cut
 	gone   chan struct{} // closed at the end
 
+	freezing sync.Mutex // kept while the frozen table is written
+
 	mu       sync.Mutex
 	close    func() error // what it is on; nil: closed
 	failure  error        // why it is broken, or about to be
@@ -257,19 +259,21 @@ func waitFor(done <-chan struct{}, limit time.Duration) bool {
 	}
 }
 
-// shut closes what it is on, once nothing is being saved any more. The device of one that hangs is closed when it goes on.
+// shut closes what it is on, once nothing is being written to it any more. The device of one that hangs is closed when it goes on.
 func (s *snapshot) shut(wait time.Duration) error {
-	rest := s.copier.rest()
-	if waitFor(rest, wait) {
-		return s.closeDevice()
-	}
+	closed := make(chan error, 1)
 	go func() {
-		<-rest
-		if err := s.closeDevice(); err != nil {
-			s.v.log.Warn().Err(err).Stringer("snapshot", s.id).Msg("close a snapshot")
-		}
+		s.freezing.Lock()
+		defer s.freezing.Unlock()
+		<-s.copier.rest()
+		closed <- s.closeDevice()
 	}()
-	return fmt.Errorf("snapshot %v: writes to %s don't end: it stays open until they do", s.id, s.path)
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(wait):
+		return fmt.Errorf("snapshot %v: writes to %s don't end: it stays open until they do", s.id, s.path)
+	}
 }
 
 func (s *snapshot) closeDevice() error {

@@ -289,6 +289,61 @@ func TestCutFails(t *testing.T) {
 	}
 }
 
+// A snapshot's device that hangs while the cut is made makes the cut void, and holds nothing up: neither the guest, nor a grant,
+// nor the volume's end.
+func TestCutHangs(t *testing.T) {
+	for _, when := range []string{"before the suspension", "suspended"} {
+		t.Run(when, func(t *testing.T) {
+			on := shelf{}
+			v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+			cut := uuid.New()
+			m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+			check(t, err)
+			slow := blockdevtest.NewDelay(m)
+			e.Timeout = 20
+			on[e.UUID] = func() (blockdev.Device, error) { return slow, nil }
+			check(t, v.AddSnapshot(t.Context(), e))
+			_, err = v.WriteAt(filled(0, 4096, 1), 0)
+			check(t, err)
+			done := make(chan error, 1)
+			if when == "suspended" {
+				c, err := v.beginCut(cut)
+				check(t, err)
+				c.held, err = v.suspend(t.Context(), time.Minute, true)
+				check(t, err)
+				slow.Hold()
+				go func() {
+					err := v.settleCut(c)
+					_ = c.held.Resume()
+					v.endCut(c)
+					done <- err
+				}()
+			} else {
+				slow.Hold()
+				go func() { done <- v.Cut(context.Background(), cut, time.Minute) }()
+			}
+			slow.WaitHeld(1)
+			ended := make(chan error, 1)
+			go func() { ended <- v.EndCut(context.Background(), cut, false) }()
+			select {
+			case err := <-done:
+				if err == nil {
+					t.Error("a cut that hangs is made")
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("it waits for the snapshot's device")
+			}
+			check(t, <-ended)
+			if len(v.Header().Stack) > 0 || v.divide(true) != nil || v.divide(false) != nil {
+				t.Error("the cut is not over")
+			}
+			check(t, v.Close())
+			slow.HoldIf(nil)
+			check(t, slow.Release())
+		})
+	}
+}
+
 // A cut that could neither be made durable nor undone is void, also for who asks once more.
 func TestCutNotKept(t *testing.T) {
 	m, on := memoryStore(t, snapSize, 4096, 512, true), shelf{}
