@@ -454,3 +454,28 @@ func TestCutBesideAnotherTarget(t *testing.T) {
 	v.endCut(v.stack.cut)
 	check(t, v.Close())
 }
+
+// A volume is closed while a snapshot's frozen table is being written: what it is written from is not read any more then.
+func TestCloseWhileFreezing(t *testing.T) {
+	const leaf = int64(store.LeafChunks) * 4096
+	on, size := shelf{}, (freezeAtOnce+2)*leaf
+	v := mustOpen(t, memoryStore(t, size, 4096, sector, false), nil, uuid.New(), "", on.option)
+	for i := range int64(freezeAtOnce + 2) {
+		_, err := v.WriteAt(filled(i*leaf, 4096, 1), i*leaf)
+		check(t, err)
+	}
+	m, e, err := newSnapshotStore(v.Header(), 0, sector, uuid.New())
+	check(t, err)
+	slow := blockdevtest.NewDelay(m)
+	on[e.UUID] = func() (blockdev.Device, error) { return slow, nil }
+	slow.Hold()
+	added := make(chan error, 1)
+	go func() { added <- v.AddSnapshot(context.Background(), e) }()
+	slow.WaitHeld(1)
+	check(t, v.Close())
+	slow.HoldIf(nil)
+	check(t, slow.Release())
+	if err := <-added; !errors.Is(err, ErrClosed) {
+		t.Errorf("added to a volume that was closed: %v", err)
+	}
+}
