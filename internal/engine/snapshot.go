@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -214,6 +215,9 @@ func (w *want) wait() error {
 	case err == nil, w.s.ended():
 		return nil
 	case w.s.onError == cowfmt.OnErrorBreakGuestWrite:
+		if errors.Is(err, unix.EBADE) { // another LUN's refusal than the volume's, which would mean that another host has that
+			err = fmt.Errorf("%w: %v", unix.EIO, err)
+		}
 		return fmt.Errorf("snapshot %v can't keep what the write is about to change: %w", w.s.id, err)
 	}
 	return w.s.awaitBreak(err)

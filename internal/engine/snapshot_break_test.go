@@ -138,6 +138,25 @@ func TestSnapshotKept(t *testing.T) {
 	})
 }
 
+// A LUN that refuses what is saved is the snapshot's: it says nothing of who has the volume.
+func TestSnapshotShutOut(t *testing.T) {
+	sp := new(spell)
+	v, _, _ := snapped(t, memoryStore(t, snapSize, 4096, 512, true), cowfmt.OnErrorBreakGuestWrite, time.Minute, func(m *blockdevtest.Memory) blockdev.Device {
+		refuses := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true, Ops: blockdevtest.Writes, Err: syscall.EBADE})
+		sp.Device, sp.well = blockdevtest.NewFault(m, refuses), m
+		sp.over.Store(true)
+		return sp
+	})
+	sp.over.Store(false)
+	if _, err := v.WriteAt(filled(0, 512, 2), 0); !errors.Is(err, syscall.EIO) || v.Lost() {
+		t.Errorf("%v, lost: %v", err, v.Err())
+	}
+	sp.over.Store(true)
+	_, err := v.WriteAt(filled(0, 512, 2), 0)
+	check(t, err)
+	check(t, v.Close())
+}
+
 // A snapshot's device that hangs is waited for so long and no longer; what it writes late does no harm.
 func TestSnapshotHangs(t *testing.T) {
 	dev := memoryStore(t, snapSize, 4096, 512, true)
