@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -31,6 +32,9 @@ type cut struct {
 	ready     bool        // all that there was to do while it is suspended is done
 	kept      bool        // set before the suspension ends
 	over      chan struct{}
+
+	ctx  context.Context // until the cut is void, or kept
+	stop context.CancelFunc
 }
 
 // AddSnapshot opens a snapshot store that was made for this volume and puts it into the stack as pending, for a cut to
@@ -89,9 +93,10 @@ func (v *Volume) Cut(ctx context.Context, id uuid.UUID, deadline time.Duration) 
 	if err != nil || c.ready {
 		return err
 	}
+	defer context.AfterFunc(ctx, c.stop)()
 	// First without holding the guest up: then there is little left to do.
-	if err = v.prepareCut(ctx, c); err == nil {
-		c.held, err = v.suspend(ctx, deadline, true)
+	if err = v.settleCut(c); err == nil {
+		c.held, err = v.suspend(c.ctx, deadline, true)
 	}
 	if err != nil {
 		v.endCut(c)
@@ -100,6 +105,7 @@ func (v *Volume) Cut(ctx context.Context, id uuid.UUID, deadline time.Duration) 
 	settled := make(chan struct{})
 	go func() {
 		<-c.held.ended
+		c.stop()
 		<-settled
 		if !c.kept {
 			v.endCut(c)
@@ -107,6 +113,9 @@ func (v *Volume) Cut(ctx context.Context, id uuid.UUID, deadline time.Duration) 
 	}()
 	err = v.settleCut(c)
 	v.stack.mu.Lock()
+	if err == nil {
+		err = c.ctx.Err()
+	}
 	c.ready = err == nil
 	v.stack.mu.Unlock()
 	close(settled)
@@ -129,52 +138,62 @@ func (v *Volume) beginCut(id uuid.UUID) (*cut, error) {
 	if err := v.moving.undivided("cut"); err != nil {
 		return nil, err
 	}
-	k := &v.stack
+	c, again, err := v.stack.noteCut(id)
+	if err != nil {
+		return nil, fmt.Errorf("cut of %s: %w", v.info.Name, err)
+	}
+	if again {
+		return c, nil
+	}
+	if err := v.gate.setCutting(true); err != nil { // outside of the stack's lock, which is taken under the gate's
+		v.closeCut(c)
+		return nil, fmt.Errorf("cut of %s: %w", v.info.Name, err)
+	}
+	return c, nil
+}
+
+// noteCut is the cut from now on, of the snapshots that were added for it; again: it was made ready before.
+func (k *stack) noteCut(id uuid.UUID) (c *cut, again bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if c := k.cut; c != nil {
 		if c.id == id && c.ready {
-			return c, nil
+			return c, true, nil
 		}
-		return nil, fmt.Errorf("cut of %s: %w: the cut %v is being made", v.info.Name, ErrSuspended, c.id)
+		return nil, false, fmt.Errorf("%w: the cut %v is being made", ErrSuspended, c.id)
 	}
-	c := &cut{id: id, over: make(chan struct{})}
+	c = &cut{id: id, over: make(chan struct{})}
+	c.ctx, c.stop = context.WithCancel(context.Background())
 	for _, s := range k.all {
 		if s.cut == id && s.is(cowfmt.StackPending) {
 			c.snapshots = append(c.snapshots, s)
 		}
 	}
 	if len(c.snapshots) == 0 {
-		return nil, fmt.Errorf("cut %v of %s: %w: none was added for it", id, v.info.Name, ErrNoSnapshot)
-	}
-	if err := v.gate.setCutting(true); err != nil {
-		return nil, fmt.Errorf("cut of %s: %w", v.info.Name, err)
+		return nil, false, fmt.Errorf("%w: none was added for the cut %v", ErrNoSnapshot, id)
 	}
 	k.cut = c
-	return c, nil
+	return c, false, nil
 }
 
-func (v *Volume) prepareCut(ctx context.Context, c *cut) error {
-	if err := v.commit.commit(v.table); err != nil {
-		return err
-	}
-	for _, s := range c.snapshots {
-		if err := v.freeze(ctx, s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// settleCut is what is done while the volume is suspended: what the guest wrote is on the disk, and what its table says
-// is in the snapshots.
+// settleCut brings what the guest wrote to the disk, and what the table says into the snapshots. Done while the volume is
+// suspended it is the cut's. It does not wait for a snapshot's device longer than for the cut: that goes on alone.
 func (v *Volume) settleCut(c *cut) error {
-	var all errgroup.Group
-	all.Go(func() error { return v.commit.commit(v.table) })
-	for _, s := range c.snapshots {
-		all.Go(func() error { return v.freeze(context.Background(), s) })
+	done := make(chan error, 1)
+	go func() {
+		var all errgroup.Group
+		all.Go(func() error { return v.commit.commit(v.table) })
+		for _, s := range c.snapshots {
+			all.Go(func() error { return v.freeze(c.ctx, s) })
+		}
+		done <- all.Wait()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-c.ctx.Done():
+		return fmt.Errorf("it took too long: %w", c.ctx.Err())
 	}
-	return all.Wait()
 }
 
 // endCut is the end of a cut without its snapshots.
@@ -187,12 +206,13 @@ func (v *Volume) endCut(c *cut) {
 	v.closeCut(c)
 }
 
-// closeCut lets the next cut, or a grant, begin.
+// closeCut lets a grant begin, and then the next cut, which must not lose its own hold on grants.
 func (v *Volume) closeCut(c *cut) {
+	c.stop()
+	_ = v.gate.setCutting(false)
 	v.stack.mu.Lock()
 	v.stack.cut = nil
 	v.stack.mu.Unlock()
-	_ = v.gate.setCutting(false)
 	close(c.over)
 }
 
@@ -205,14 +225,19 @@ func (v *Volume) EndCut(ctx context.Context, id uuid.UUID, keep bool) error {
 		c = nil
 	}
 	ready := c != nil && c.ready
+	if c != nil && !ready && !keep {
+		c.stop()
+	}
 	v.stack.mu.Unlock()
 	switch {
 	case c == nil:
 		return v.endedCut(ctx, id, keep)
-	case !ready:
+	case !ready && keep:
 		return fmt.Errorf("end cut %v of %s: it is not suspended yet", id, v.info.Name)
 	case !keep:
-		_ = c.held.Resume() // or its deadline was first
+		if ready {
+			_ = c.held.Resume() // or its deadline was first
+		}
 		<-c.over
 		return v.endedCut(ctx, id, false)
 	}
@@ -241,22 +266,21 @@ func (v *Volume) EndCut(ctx context.Context, id uuid.UUID, keep bool) error {
 	return nil
 }
 
-// endedCut is EndCut for a cut that is not being made: it was ended before, or never begun.
+// endedCut is EndCut for a cut that is not being made: it was ended before, or never begun. It was kept if the header says so.
 func (v *Volume) endedCut(ctx context.Context, id uuid.UUID, keep bool) error {
-	kept := 0
-	for _, s := range v.stack.snapshots() {
-		switch {
-		case s.cut != id:
-		case !keep:
-			if err := v.RemoveSnapshot(ctx, s.id); err != nil {
-				return err
-			}
-		case s.is(cowfmt.StackActive):
-			kept++
+	if keep {
+		if !slices.ContainsFunc(v.st.Header().Stack, func(e cowfmt.StackEntry) bool { return e.CutID == id && e.State == cowfmt.StackActive }) {
+			return fmt.Errorf("cut %v of %s: %w", id, v.info.Name, ErrResumed)
 		}
+		return nil
 	}
-	if keep && kept == 0 {
-		return fmt.Errorf("cut %v of %s: %w", id, v.info.Name, ErrResumed)
+	for _, s := range v.stack.snapshots() {
+		if s.cut != id {
+			continue
+		}
+		if err := v.RemoveSnapshot(ctx, s.id); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -266,6 +290,9 @@ func (v *Volume) AbandonCut() {
 	v.stack.mu.Lock()
 	c := v.stack.cut
 	ready := c != nil && c.ready
+	if c != nil && !ready {
+		c.stop()
+	}
 	v.stack.mu.Unlock()
 	if ready {
 		_ = c.held.Resume()

@@ -81,6 +81,8 @@ func (v *Volume) end(do handover.Action) error {
 		err = v.moving.closeReceiver()
 	}
 	v.shutStack()
+	v.freezes.Lock() // who comes after finds the volume closed
+	defer v.freezes.Unlock()
 	return errors.Join(err, v.cache.close(over && err == nil), v.closeMaster())
 }
 

@@ -44,10 +44,12 @@ func (v *Volume) freeze(ctx context.Context, s *snapshot) error {
 	if s.frozen == nil {
 		return nil
 	}
+	s.freezing.Lock()
+	defer s.freezing.Unlock()
 	first := s.froze == nil
 	if first {
 		if v.table.off() { // another host may have set flags since they were read
-			if err := v.table.reconcile(ctx); err != nil {
+			if err := v.whileOpen(func() error { return v.table.reconcile(ctx) }); err != nil {
 				return err
 			}
 		}
@@ -58,7 +60,12 @@ func (v *Volume) freeze(ctx context.Context, s *snapshot) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		flags, ones, err := v.table.grown(leaf, s.froze[leaf], first)
+		var flags []byte
+		var ones uint16
+		err := v.whileOpen(func() (err error) {
+			flags, ones, err = v.table.grown(leaf, s.froze[leaf], first)
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -75,6 +82,16 @@ func (v *Volume) freeze(ctx context.Context, s *snapshot) error {
 		}
 	}
 	return s.store.WriteFrozen(changed)
+}
+
+// whileOpen looks at the table's memory, which is there until the volume is closed.
+func (v *Volume) whileOpen(look func() error) error {
+	v.freezes.RLock()
+	defer v.freezes.RUnlock()
+	if v.closed.Load() {
+		return ErrClosed
+	}
+	return look()
 }
 
 // grown is a leaf's flags, and how many are set, if those are more than there were; else nil. A leaf that memory does not

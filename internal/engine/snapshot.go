@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -47,6 +48,8 @@ type snapshot struct {
 	cursor atomic.Int64  // bytes below it are not saved any more
 	held   atomic.Int64  // nanoseconds that the volume was suspended for the cut
 	gone   chan struct{} // closed at the end
+
+	freezing sync.Mutex // kept while the frozen table is written
 
 	mu       sync.Mutex
 	close    func() error // what it is on; nil: closed
@@ -212,6 +215,9 @@ func (w *want) wait() error {
 	case err == nil, w.s.ended():
 		return nil
 	case w.s.onError == cowfmt.OnErrorBreakGuestWrite:
+		if errors.Is(err, unix.EBADE) { // another LUN's refusal than the volume's, which would mean that another host has that
+			err = fmt.Errorf("%w: %v", unix.EIO, err)
+		}
 		return fmt.Errorf("snapshot %v can't keep what the write is about to change: %w", w.s.id, err)
 	}
 	return w.s.awaitBreak(err)
@@ -257,11 +263,24 @@ func waitFor(done <-chan struct{}, limit time.Duration) bool {
 	}
 }
 
-// shut closes what it is on, once nothing is being saved any more. The device of one that hangs is left open.
+// shut closes what it is on, once nothing is being written to it any more. The device of one that hangs is closed when it goes on.
 func (s *snapshot) shut(wait time.Duration) error {
-	if !waitFor(s.copier.rest(), wait) {
-		return fmt.Errorf("snapshot %v: writes to %s don't end: it stays open", s.id, s.path)
+	closed := make(chan error, 1)
+	go func() {
+		s.freezing.Lock()
+		defer s.freezing.Unlock()
+		<-s.copier.rest()
+		closed <- s.closeDevice()
+	}()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(wait):
+		return fmt.Errorf("snapshot %v: writes to %s don't end: it stays open until they do", s.id, s.path)
 	}
+}
+
+func (s *snapshot) closeDevice() error {
 	s.mu.Lock()
 	close := s.close
 	s.close = nil

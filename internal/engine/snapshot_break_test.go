@@ -138,6 +138,25 @@ func TestSnapshotKept(t *testing.T) {
 	})
 }
 
+// A LUN that refuses what is saved is the snapshot's: it says nothing of who has the volume.
+func TestSnapshotShutOut(t *testing.T) {
+	sp := new(spell)
+	v, _, _ := snapped(t, memoryStore(t, snapSize, 4096, 512, true), cowfmt.OnErrorBreakGuestWrite, time.Minute, func(m *blockdevtest.Memory) blockdev.Device {
+		refuses := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true, Ops: blockdevtest.Writes, Err: syscall.EBADE})
+		sp.Device, sp.well = blockdevtest.NewFault(m, refuses), m
+		sp.over.Store(true)
+		return sp
+	})
+	sp.over.Store(false)
+	if _, err := v.WriteAt(filled(0, 512, 2), 0); !errors.Is(err, syscall.EIO) || v.Lost() {
+		t.Errorf("%v, lost: %v", err, v.Err())
+	}
+	sp.over.Store(true)
+	_, err := v.WriteAt(filled(0, 512, 2), 0)
+	check(t, err)
+	check(t, v.Close())
+}
+
 // A snapshot's device that hangs is waited for so long and no longer; what it writes late does no harm.
 func TestSnapshotHangs(t *testing.T) {
 	dev := memoryStore(t, snapSize, 4096, 512, true)
@@ -156,6 +175,41 @@ func TestSnapshotHangs(t *testing.T) {
 	slow.HoldIf(nil)
 	if got := contents(t, v, snapSize); !bytes.Equal(got, model) {
 		t.Error("the volume holds something else")
+	}
+	check(t, v.Close())
+}
+
+// A snapshot that is removed while its device hangs is closed when the device goes on: its store can be deleted then, while
+// the volume is in use.
+func TestSnapshotRemovedWhileItHangs(t *testing.T) {
+	on, closed := shelf{}, make(chan struct{})
+	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", func(o *Options) {
+		o.OpenSnapshot = func(ctx context.Context, e cowfmt.StackEntry) (*store.Snapshot, func() error, error) {
+			s, _, err := on.open(ctx, e)
+			return s, func() error { close(closed); return nil }, err
+		}
+	})
+	_, err := v.WriteAt(filled(0, 4096, 1), 0)
+	check(t, err)
+	var slow *blockdevtest.Delay
+	_, id := snap(t, v, on, 0, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
+		e.Timeout = 20
+		slow = blockdevtest.NewDelay(m)
+		return slow
+	})
+	slow.Hold()
+	_, err = v.WriteAt(filled(0, 4096, 2), 0)
+	check(t, err)
+	if err := v.RemoveSnapshot(t.Context(), id); err == nil || len(v.Header().Stack) > 0 {
+		t.Errorf("removed while it hangs: %v, %v", err, v.Header().Stack)
+	}
+	check(t, v.RemoveSnapshot(t.Context(), id)) // once more
+	slow.HoldIf(nil)
+	check(t, slow.Release())
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("its device goes on, and is still open")
 	}
 	check(t, v.Close())
 }
@@ -254,6 +308,88 @@ func TestCutFails(t *testing.T) {
 	}
 }
 
+// A snapshot's device that hangs while the cut is made makes the cut void, and holds nothing up: neither the guest, nor a grant,
+// nor the volume's end.
+func TestCutHangs(t *testing.T) {
+	for _, when := range []string{"before the suspension", "suspended"} {
+		t.Run(when, func(t *testing.T) {
+			on := shelf{}
+			v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+			cut := uuid.New()
+			m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+			check(t, err)
+			slow := blockdevtest.NewDelay(m)
+			e.Timeout = 20
+			on[e.UUID] = func() (blockdev.Device, error) { return slow, nil }
+			check(t, v.AddSnapshot(t.Context(), e))
+			_, err = v.WriteAt(filled(0, 4096, 1), 0)
+			check(t, err)
+			done := make(chan error, 1)
+			if when == "suspended" {
+				c, err := v.beginCut(cut)
+				check(t, err)
+				c.held, err = v.suspend(t.Context(), time.Minute, true)
+				check(t, err)
+				slow.Hold()
+				go func() {
+					err := v.settleCut(c)
+					_ = c.held.Resume()
+					v.endCut(c)
+					done <- err
+				}()
+			} else {
+				slow.Hold()
+				go func() { done <- v.Cut(context.Background(), cut, time.Minute) }()
+			}
+			slow.WaitHeld(1)
+			ended := make(chan error, 1)
+			go func() { ended <- v.EndCut(context.Background(), cut, false) }()
+			select {
+			case err := <-done:
+				if err == nil {
+					t.Error("a cut that hangs is made")
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("it waits for the snapshot's device")
+			}
+			check(t, <-ended)
+			if len(v.Header().Stack) > 0 || v.divide(true) != nil || v.divide(false) != nil {
+				t.Error("the cut is not over")
+			}
+			check(t, v.Close())
+			slow.HoldIf(nil)
+			check(t, slow.Release())
+		})
+	}
+}
+
+// A cut that could neither be made durable nor undone is void, also for who asks once more.
+func TestCutNotKept(t *testing.T) {
+	m, on := memoryStore(t, snapSize, 4096, 512, true), shelf{}
+	header := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true, Ops: blockdevtest.Writes, Length: cowfmt.MetadataSize})
+	dev := &spell{Device: blockdevtest.NewFault(m, header), well: m}
+	dev.over.Store(true)
+	v := mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	sm, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return sm, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	check(t, v.Cut(t.Context(), cut, time.Minute))
+	dev.over.Store(false)
+	for range 2 {
+		if err := v.EndCut(t.Context(), cut, true); err == nil {
+			t.Errorf("kept, and the header says %v", entryOf(t, m))
+		}
+	}
+	dev.over.Store(true)
+	check(t, v.EndCut(t.Context(), cut, false))
+	if len(v.Header().Stack) > 0 || v.Target() != "clone" {
+		t.Errorf("%s, %v", v.Target(), v.Header().Stack)
+	}
+	check(t, v.Close())
+}
+
 // At its deadline a cut is void: the volume goes on by itself, without the snapshot.
 func TestCutDeadline(t *testing.T) {
 	on := shelf{}
@@ -298,4 +434,67 @@ func TestCutDeadline(t *testing.T) {
 		t.Errorf("a store that holds chunks already: %v", err)
 	}
 	check(t, v.Close())
+}
+
+// A cut begins at the moment in which a suspension ends with another target, as where a clone is cut loose: neither waits for
+// the other.
+func TestCutBesideAnotherTarget(t *testing.T) {
+	on := shelf{}
+	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	s, err := v.suspend(t.Context(), time.Minute, false)
+	check(t, err)
+	inside, begun := make(chan struct{}), make(chan error, 1)
+	go func() {
+		<-inside
+		_, err := v.beginCut(cut)
+		begun <- err
+	}()
+	swapped := make(chan error, 1)
+	go func() {
+		swapped <- s.resume(func() {
+			close(inside)
+			time.Sleep(50 * time.Millisecond) // for the cut to come as far as it can
+			v.remap(func() {})
+		})
+	}()
+	for _, c := range []chan error{swapped, begun} {
+		select {
+		case err := <-c:
+			check(t, err)
+		case <-time.After(10 * time.Second):
+			t.Fatal("they wait for each other, and so does every request")
+		}
+	}
+	v.endCut(v.stack.cut)
+	check(t, v.Close())
+}
+
+// A volume is closed while a snapshot's frozen table is being written: what it is written from is not read any more then.
+func TestCloseWhileFreezing(t *testing.T) {
+	const leaf = int64(store.LeafChunks) * 4096
+	on, size := shelf{}, (freezeAtOnce+2)*leaf
+	v := mustOpen(t, memoryStore(t, size, 4096, sector, false), nil, uuid.New(), "", on.option)
+	for i := range int64(freezeAtOnce + 2) {
+		_, err := v.WriteAt(filled(i*leaf, 4096, 1), i*leaf)
+		check(t, err)
+	}
+	m, e, err := newSnapshotStore(v.Header(), 0, sector, uuid.New())
+	check(t, err)
+	slow := blockdevtest.NewDelay(m)
+	on[e.UUID] = func() (blockdev.Device, error) { return slow, nil }
+	slow.Hold()
+	added := make(chan error, 1)
+	go func() { added <- v.AddSnapshot(context.Background(), e) }()
+	slow.WaitHeld(1)
+	check(t, v.Close())
+	slow.HoldIf(nil)
+	check(t, slow.Release())
+	if err := <-added; !errors.Is(err, ErrClosed) {
+		t.Errorf("added to a volume that was closed: %v", err)
+	}
 }

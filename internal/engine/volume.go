@@ -78,6 +78,7 @@ type Volume struct {
 	stopTicks context.CancelFunc
 	ticks     sync.WaitGroup
 	closed    atomic.Bool
+	freezes   sync.RWMutex // read: the table's memory is looked at outside of a request, as long as it is not closed
 }
 
 // Open maps the volume of a store and, unless it is only read, becomes the store's owner, or the receiver of a grant. The
