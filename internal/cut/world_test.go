@@ -67,7 +67,8 @@ type volume struct {
 	since     time.Time
 	deadline  time.Time
 	suspended []span
-	granted   time.Time // until when a grant is open
+	granted   time.Time     // until when a grant is open
+	grants    time.Duration // one is opened for so long once a snapshot was added
 	opens     int
 	breaks    bool
 }
@@ -333,6 +334,9 @@ func (e engine) AddSnapshot(ctx context.Context, r api.SnapshotAddRequest) (*api
 			return errors.New("no such store")
 		}
 		e.v.stack[r.UUID] = &api.SnapshotStatus{UUID: r.UUID, Cut: r.Cut, State: api.SnapshotPending, ChunkSize: 4096}
+		if e.v.grants > 0 {
+			e.v.granted, e.v.grants = time.Now().Add(e.v.grants), 0
+		}
 		return nil
 	})
 }
