@@ -248,7 +248,12 @@ func (c caller) Listed(ctx context.Context, id, snapshot string) (is bool, err e
 
 // Make implements Stores.
 func (c caller) Make(ctx context.Context, s Snapshot) (string, error) {
-	return "/" + s.Snapshot, c.call(ctx, "make", c.w.volumes[s.Volume], func() error { c.w.stores[s.Snapshot] = true; return nil })
+	return "/" + s.Snapshot, c.call(ctx, "make", c.w.volumes[s.Volume], func() error {
+		if c.gen == c.w.gen { // what makes one dies with its daemon
+			c.w.stores[s.Snapshot] = true
+		}
+		return nil
+	})
 }
 
 // Delete implements Stores.
