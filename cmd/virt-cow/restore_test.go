@@ -17,7 +17,7 @@ func (b *bench) archived() (config, backup string) {
 	config = b.path("config.toml")
 	for path, text := range map[string]string{
 		c.PassphraseFile: "correct horse\n",
-		config:           "[archive]\nuri = \"" + c.URI + "\"\npassphrase_file = \"" + c.PassphraseFile + "\"\n",
+		config:           "[archive]\nuri = \"" + c.URI + "\"\ncache = \"" + b.path("cache") + "\"\npassphrase_file = \"" + c.PassphraseFile + "\"\n",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			b.t.Fatal(err)
