@@ -143,11 +143,18 @@ func (c *BackupExportCmd) qcow2(env *Env, d *backupDisk) error {
 	served := make(chan error, 1)
 	go func() { served <- d.serve(ctx, env, socket) }()
 	part := c.File + partSuffix
+	f, err := createPart(part) // qemu-img keeps its permissions
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return errors.Join(err, os.Remove(part))
+	}
 	args := []string{"convert", "--target-is-zero", "-n"}
 	create := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", part, fmt.Sprint(d.Info().Size))
 	create.Stderr = env.Stderr
 	if err := create.Run(); err != nil {
-		return fmt.Errorf("qemu-img create: %w", err)
+		return errors.Join(fmt.Errorf("qemu-img create: %w", err), os.Remove(part))
 	}
 	if c.Compress {
 		args = append(args, "-c")

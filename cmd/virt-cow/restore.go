@@ -10,7 +10,9 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/backup"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/durable"
+	"github.com/virt-cow/virt-cow/internal/store"
 )
 
 // RestoreCmd gets disks out of backups.
@@ -52,10 +54,7 @@ const partSuffix = ".part"
 // restoreFile makes a file.
 func restoreFile(env *Env, d *backupDisk, path string) error {
 	part := path + partSuffix
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%s is there, of a restore that goes on or was cut off: remove it", part)
-	}
+	f, err := createPart(part)
 	if err != nil {
 		return err
 	}
@@ -70,6 +69,15 @@ func restoreFile(env *Env, d *backupDisk, path string) error {
 		return errors.Join(err, os.Remove(part))
 	}
 	return whole(part, path)
+}
+
+// createPart makes a file that only this user may read: a guest's disk is to be in it.
+func createPart(part string) (*os.File, error) {
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("%s is there, of a restore that goes on or was cut off: remove it", part)
+	}
+	return f, err
 }
 
 // whole gives a file that is whole its name, unless there is something by now.
@@ -101,7 +109,24 @@ func restoreOver(env *Env, d *backupDisk, path string) error {
 	if err != nil {
 		return err
 	}
+	if err := noStore(env, to); err != nil {
+		return errors.Join(err, to.Close())
+	}
 	return errors.Join(restoreTo(env, d, to, false), to.Close())
+}
+
+// noStore ends a store that is to be written over, as `store create --force` does: not while a host has it open, or others need it.
+func noStore(env *Env, to *blockdev.File) error {
+	old, err := store.Open(to)
+	if err != nil {
+		return nil // none, or none that could be opened by anybody
+	}
+	if h := old.Header(); h.Role == cowfmt.RoleSnapshot {
+		if err := unlisted(env.Context, h, ""); err != nil {
+			return fmt.Errorf("%s: %w", to.Info().Name, err)
+		}
+	}
+	return eraseStore(env, old, "")
 }
 
 func restoreTo(env *Env, d *backupDisk, to blockdev.Device, empty bool) error {

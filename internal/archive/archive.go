@@ -19,7 +19,9 @@
 package archive
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -138,13 +140,14 @@ func (a *Archive) open(ctx context.Context, second bool) (o opened, err error) {
 		}
 	}()
 	ctx = withLog(ctx, a.config.Log)
-	if _, err := st.GetMetadata(ctx, format.KopiaRepositoryBlobID); err != nil {
+	id, err := identity(ctx, st)
+	if err != nil {
 		if errors.Is(err, blob.ErrBlobNotFound) {
 			return o, fmt.Errorf("archive %s: there is %w yet: make one with `virt-cow archive create`, or look whether it is mounted", a.config.URI, ErrNoRepository)
 		}
-		return o, fmt.Errorf("archive %s: %w", a.config.URI, err)
+		return o, fmt.Errorf("archive %s: %w", a.config.URI, st.damaged(err))
 	}
-	dir, file, err := a.config.connection(st, second)
+	dir, file, err := a.config.connection(st, id, second)
 	if err != nil {
 		return o, fmt.Errorf("archive %s: %w", a.config.URI, err)
 	}
@@ -174,6 +177,28 @@ func (a *Archive) open(ctx context.Context, second bool) (o opened, err error) {
 	st.opened()
 	return opened{rep: direct, st: st, dir: dir}, nil
 }
+
+// identity is what a repository has of its own, as a file's name.
+func identity(ctx context.Context, st *storage) (string, error) {
+	var b buffer
+	if err := st.GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &b); err != nil {
+		return "", err
+	}
+	f, err := format.ParseKopiaRepositoryJSON(b.Bytes())
+	if err != nil {
+		return "", err
+	}
+	if len(f.UniqueID) == 0 || len(f.UniqueID) > 64 {
+		return "", fmt.Errorf("%s: an identity of %d bytes", format.KopiaRepositoryBlobID, len(f.UniqueID))
+	}
+	return hex.EncodeToString(f.UniqueID), nil
+}
+
+// buffer is a blob.OutputBuffer.
+type buffer struct{ bytes.Buffer }
+
+// Length implements blob.OutputBuffer.
+func (b *buffer) Length() int { return b.Len() }
 
 func (o *opened) close(ctx context.Context) error {
 	return errors.Join(o.rep.Close(ctx), os.RemoveAll(o.dir))

@@ -250,3 +250,22 @@ func TestTwoAtOnce(t *testing.T) {
 		t.Errorf("taken over: %v", err)
 	}
 }
+
+// TestOtherArchive has another archive in the place of one, with the same caches.
+func TestOtherArchive(t *testing.T) {
+	c := fresh(t)
+	image := pieces("ab.", SmallPiece, SmallPiece)
+	backup(t, open(t, c), meta("g1"), image, SmallPiece)
+	if err := os.RemoveAll(c.URI); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	id := backup(t, open(t, c), meta("g2"), image, SmallPiece)
+	c.Folder = t.TempDir()
+	a := open(t, c)
+	if _, err := a.Verify(t.Context(), id, nil); err != nil {
+		t.Error(err)
+	}
+}

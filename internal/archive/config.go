@@ -76,8 +76,9 @@ func (c *Config) read() (*place, string, error) {
 }
 
 // connection writes the configuration file that kopia wants to open a repository, into a folder of its own. There are no secrets in
-// it: the storage in it is only a number.
-func (c *Config) connection(st *storage, second bool) (dir, file string, err error) {
+// it: the storage in it is only a number. Caches are of the repository with this identity: kopia takes its keys from there, and would take
+// those of another one for them.
+func (c *Config) connection(st *storage, id string, second bool) (dir, file string, err error) {
 	under := ""
 	lc := repo.LocalConfig{
 		Storage:       &blob.ConnectionInfo{Type: handleType, Config: st.handle()},
@@ -90,7 +91,7 @@ func (c *Config) connection(st *storage, second bool) (dir, file string, err err
 			return "", "", err
 		}
 		if !second {
-			lc.Caching.CacheDirectory = filepath.Join(c.Folder, "cache")
+			lc.Caching.CacheDirectory = filepath.Join(c.Folder, "cache", id)
 			// Kopia keeps what is younger than ten minutes above the first of these limits, but not above the second.
 			lc.Caching.ContentCacheSizeBytes, lc.Caching.ContentCacheSizeLimitBytes = c.DataCache, c.DataCache
 			lc.Caching.MetadataCacheSizeBytes, lc.Caching.MetadataCacheSizeLimitBytes = c.MetadataCache, c.MetadataCache

@@ -77,9 +77,12 @@ func (n *Node) fail(j *job, state string, why error) {
 		return
 	}
 	if err != nil {
-		j.log.Warn().Err(err).Msg("what was copied is left in the archive, referenced by no backup")
+		j.log.Warn().Err(err).Msg("what was copied is still in the archive, referenced by no backup")
 	}
-	n.finally(j, end(state, why))
+	n.finally(j, func(r *record) error {
+		r.Stored = err != nil
+		return end(state, why)(r)
+	})
 }
 
 // forgetting bounds what is done in the archive for a job that has failed.

@@ -153,7 +153,7 @@ func (c *cursors) end() {
 	c.running.Wait()
 }
 
-// clean has the owners remove the snapshots of a job that has ended.
+// clean has the owners remove the snapshots of a job that has ended, and the archive forget what it has of one that came to nothing.
 func (n *Node) clean(ctx context.Context, j *job) {
 	for pause := n.config.Retry; ; pause = min(2*pause, 10*time.Minute) {
 		n.mu.Lock()
@@ -170,7 +170,7 @@ func (n *Node) clean(ctx context.Context, j *job) {
 			return
 		}
 		if time.Since(time.Unix(r.Ended, 0)) > n.config.Remove {
-			j.log.Error().Err(err).Msg("snapshots of a job that has ended could not be removed: their owner does it when it finds them")
+			j.log.Error().Err(err).Msg("what a job that has ended has left could not be removed: snapshots their owner removes when it finds them")
 			err = j.change(func(r *record) error {
 				r.LeftOver = true
 				return nil
@@ -179,7 +179,7 @@ func (n *Node) clean(ctx context.Context, j *job) {
 				return
 			}
 		}
-		j.log.Warn().Err(err).Msg("a snapshot is still to be removed")
+		j.log.Warn().Err(err).Msg("something is still to be removed")
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -194,7 +194,7 @@ func (n *Node) cleanOnce(ctx context.Context, j *job, r *record) error {
 		removed[id] = true
 	}
 	var failed error
-	for i := range r.Manifest.Disks {
+	for i := 0; !r.removed() && i < len(r.Manifest.Disks); i++ {
 		d := &r.Manifest.Disks[i]
 		if removed[d.Snapshot] {
 			continue
@@ -211,7 +211,26 @@ func (n *Node) cleanOnce(ctx context.Context, j *job, r *record) error {
 			return err
 		}
 	}
+	if r.Stored {
+		failed = errors.Join(failed, n.forget(ctx, j))
+	}
 	return failed
+}
+
+// forget has the archive forget what a job has copied that came to nothing.
+func (n *Node) forget(ctx context.Context, j *job) error {
+	ctx, cancel := context.WithTimeout(ctx, forgetting)
+	defer cancel()
+	if err := n.withArchive(ctx, func(a Archive) error { return a.Forget(ctx, j.id) }); err != nil {
+		return err
+	}
+	if err := n.journal.dropCheckpoint(j.id); err != nil {
+		return err
+	}
+	return j.change(func(r *record) error {
+		r.Stored = false
+		return nil
+	})
 }
 
 // askRemove asks who has the volume, or, where nobody has or that can't be seen, the host that made the snapshot.

@@ -32,7 +32,8 @@ type record struct {
 	Manifest *api.Manifest      `json:"manifest,omitempty"`
 	Rate     int64              `json:"rate,omitempty"`
 	Removed  []string           `json:"removed,omitempty"`  // snapshots that are gone
-	LeftOver bool               `json:"leftOver,omitempty"` // the owners were asked for long enough: it is theirs to remove what is stale
+	LeftOver bool               `json:"leftOver,omitempty"` // owners and archive were asked for long enough: it is theirs to remove what is stale
+	Stored   bool               `json:"stored,omitempty"`   // the archive may have what was copied, though nothing comes of it
 	Progress progress           `json:"progress"`           // at the end
 }
 
@@ -52,7 +53,12 @@ func (r *record) ended() bool {
 
 // settled says that nothing is left to do for the job.
 func (r *record) settled() bool {
-	return r.ended() && (r.LeftOver || r.Manifest == nil || len(r.Removed) >= len(r.Manifest.Disks))
+	return r.ended() && (r.LeftOver || !r.Stored && r.removed())
+}
+
+// removed says that all snapshots are gone.
+func (r *record) removed() bool {
+	return r.Manifest == nil || len(r.Removed) >= len(r.Manifest.Disks)
 }
 
 // journal is a folder with a record a job, and a checkpoint while it is copied.

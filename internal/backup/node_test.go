@@ -362,6 +362,64 @@ func TestPatienceEnds(t *testing.T) {
 	r.awaitRemoved(&m)
 }
 
+// What an archive that is away can't forget it forgets when it is back.
+func TestForgottenLater(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Patience = 20 * time.Millisecond
+	var away atomic.Bool
+	r.shelf.fail = func(string) error {
+		if away.Load() {
+			return errAway
+		}
+		return nil
+	}
+	r.start()
+	m := r.manifest(r.reserve(), 7)
+	r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
+		if off >= 5*piece {
+			away.Store(true)
+		}
+		return nil
+	}
+	r.begin(&m)
+	r.await(m.Cut, state(api.JobFailed))
+	r.awaitRemoved(&m)
+	if left, _ := os.ReadDir(r.shelf.dir); len(left) == 0 {
+		t.Fatal("nothing was left")
+	}
+	away.Store(false)
+	r.awaitForgotten()
+}
+
+// A job that an earlier process has begun is cancelled while it waits for its turn: its checkpoint goes, too.
+func TestCancelBegun(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 7)
+	d := r.disks[m.Disks[0].UUID]
+	d.onRead = func(off int64) error {
+		if off >= 5*piece {
+			return errAway
+		}
+		return nil
+	}
+	r.begin(&m)
+	r.await(m.Cut, func(s api.JobStatus) bool { return s.Done > 0 })
+	r.stop()
+	node, err := Open(r.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.awaitRemoved(&m)
+	r.awaitForgotten()
+}
+
 func TestWaitsIsTold(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

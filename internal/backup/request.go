@@ -102,7 +102,10 @@ func (n *Node) Cancel(_ context.Context, r api.JobRequest) (api.JobStatus, error
 	if cancel != nil {
 		cancel(errCancelled)
 	} else {
-		err = j.change(end(api.JobCancelled, nil))
+		err = j.change(func(r *record) error {
+			r.Stored = r.Progress.Pieces != nil // an earlier process has begun it
+			return end(api.JobCancelled, nil)(r)
+		})
 		if err == nil {
 			n.cleanLater(j)
 		}

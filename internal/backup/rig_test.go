@@ -396,4 +396,18 @@ func (r *rig) awaitRemoved(m *api.Manifest) {
 	}
 }
 
+// awaitForgotten waits until the archive has nothing.
+func (r *rig) awaitForgotten() {
+	r.t.Helper()
+	for end := time.Now().Add(wait); ; time.Sleep(time.Millisecond) {
+		left, err := os.ReadDir(r.shelf.dir)
+		switch {
+		case err == nil && len(left) == 0:
+			return
+		case time.Now().After(end):
+			r.t.Fatal(left, err)
+		}
+	}
+}
+
 var errAway = errors.New("away")

@@ -42,9 +42,15 @@ func (f *freezing) wait() string {
 }
 
 // freeze freezes the guest, and sees to it that it is thawed: when over is called, or after FrozenFor. An error is one of the
-// journal: then nothing was frozen.
-func (k *Cutter) freeze(ctx context.Context, rec *record, r Request) (*freezing, error) {
+// journal, or of ready: then nothing was frozen.
+func (k *Cutter) freeze(ctx context.Context, rec *record, r Request, ready func(context.Context) error) (*freezing, error) {
 	if err := k.change(rec, func(rec *record) { rec.Frozen = true }); err != nil {
+		return nil, err
+	}
+	// A guest that migrates away frozen is its next host's to thaw. Who grants a volume from here on tells that host; who did so
+	// before is found now.
+	if err := ready(ctx); err != nil {
+		k.thawed(rec)
 		return nil, err
 	}
 	asking, cancel := context.WithTimeout(ctx, r.FreezeTimeout)

@@ -103,7 +103,7 @@ func (k *Cutter) once(ctx context.Context, r Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.each(ctx, askTimeout, m.ready); err != nil {
+	if err := m.allReady(ctx); err != nil {
 		return nil, err
 	}
 	m.record = &record{Cut: r.Cut, Phase: phaseMaking, Domain: r.Domain, owned: true}
@@ -180,9 +180,11 @@ func (m *making) ready(ctx context.Context, i int) error {
 	return nil
 }
 
+func (m *making) allReady(ctx context.Context) error { return m.each(ctx, askTimeout, m.ready) }
+
 // why has the cause found out of a failure: an engine refuses a cut while a grant is open.
 func (m *making) why(ctx context.Context, err error) error {
-	if ready := m.each(ctx, askTimeout, m.ready); errors.Is(ready, errShared) {
+	if ready := m.allReady(ctx); errors.Is(ready, errShared) {
 		return fmt.Errorf("%w (%w)", ready, err)
 	}
 	return err
@@ -210,7 +212,7 @@ func (m *making) make(ctx context.Context) (*Result, error) {
 	}
 	m.froze = &freezing{failed: "its file systems were not to be frozen"}
 	if ran && m.r.Quiesce != api.QuiesceOff {
-		if m.froze, err = m.k.freeze(ctx, m.record, m.r); err != nil {
+		if m.froze, err = m.k.freeze(ctx, m.record, m.r, m.allReady); err != nil {
 			return nil, err
 		}
 	}

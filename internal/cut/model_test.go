@@ -23,6 +23,7 @@ type story struct {
 	off     bool
 	vss     bool // the guest thaws itself after ten seconds
 	granted time.Duration
+	grants  time.Duration // once a snapshot was added
 	frozen  time.Duration // FrozenFor; 0: ten seconds
 	broken  bool          // a snapshot breaks as soon as it is there
 	choose  func(call string) fault
@@ -43,7 +44,7 @@ func (s story) tell(t *testing.T) (w *world, result *Result, err error) {
 			w.guest.byItself = 10 * time.Second
 		}
 		for _, v := range w.volumes {
-			v.granted, v.breaks = time.Now().Add(s.granted), s.broken
+			v.granted, v.grants, v.breaks = time.Now().Add(s.granted), s.grants, s.broken
 		}
 		result, err = w.live(t, s)
 		problem = w.wrong(s, result)
@@ -200,6 +201,33 @@ func TestMade(t *testing.T) {
 	s := story{quiesce: api.QuiesceTry, granted: 10 * time.Minute, choose: well}
 	if w, _, err := s.tell(t); !errors.Is(err, errShared) || len(w.guest.frozen) > 0 {
 		t.Errorf("a migration that does not end: %v, frozen %v", err, w.guest.frozen)
+	}
+}
+
+// A guest whose volumes are granted is not frozen any more: it might go frozen to a host that knows nothing of it.
+func TestNotFrozenOnceGranted(t *testing.T) {
+	w, result, err := story{quiesce: api.QuiesceTry, then: "hand", grants: 30 * time.Second, choose: well}.tell(t)
+	if err != nil || result.Grade != api.GradeFS || len(w.guest.frozen) != 1 {
+		t.Errorf("%+v, %v: frozen %v", result, err, w.guest.frozen)
+	}
+}
+
+// A guest that could not be thawed at once is thawed while snapshots are removed, not after that.
+func TestThawedWhileUndone(t *testing.T) {
+	w, _, err := story{quiesce: api.QuiesceTry, then: "hand", choose: func(call string) fault {
+		switch {
+		case call == "thaw 0", strings.HasPrefix(call, "cut "):
+			return refused
+		case strings.HasPrefix(call, "remove "):
+			return slow
+		}
+		return none
+	}}.tell(t)
+	if err == nil || len(w.guest.frozen) != 1 {
+		t.Fatalf("%v: frozen %v", err, w.guest.frozen)
+	}
+	if f := w.guest.frozen[0]; f.to.Sub(f.from) > 2*time.Second {
+		t.Errorf("frozen for %v", f.to.Sub(f.from))
 	}
 }
 

@@ -132,11 +132,21 @@ func (m *making) undo(ctx context.Context) {
 	if m.froze != nil {
 		m.froze.over(false)
 		m.froze.wait()
+		if m.k.maybeFrozen(m.record) { // Run thaws it on, whatever hangs while snapshots are removed
+			m.k.disown(m.record)
+			return
+		}
 	}
 	if err := m.k.removeAll(ctx, m.record); err != nil {
 		log.Error().Err(err).Msg("a cut that failed is not undone yet, trying on")
 	}
 	m.k.disown(m.record)
+}
+
+func (k *Cutter) maybeFrozen(rec *record) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return rec.Frozen
 }
 
 // removeAll takes away the snapshots of a cut, and forgets it if that is all.

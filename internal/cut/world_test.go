@@ -67,7 +67,8 @@ type volume struct {
 	since     time.Time
 	deadline  time.Time
 	suspended []span
-	granted   time.Time // until when a grant is open
+	granted   time.Time     // until when a grant is open
+	grants    time.Duration // one is opened for so long once a snapshot was added
 	opens     int
 	breaks    bool
 }
@@ -247,7 +248,12 @@ func (c caller) Listed(ctx context.Context, id, snapshot string) (is bool, err e
 
 // Make implements Stores.
 func (c caller) Make(ctx context.Context, s Snapshot) (string, error) {
-	return "/" + s.Snapshot, c.call(ctx, "make", c.w.volumes[s.Volume], func() error { c.w.stores[s.Snapshot] = true; return nil })
+	return "/" + s.Snapshot, c.call(ctx, "make", c.w.volumes[s.Volume], func() error {
+		if c.gen == c.w.gen { // what makes one dies with its daemon
+			c.w.stores[s.Snapshot] = true
+		}
+		return nil
+	})
 }
 
 // Delete implements Stores.
@@ -333,6 +339,9 @@ func (e engine) AddSnapshot(ctx context.Context, r api.SnapshotAddRequest) (*api
 			return errors.New("no such store")
 		}
 		e.v.stack[r.UUID] = &api.SnapshotStatus{UUID: r.UUID, Cut: r.Cut, State: api.SnapshotPending, ChunkSize: 4096}
+		if e.v.grants > 0 {
+			e.v.granted, e.v.grants = time.Now().Add(e.v.grants), 0
+		}
 		return nil
 	})
 }

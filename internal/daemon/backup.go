@@ -263,6 +263,12 @@ func (d *Daemon) handOver(ctx context.Context, x libvirtx.Domain, r api.StartReq
 	err := again(ctx, handPatience, func() error { return d.askNode(ctx, api.PathNodeStart, r, nil) })
 	switch {
 	case err == nil:
+		// Before the cut's record goes: the next daemon takes what is reserved without one for a job whose cut was not made.
+		d.noteBackup(x.UUID, func(s *api.BackupStatus) {
+			if s.Job == r.Job && s.State == api.JobReserved {
+				s.State = api.JobQueued
+			}
+		})
 		if err := d.cutter.Done(r.Job); err != nil {
 			d.log.Error().Err(err).Str("job", r.Job).Msg("a cut that was handed over")
 		}

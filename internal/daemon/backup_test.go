@@ -521,6 +521,32 @@ func TestNextDaemonHandsOver(t *testing.T) {
 	})
 }
 
+// A job that the image node has taken is not cancelled by the next daemon, even if this one has not heard of it since.
+func TestTakenJobIsNotCancelled(t *testing.T) {
+	d, n, a := idleBackupDaemon(t)
+	job := uuid.NewString()
+	n.jobs[job] = &api.JobStatus{Job: job, UUID: a.id.UUID.String(), State: api.JobReserved}
+	n.answer(api.PathNodeJob, func(any) (any, error) { return nil, peer.ErrUnreachable })
+	record := `{"version":1,"cut":"` + job + `","phase":"made","domain":{"Name":"g","UUID":"` + a.id.UUID.String() + `"},"snapshots":null,"payload":{"job":"` + job + `"}}`
+	if err := os.WriteFile(filepath.Join(d.config.Inventory.StateDir, "cuts", job+".json"), []byte(record), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.newBackup(a.id, api.BackupStatus{Job: job, State: api.JobReserved, Begun: time.Now().Unix()})
+	if err := d.openCuts(); err != nil {
+		t.Fatal(err)
+	}
+	d.tasks.Go(func() { d.cutter.Run(d.root) })
+	d.goOnWithBackups(d.root)
+	eventually(t, "the cut is handed over", func() bool { return n.state(job) == api.JobCopying && !d.cutter.Has(job) })
+	if err := d.loadBackups(); err != nil {
+		t.Fatal(err)
+	}
+	d.goOnWithBackups(d.root)
+	if all := d.backupStatuses(); len(all) != 1 || jobEnded(all[0].State) {
+		t.Errorf("%+v", all)
+	}
+}
+
 // An engine that is started finds its snapshots' stores: where the header says, or where they were moved to.
 func TestSnapshotsAreFoundAgain(t *testing.T) {
 	d, n, _ := newBackupDaemon(t)
