@@ -104,7 +104,8 @@ func emulate(t *testing.T, disk string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), ended)
 	defer cancel()
 	console := filepath.Join(dir, "console")
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-smp", "2", "-m", "768",
+	// Target and initiators share its memory: where that is short, iSCSI waits for memory that only iSCSI could free.
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-smp", "2", "-m", "1536",
 		"-nodefaults", "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", initramfs,
 		"-append", "console=ttyS0 loglevel=5 panic=1 oops=panic net.ifnames=0",
 		"-drive", "if=virtio,format=raw,cache=unsafe,discard=unmap,file="+disk,
