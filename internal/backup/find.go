@@ -66,7 +66,7 @@ func openShared(ctx context.Context, path string) (*blockdev.File, error) {
 
 // store opens the store with a UUID: at the place that was told, or where it was last, or wherever a scan finds it.
 func (f *finder) store(ctx context.Context, p api.Place) (*blockdev.File, error) {
-	if !isUUID(p.UUID) {
+	if !api.IsUUID(p.UUID) {
 		return nil, fmt.Errorf("%w: %q is no store's UUID", ErrGivenUp, p.UUID)
 	}
 	f.mu.Lock()

@@ -18,7 +18,7 @@ import (
 
 // Reserve begins a job. ErrBusy if the domain has an unfinished one.
 func (n *Node) Reserve(_ context.Context, r api.ReserveRequest) (api.JobStatus, error) {
-	if !isUUID(r.UUID) || r.Domain == "" || r.Address == "" {
+	if !api.IsUUID(r.UUID) || r.Domain == "" || r.Address == "" {
 		return api.JobStatus{}, fmt.Errorf("%w: domain %q, UUID %q, address %q", ErrInvalid, r.Domain, r.UUID, r.Address)
 	}
 	j := n.newJob(record{
@@ -136,7 +136,7 @@ func checkManifest(m *api.Manifest) error {
 	switch {
 	case m.Version != 1:
 		return fmt.Errorf("version %d, this program knows 1", m.Version)
-	case !isUUID(m.Cut) || !isUUID(m.UUID):
+	case !api.IsUUID(m.Cut) || !api.IsUUID(m.UUID):
 		return fmt.Errorf("cut %q, domain %q", m.Cut, m.UUID)
 	case !slices.Contains([]string{api.GradeCrash, api.GradeFS, api.GradeApp, api.GradeOff}, m.Grade):
 		return fmt.Errorf("grade %q", m.Grade)
@@ -175,7 +175,7 @@ func checkDisk(d *api.ManifestDisk) error {
 		return fmt.Errorf("disk %q", d.Target)
 	case cowfmt.ValidName(d.Volume) != nil:
 		return fmt.Errorf("disk %s: volume %q", d.Target, d.Volume)
-	case !isUUID(d.UUID) || !isUUID(d.Snapshot):
+	case !api.IsUUID(d.UUID) || !api.IsUUID(d.Snapshot):
 		return fmt.Errorf("disk %s: volume %q, snapshot %q", d.Target, d.UUID, d.Snapshot)
 	case d.Size <= 0 || d.Size%blockdev.SectorSize != 0 || d.Size > cowfmt.MaxSize:
 		return fmt.Errorf("disk %s: size %d", d.Target, d.Size)
@@ -187,9 +187,4 @@ func checkDisk(d *api.ManifestDisk) error {
 func validFile(name string) bool {
 	rest := strings.TrimPrefix(name, "tpm/")
 	return len(rest) > 0 && len(rest) <= 128 && !strings.ContainsAny(rest, "/\\\x00") && !strings.HasPrefix(rest, ".")
-}
-
-func isUUID(s string) bool {
-	id, err := uuid.Parse(s)
-	return err == nil && id != uuid.Nil && id.String() == s
 }

@@ -9,9 +9,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/durable"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
@@ -102,7 +102,7 @@ func decode(b []byte, cut string) (*record, error) {
 
 // canonical refuses a UUID that is not as it is printed: it becomes a file's name.
 func canonical(id string) error {
-	if u, err := uuid.Parse(id); err != nil || u.String() != id {
+	if !api.IsUUID(id) {
 		return fmt.Errorf("%q is no UUID in lower case with hyphens", id)
 	}
 	return nil

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
@@ -199,7 +197,7 @@ func (d *Daemon) reserve(ctx context.Context, p *backupPlan) (*api.JobStatus, er
 	if err := d.askNode(ctx, api.PathNodeReserve, r, &s); err != nil {
 		return nil, fmt.Errorf("backup of %s: %w", p.domain.Name, err)
 	}
-	if u, err := uuid.Parse(s.Job); err != nil || u.String() != s.Job {
+	if !api.IsUUID(s.Job) {
 		return nil, fmt.Errorf("backup of %s: the image node calls its job %q, which is no UUID", p.domain.Name, s.Job)
 	}
 	return &s, nil

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/google/uuid"
-
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/peer"
@@ -27,7 +25,7 @@ func ofNode[Out any](d *Daemon, f func(context.Context, api.PeerSnapshot) (Out, 
 				errNotYours, peer.From(ctx), d.config.Backup.Node)
 		}
 		for _, id := range []string{r.Volume, r.Snapshot, r.Cut} {
-			if u, err := uuid.Parse(id); err != nil || u.String() != id {
+			if !api.IsUUID(id) {
 				return none, bad("snapshot: %q is no UUID", id)
 			}
 		}

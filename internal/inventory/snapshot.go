@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/uuid"
-
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/catalogue"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
@@ -98,7 +96,7 @@ func checkSnapshot(r SnapshotRequest) error {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	for _, id := range []string{r.UUID, r.Cut} {
-		if u, err := uuid.Parse(id); err != nil || u == uuid.Nil || u.String() != id {
+		if !api.IsUUID(id) {
 			return fmt.Errorf("%w: snapshot of volume %s: %q is no UUID", ErrInvalid, r.Volume, id)
 		}
 	}
