@@ -103,8 +103,8 @@ func (v *Volume) openEntry(ctx context.Context, e *cowfmt.StackEntry) (*snapshot
 		err = errors.Join(err, close())
 	}
 	if e.OnError == cowfmt.OnErrorBreakGuestWrite {
-		return nil, fmt.Errorf("%s: its snapshot %v can't be opened, and nothing may be written without it: %w (a clean end of the backup takes it away)",
-			v.info.Name, e.UUID, err)
+		return nil, fmt.Errorf("%s: its snapshot %v can't be opened, and nothing may be written without it: %w; if its store is lost for good, "+
+			"give that backup up: virt-cow store break-snapshot %s %v", v.info.Name, e.UUID, err, v.st.Name(), e.UUID)
 	}
 	v.log.Error().Err(err).Stringer("snapshot", e.UUID).Msg("a snapshot can't be opened: it will be broken")
 	s, nerr := newSnapshot(v, e, nil, nil)
