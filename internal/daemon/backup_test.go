@@ -282,7 +282,7 @@ func TestBackupFails(t *testing.T) {
 		}
 	}
 	a.freeze = libvirtx.ErrAgentHangs
-	fails("a freeze that was not answered", "were not frozen for the cut")
+	fails("a freeze that was not answered", "--quiesce=require wants")
 	a.freeze = nil
 
 	n.refuse = &api.RemoteError{Code: http.StatusConflict, Message: "it is failed"}
