@@ -19,6 +19,13 @@ import (
 // saveTimeout is how long saving a chunk may take where the stack's entry does not say.
 const saveTimeout = 30 * time.Second
 
+func saveTimeoutOf(e *cowfmt.StackEntry) time.Duration {
+	if e.Timeout == 0 {
+		return saveTimeout
+	}
+	return time.Duration(e.Timeout) * time.Millisecond
+}
+
 var errSlow = fmt.Errorf("it took too long: %w", unix.EIO)
 
 // snapshot is an entry of the volume's stack. While it is active no chunk that it needs is changed before it is saved.
@@ -60,11 +67,8 @@ type snapshot struct {
 // newSnapshot is an entry of the stack, on a store or, nil, on none.
 func newSnapshot(v *Volume, e *cowfmt.StackEntry, on *store.Snapshot, close func() error) (*snapshot, error) {
 	s := &snapshot{
-		v: v, id: e.UUID, cut: e.CutID, path: e.Locator.Address, onError: e.OnError, timeout: time.Duration(e.Timeout) * time.Millisecond,
+		v: v, id: e.UUID, cut: e.CutID, path: e.Locator.Address, onError: e.OnError, timeout: saveTimeoutOf(e),
 		store: on, close: close, gone: make(chan struct{}), chunk: v.st.Header().ChunkSize,
-	}
-	if s.timeout == 0 {
-		s.timeout = saveTimeout
 	}
 	s.copier = copier{s: s, asked: map[int64]*batch{}}
 	s.state.Store(uint32(e.State))

@@ -22,7 +22,7 @@ func TestMigrateStale(t *testing.T) {
 	}
 	t.Parallel()
 	stale := filepath.Join(t.TempDir(), "virt-cow")
-	must(t, lab.Build("./cmd/virt-cow", stale, "-tags", "virtcow_stale"))
+	must(t, lab.Build("./cmd/virt-cow", stale, "-tags=virtcow_stale,virtcow_lean"))
 	for _, w := range []struct {
 		name, program string
 		corrupts      bool
