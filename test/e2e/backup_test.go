@@ -18,6 +18,7 @@ type rescue struct {
 	*crossing
 	node    *bed         // the image node
 	process *lab.Process // it
+	pool    *lab.Pool    // that the disks for snapshots are in; nil: none
 }
 
 // passphrase of the archive; it is nobody's secret.
@@ -57,14 +58,35 @@ esac
 // newRescue makes a crossing with an image node, and disks for that many snapshots.
 func newRescue(t *testing.T, flags []string, snapshots int, volumes ...string) *rescue {
 	t.Helper()
-	c := newCrossing(t, []string{"ha", "hb", "hc"}, flags, volumes...)
+	return newRescueOf(t, rescueConfig{flags: flags, snapshots: snapshots, volumes: volumes})
+}
+
+// rescueConfig says what a rescue is to be.
+type rescueConfig struct {
+	flags, volumes []string
+	snapshots      int
+	guest          lab.GuestConfig // what it has beside its volumes
+	pool           int64           // bytes of the pool that the disks for snapshots are in; 0: each has the room that it may need
+	backup         string          // more of [backup] on the hosts
+}
+
+func newRescueOf(t *testing.T, rc rescueConfig) *rescue {
+	t.Helper()
+	c := newCrossingOf(t, rc.guest, []string{"ha", "hb", "hc"}, rc.flags, rc.volumes...)
 	r := &rescue{crossing: c, node: c.beds[2]}
 	c.beds = c.beds[:2]
 	luns := filepath.Join(c.Dir, "luns")
 	const size = (masterMiB + 16) << 20
-	for i := range snapshots {
+	newDisk := c.NewDisk
+	if rc.pool > 0 {
+		var err error
+		r.pool, err = c.NewPool(t.Context(), "snapshots", rc.pool)
+		must(t, err)
+		newDisk = r.pool.NewDisk
+	}
+	for i := range rc.snapshots {
 		name := fmt.Sprintf("snap%d", i)
-		_, err := c.NewDisk(lab.DiskConfig{Name: name, Size: size})
+		_, err := newDisk(lab.DiskConfig{Name: name, Size: size})
 		must(t, err)
 		must(t, os.MkdirAll(filepath.Join(luns, name), 0o755))
 	}
@@ -72,7 +94,7 @@ func newRescue(t *testing.T, flags []string, snapshots int, volumes ...string) *
 		dir := b.Path(filepath.Join(filepath.Dir(pluginsDir), "providers.d"))
 		must(t, os.MkdirAll(dir, 0o755))
 		must(t, os.WriteFile(filepath.Join(dir, "luns"), fmt.Appendf(nil, lunProvider, size, luns), 0o755))
-		c.configure(t, b.Host, "[backup]\nnode = \"hc-ctl\"\nprovider = \"luns\"\n")
+		c.configure(t, b.Host, "[backup]\nnode = \"hc-ctl\"\nprovider = \"luns\"\n"+rc.backup)
 		must(t, b.vc.Daemon().Stop(15))
 		_, err := b.vc.StartDaemon(t.Context())
 		must(t, err)

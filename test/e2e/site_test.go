@@ -29,11 +29,11 @@ type site struct {
 // newSite makes a site whose guest has these volumes, each a clone of the master with these flags for `store create`.
 func newSite(t *testing.T, hosts []string, flags []string, volumes ...string) *site {
 	t.Helper()
-	return newSiteOf(t, program, hosts, flags, volumes...)
+	return newSiteOf(t, program, lab.GuestConfig{}, hosts, flags, volumes...)
 }
 
-// newSiteOf is newSite with another program.
-func newSiteOf(t *testing.T, program string, hosts []string, flags []string, volumes ...string) *site {
+// newSiteOf is newSite with another program, and with this of the guest beside its volumes.
+func newSiteOf(t *testing.T, program string, guest lab.GuestConfig, hosts []string, flags []string, volumes ...string) *site {
 	t.Helper()
 	t.Parallel()
 	s := &site{log: &keptLog{}, disks: map[string]*lab.Disk{}}
@@ -66,8 +66,9 @@ func newSiteOf(t *testing.T, program string, hosts []string, flags []string, vol
 	for _, v := range volumes {
 		s.newStore(t, v, v, flags...)
 	}
-	metadata := `<virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0">` + wants.String() + `</virtcow:disks>`
-	if s.guest, err = a.Define(t.Context(), lab.GuestConfig{Name: "g1", Metadata: metadata}); err != nil {
+	guest.Name = "g1"
+	guest.Metadata = `<virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0">` + wants.String() + `</virtcow:disks>`
+	if s.guest, err = a.Define(t.Context(), guest); err != nil {
 		t.Fatal(err)
 	}
 	for _, b := range s.beds {

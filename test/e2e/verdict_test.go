@@ -31,7 +31,13 @@ type crossing struct {
 // and writes on the first.
 func newCrossing(t *testing.T, hosts, flags []string, volumes ...string) *crossing {
 	t.Helper()
-	c := &crossing{site: newSite(t, hosts, flags, volumes...), volumes: volumes}
+	return newCrossingOf(t, lab.GuestConfig{}, hosts, flags, volumes...)
+}
+
+// newCrossingOf is newCrossing with this of the guest beside its volumes.
+func newCrossingOf(t *testing.T, guest lab.GuestConfig, hosts, flags []string, volumes ...string) *crossing {
+	t.Helper()
+	c := &crossing{site: newSiteOf(t, program, guest, hosts, flags, volumes...), volumes: volumes}
 	xml := c.beds[0].virsh(t, "dumpxml", "--inactive", "g1")
 	for _, b := range c.beds[1:] {
 		must(t, b.DefineXML(t.Context(), xml))

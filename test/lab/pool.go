@@ -13,7 +13,8 @@ import (
 // Pool is storage that promises more than it has, as arrays' thin pools do: disks in it take room as they are written to, and once
 // there is no more a write that needs some fails with ENOSPC, on whatever host.
 type Pool struct {
-	dir string // outside: of the disks' files
+	site *Site
+	dir  string // outside: of the disks' files
 }
 
 // NewPool makes a pool that has room for so many bytes.
@@ -43,11 +44,11 @@ func (s *Site) NewPool(ctx context.Context, name string, size int64) (*Pool, err
 	if _, err := s.Admin.Run(ctx, "mount", "-t", "ext4", node, inside); err != nil {
 		return nil, err
 	}
-	return &Pool{s.Admin.Path(inside)}, nil
+	return &Pool{s, s.Admin.Path(inside)}, nil
 }
 
 // NewDisk makes a disk in the pool.
-func (p *Pool) NewDisk(s *Site, c DiskConfig) (*Disk, error) {
+func (p *Pool) NewDisk(c DiskConfig) (*Disk, error) {
 	c.File = filepath.Join(p.dir, c.Name)
 	f, err := os.OpenFile(c.File, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
@@ -56,7 +57,7 @@ func (p *Pool) NewDisk(s *Site, c DiskConfig) (*Disk, error) {
 	if err := errors.Join(f.Truncate(c.Size), f.Close()); err != nil {
 		return nil, err
 	}
-	return s.NewDisk(c)
+	return p.site.NewDisk(c)
 }
 
 // Leave takes all room of the pool away but so many bytes, or gives it back.

@@ -16,7 +16,7 @@ func TestPool(t *testing.T) {
 	s := SiteFor(t, SiteConfig{Host: Config{Log: t.Output()}})
 	p, err := s.NewPool(t.Context(), "thin", 8<<20)
 	must(t, err)
-	d, err := p.NewDisk(s, DiskConfig{Name: "d", Size: 64 << 20})
+	d, err := p.NewDisk(DiskConfig{Name: "d", Size: 64 << 20})
 	must(t, err)
 	must(t, p.Leave(1<<20))
 	f, err := os.OpenFile(s.Hosts[0].Path(d.Path), os.O_RDWR|unix.O_DIRECT|os.O_SYNC, 0)
