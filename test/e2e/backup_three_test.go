@@ -57,7 +57,7 @@ const slow = "512K"
 // newKinds makes a rescue whose guest has disks of all kinds, one of them half hydrated. They are backed up in this order.
 func newKinds(t *testing.T, raw int64, order ...string) *rescue {
 	t.Helper()
-	r := newRescueOf(t, siteConfig{volumes: order, made: kinds(raw), slots: 2048}, len(order))
+	r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: order, made: kinds(raw), slots: 2048}, snapshots: len(order)})
 	r.on().run(t, "hydrate", "start", half, "--rate", "4M")
 	r.on().await(t, half, "half hydrated", func(s *api.VolumeStatus) bool {
 		return s != nil && s.Engine != nil && s.Engine.Hydration.Done >= s.Engine.Hydration.Total/2
