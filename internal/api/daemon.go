@@ -91,6 +91,9 @@ type VolumeStatus struct {
 	Engine *EngineStatus `json:"engine,omitempty"` // what the engine said just now
 
 	Migration *MigrationStatus `json:"migration,omitempty"`
+
+	// UUIDs of snapshots whose stores were not found here before the engine's last start, and without which it does not open the volume.
+	MissingSnapshots []string `json:"missingSnapshots,omitempty"`
 }
 
 // AttachRequest gives a domain a disk, now and whenever it starts.

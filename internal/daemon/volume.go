@@ -42,6 +42,7 @@ type volume struct {
 	look     chan struct{}  // wakes whoever follows its hand-over, nil if nobody does
 
 	snapshots map[string]string // paths of its snapshots' stores here, by UUID; never changed, but replaced
+	missing   []string          // UUIDs of snapshots that it can't be opened without, and that were not found here
 }
 
 // preparedFor is how long a volume stays served for a domain whose start the hook announced, if nothing more is
