@@ -71,6 +71,7 @@ const (
 	VolumeAttached  = "attached"  // the guest has it
 	VolumeDetaching = "detaching" // waiting for the guest to let go of it
 	VolumeDetached  = "detached"  // given back
+	VolumeStopping  = "stopping"  // its engine flushes, closes the store and ends
 	VolumeIncoming  = "incoming"  // open beside its owner, for a domain that is migrating here
 	VolumeElsewhere = "elsewhere" // its domain has gone to another host
 	VolumeFailed    = "failed"    // Error says why; tried again

@@ -135,6 +135,13 @@ func (d *Daemon) setStarting(v *volume) {
 	}
 }
 
+// setStopping records that a volume's engine is asked to end; why serving it or ending it failed before goes on being shown.
+func (d *Daemon) setStopping(v *volume) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.state = api.VolumeStopping
+}
+
 func (d *Daemon) volumeNamed(name string) *volume {
 	d.mu.Lock()
 	defer d.mu.Unlock()

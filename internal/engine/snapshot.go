@@ -56,7 +56,7 @@ type snapshot struct {
 	held   atomic.Int64  // nanoseconds that the volume was suspended for the cut
 	gone   chan struct{} // closed at the end
 
-	freezing sync.Mutex // kept while the frozen table is written
+	freezing sync.Mutex // kept while the frozen table is written, or a leaf is surveyed
 
 	mu       sync.Mutex
 	close    func() error // what it is on; nil: closed
@@ -265,6 +265,30 @@ func waitFor(done <-chan struct{}, limit time.Duration) bool {
 	case <-timer.C:
 		return false
 	}
+}
+
+// survey counts what an earlier engine has saved, for people to see.
+func (s *snapshot) survey() {
+	if s.store == nil {
+		return
+	}
+	for leaf := range s.store.Leaves() {
+		if more, err := s.surveyLeaf(leaf); err != nil || !more {
+			return
+		}
+	}
+}
+
+func (s *snapshot) surveyLeaf(leaf int64) (more bool, err error) {
+	s.freezing.Lock() // until then it is not closed
+	defer s.freezing.Unlock()
+	s.mu.Lock()
+	closed := s.close == nil
+	s.mu.Unlock()
+	if closed || s.ended() {
+		return false, nil
+	}
+	return true, s.saved.survey(leaf, s.store.ReadLeaf)
 }
 
 // shut closes what it is on, once nothing is being written to it any more. The device of one that hangs is closed when it goes on.

@@ -79,11 +79,15 @@ func (v *Volume) openStack(ctx context.Context) error {
 		})
 	}
 	err := group.Wait()
+	opened = slices.DeleteFunc(opened, func(s *snapshot) bool { return s == nil })
 	v.stack.mu.Lock()
-	v.stack.all = append(v.stack.all, slices.DeleteFunc(opened, func(s *snapshot) bool { return s == nil })...)
+	v.stack.all = append(v.stack.all, opened...)
 	v.stack.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	for _, s := range opened {
+		go s.survey()
 	}
 	v.remap(func() {})
 	return nil
@@ -218,7 +222,7 @@ type SnapshotInfo struct {
 	State     uint8 // cowfmt.StackPending and so on
 	Err       error // why it is broken, or about to be
 	Cursor    int64
-	Saved     int64 // chunks, of what was read of its table
+	Saved     int64 // chunks; for a moment after it was opened fewer than it has
 	ChunkSize int64
 	OnError   uint8
 	Held      time.Duration // that the volume was suspended for its cut
@@ -230,7 +234,7 @@ func (v *Volume) Stack() []SnapshotInfo {
 	for _, s := range v.stack.snapshots() {
 		out = append(out, SnapshotInfo{
 			ID: s.id, Cut: s.cut, Path: s.path, State: uint8(s.state.Load()), Err: s.why(), Cursor: s.cursor.Load(),
-			Saved: s.saved.ones.Load(), ChunkSize: s.chunk, OnError: s.onError, Held: time.Duration(s.held.Load()),
+			Saved: s.saved.total.Load(), ChunkSize: s.chunk, OnError: s.onError, Held: time.Duration(s.held.Load()),
 		})
 	}
 	return out
