@@ -84,25 +84,6 @@ func (c *BackupVolumeCmd) Run(env *Env) error {
 	return c.run(env, r)
 }
 
-func (f *BackupFlags) run(env *Env, r api.BackupRequest) error {
-	d := api.NewDaemon(env.RunDir)
-	s, err := d.Backup(env.Context, r)
-	if err != nil {
-		return daemonError(err)
-	}
-	if f.NoWait {
-		return newJobView(env, s).print(s)
-	}
-	s, err = watchJob(env, d, s)
-	if err != nil {
-		return err
-	}
-	if s.Grade == api.GradeCrash && f.Quiesce == api.QuiesceTry {
-		return exitError{fmt.Errorf("backup %s of %s is of grade crash: the guest's file systems were not frozen for it; `virt-cow backup show %s` says why", s.Backup, s.Domain, s.Backup), exitDegraded}
-	}
-	return nil
-}
-
 // node is who knows of jobs: the image node on its own host, elsewhere the daemon, which asks it.
 type node interface {
 	BackupJobs(ctx context.Context) (*api.JobList, error)
@@ -178,7 +159,7 @@ func (c *BackupWatchCmd) Run(env *Env) error {
 	if err != nil {
 		return daemonError(err)
 	}
-	_, err = watchJob(env, n, s)
+	_, err = watchJob(env, n, newJobView(env), s)
 	return err
 }
 
@@ -212,8 +193,8 @@ func (c *BackupCancelCmd) Run(env *Env) error {
 const jobGone = 10 * time.Minute
 
 // watchJob follows a job to its end.
-func watchJob(env *Env, n node, s *api.JobStatus) (*api.JobStatus, error) {
-	v, answered := newJobView(env, s), time.Now()
+func watchJob(env *Env, n node, v *jobView, s *api.JobStatus) (*api.JobStatus, error) {
+	answered := time.Now()
 	for {
 		if err := v.show(s); err != nil {
 			return s, err

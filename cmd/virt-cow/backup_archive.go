@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -10,11 +12,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/archive"
 )
-
-// BackupListCmd lists backups.
-type BackupListCmd struct {
-	Domain string `arg:"" optional:"" help:"Only this domain's." complete:"domain"`
-}
 
 // backupLine is a line of the list. Sizes are bytes.
 type backupLine struct {
@@ -57,12 +54,6 @@ func (c *BackupListCmd) Run(env *Env) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Domain, l.Time.Local().Format(time.DateTime), l.Grade, formatSize(l.Size), l.Host)
 	}
 	return w.Flush()
-}
-
-// BackupShowCmd shows a backup.
-type BackupShowCmd struct {
-	Backup string `arg:"" help:"The backup's id, as list prints it."`
-	XML    bool   `help:"Print the domain's definition as it was, and nothing else." name:"xml"`
 }
 
 // shownBackup is a backup with what it holds.
@@ -127,11 +118,6 @@ func details(env *Env, a *archive.Archive, id string) (*archive.Details, *api.Ma
 	return d, &m, nil
 }
 
-// BackupVerifyCmd verifies a backup.
-type BackupVerifyCmd struct {
-	Backup string `arg:"" help:"The backup's id, as list prints it."`
-}
-
 // Run reads and hashes all of it. Exit code 5 if something is damaged.
 func (c *BackupVerifyCmd) Run(env *Env) error {
 	a, err := openArchive(env)
@@ -174,12 +160,6 @@ func (c *BackupVerifyCmd) Run(env *Env) error {
 		return exitError{err, exitVerify}
 	}
 	return nil
-}
-
-// BackupDeleteCmd deletes a backup.
-type BackupDeleteCmd struct {
-	Backup string `arg:"" help:"The backup's id, as list prints it."`
-	Yes    bool   `help:"Don't ask."`
 }
 
 // Run deletes it.

@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -15,13 +17,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/nbd"
 	"github.com/virt-cow/virt-cow/internal/restore"
 )
-
-// DiskFlags name a disk of a backup.
-type DiskFlags struct {
-	Backup  string `arg:"" help:"The backup's id, as list prints it."`
-	Disk    string `arg:"" help:"The disk as the guest had it, such as vda."`
-	SkipBad bool   `help:"Take zeros for what is damaged in the archive, and say where; else it is an error."`
-}
 
 // open opens the disk for reading.
 func (f *DiskFlags) open(env *Env) (*backupDisk, error) {
@@ -94,12 +89,6 @@ func (d *backupDisk) serve(ctx context.Context, env *Env, path string) error {
 	return err
 }
 
-// BackupServeCmd serves a disk of a backup.
-type BackupServeCmd struct {
-	DiskFlags
-	Socket string `help:"Unix socket to serve NBD on." type:"path" required:"" placeholder:"PATH"`
-}
-
 // Run serves until SIGTERM or SIGINT.
 func (c *BackupServeCmd) Run(env *Env) error {
 	d, err := c.open(env)
@@ -112,14 +101,6 @@ func (c *BackupServeCmd) Run(env *Env) error {
 		return err
 	}
 	return d.degraded()
-}
-
-// BackupExportCmd writes an image file.
-type BackupExportCmd struct {
-	DiskFlags
-	File     string `arg:"" help:"The file to write." type:"path"`
-	Format   string `help:"raw, or qcow2 by means of qemu-img." enum:"raw,qcow2" default:"raw"`
-	Compress bool   `help:"Compress the clusters of a qcow2 image."`
 }
 
 // Run writes the image under another name, and gives it its own once it is whole.

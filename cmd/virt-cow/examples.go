@@ -89,6 +89,9 @@ var examples = map[string][]string{
 		"virt-cow store claims /dev/disk/by-id/wwn-0x5000c500a0b1c2d3",
 		"virt-cow store claims --clear 5b8c0d1e-2f3a-4b5c-8d7e-9f0a1b2c3d4e /dev/disk/by-id/wwn-0x5000c500a0b1c2d3",
 	},
+	"store break-snapshot": {
+		"virt-cow store break-snapshot /srv/vm/web1.cow 5b8c0d1e-2f3a-4b5c-8d7e-9f0a1b2c3d4e",
+	},
 	"store dump": {"virt-cow store dump /srv/vm/web1.cow"},
 	"serve":      {"virt-cow serve --hydrate --socket /run/virt-cow/web1.sock /srv/vm/web1.cow"},
 	"completion": {

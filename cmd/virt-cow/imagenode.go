@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -18,9 +20,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/config"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
-
-// ImageNodeCmd copies guests' disks into the archive.
-type ImageNodeCmd struct{}
 
 // Run runs until SIGTERM. Jobs that are not done are gone on with by the next one.
 func (c *ImageNodeCmd) Run(env *Env) error {

@@ -99,6 +99,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "virt-cow: %v\nTry: %s --help\n", err, commandOf(err))
 		return exitUsage
 	}
+	if err := passOn(k); err != nil {
+		fmt.Fprintf(stderr, "virt-cow: %v\n", err)
+		return exitFailed
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
 	level := zerolog.InfoLevel

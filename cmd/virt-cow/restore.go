@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -13,20 +15,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/restore"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
-
-// RestoreCmd gets guests and disks out of backups.
-type RestoreCmd struct {
-	Domain RestoreDomainCmd `cmd:"" help:"Restore a guest on this host: its disks, its NVRAM and TPM state, its definition."`
-	Disk   RestoreDiskCmd   `cmd:"" help:"Write a disk of a backup to a file or device."`
-	Clean  RestoreCleanCmd  `cmd:"" help:"Remove what the restore of a guest that was cut off has left."`
-}
-
-// RestoreDiskCmd restores a disk.
-type RestoreDiskCmd struct {
-	DiskFlags
-	To    string `arg:"" help:"A new file, or a block device." type:"path"`
-	Force bool   `help:"Write over a device or file that is there: what it holds is lost."`
-}
 
 // Run writes a new file under another name, and gives it its own once it is whole. Of a device that did not become whole the first
 // MiB is zeros.

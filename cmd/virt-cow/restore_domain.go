@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -15,19 +17,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 	"github.com/virt-cow/virt-cow/internal/restore"
 )
-
-// RestoreDomainCmd restores a guest.
-type RestoreDomainCmd struct {
-	Backup       string   `arg:"" help:"The backup's id, as list prints it."`
-	As           string   `help:"Name of the restored guest; by default its old one." placeholder:"NAME"`
-	Disk         []string `help:"Where a disk goes: a new file, or a block device by a name that does not change. Once for each disk; those that are not named go to --folder." placeholder:"TARGET=PATH" sep:"none"`
-	State        []string `help:"Where the state store of a disk's volume is made, a file or a small LUN; in the folder for stores by default. Where the guest is to migrate all hosts must see it." placeholder:"TARGET=PATH" sep:"none"`
-	Folder       string   `help:"Where disks go that --disk does not name, each as a new file VOLUME.raw." type:"path" default:"/var/lib/libvirt/images" placeholder:"DIR"`
-	KeepIdentity bool     `help:"Keep UUID, MAC addresses and whatever else must be there only once: for a guest that is gone, on all hosts."`
-	Force        bool     `help:"Write over devices, files, NVRAM and TPM state that are there: what they hold is lost. And begin anew what was cut off."`
-	SkipBad      bool     `help:"Take zeros for what is damaged in the archive, and say where; else nothing is restored."`
-	DryRun       bool     `help:"Show what would be done, and do nothing."`
-}
 
 // Run restores it. What the guest needs is made first and in full, its definition last.
 func (c *RestoreDomainCmd) Run(env *Env) error {
@@ -202,11 +191,6 @@ func goesOn(err error) error {
 		return exitError{err, exitLocked}
 	}
 	return err
-}
-
-// RestoreCleanCmd clears up after a restore.
-type RestoreCleanCmd struct {
-	Domain string `arg:"" help:"Name of the guest that was being restored."`
 }
 
 // Run removes what the restore made, or, if it had come to its end, only the note of it.

@@ -186,6 +186,8 @@ type JobStatus struct {
 	Waits    string    `json:"waits,omitempty"`  // for what, in words
 	Backup   string    `json:"backup,omitempty"` // its id in the archive, once done
 	Grade    string    `json:"grade,omitempty"`
+	GradeWhy string    `json:"gradeWhy,omitempty"`   // why it is no better
+	Held     int64     `json:"heldMicros,omitempty"` // how long the guest's I/O was held for the cut
 	Reserved int64     `json:"reserved"`
 	Started  int64     `json:"started,omitempty"`
 	Ended    int64     `json:"ended,omitempty"`
@@ -205,8 +207,9 @@ type JobDisk struct {
 	Volume string `json:"volume"`
 	Size   int64  `json:"size"`
 	Done   int64  `json:"done"`
-	Via    string `json:"via,omitempty"` // lun, nbd: how it is read
-	Why    string `json:"why,omitempty"` // why over NBD
+	Via    string `json:"via,omitempty"`   // lun, nbd: how it is read
+	Why    string `json:"why,omitempty"`   // why over NBD
+	Saved  *int64 `json:"saved,omitempty"` // bytes that its snapshot's store holds, of Size at most, as its owner said last
 }
 
 // JobList is the image node's jobs, youngest first.
@@ -228,5 +231,6 @@ type PeerAttestAnswer struct {
 	Unbroken bool   `json:"unbroken"`
 	Why      string `json:"why,omitempty"` // why not
 	Epoch    uint32 `json:"epoch"`
-	Open     bool   `json:"open"` // an engine of this host has the volume open
+	Open     bool   `json:"open"`            // an engine of this host has the volume open
+	Saved    int64  `json:"saved,omitempty"` // bytes that the snapshot's store holds
 }

@@ -141,6 +141,7 @@ type Config struct {
 
 	Piece      int64         // bytes, default 4 MiB
 	Checkpoint time.Duration // between two, default 30 s
+	Look       time.Duration // between two questions how full the snapshots are, default 5 s
 	Patience   time.Duration // without a step forward, default an hour
 	Reserve    time.Duration // that a cut may take, default half an hour
 	Remove     time.Duration // for how long the owner is asked to remove snapshots, default a day
@@ -152,6 +153,7 @@ func (c *Config) defaults() {
 	def(&c.Readers, 4)
 	def(&c.Piece, 4<<20)
 	def(&c.Checkpoint, 30*time.Second)
+	def(&c.Look, 5*time.Second)
 	def(&c.Patience, time.Hour)
 	def(&c.Reserve, 30*time.Minute)
 	def(&c.Remove, 24*time.Hour)

@@ -34,6 +34,7 @@ func (n *Node) attest(ctx context.Context, j *job, d *api.ManifestDisk, s Source
 	if err := n.config.Peers.Call(ctx, now.Address, api.PathPeerAttest, j.snapshot(d), &answer); err != nil {
 		return fmt.Errorf("the word of host %s, which has volume %s open: %w", now.Name, d.Volume, err)
 	}
+	j.fills(d, &answer)
 	switch {
 	case !answer.Open:
 		return fmt.Errorf("host %s owns volume %s, but has it not open now: %s", now.Name, d.Volume, orElse(answer.Why, "no engine serves it"))
@@ -91,10 +92,14 @@ func (n *Node) reportCursors(ctx context.Context, j *job, m *api.Manifest, sourc
 	}
 	ctx, c.cancel = context.WithCancel(ctx)
 	c.running.Go(func() {
+		look := time.NewTicker(n.config.Look)
+		defer look.Stop()
 		for {
 			select {
 			case <-c.wake:
 				c.tell(ctx)
+			case <-look.C:
+				c.look(ctx)
 			case <-ctx.Done():
 				return
 			}
@@ -146,6 +151,42 @@ func (c *cursors) tellOne(ctx context.Context, i int, at int64) error {
 	s := c.job.snapshot(d)
 	s.Cursor = at
 	return c.node.config.Peers.Call(ctx, now.Address, api.PathPeerCursor, s, nil)
+}
+
+// look asks the owners how full the snapshots are, for people to see.
+func (c *cursors) look(ctx context.Context) {
+	for i := range c.disks {
+		d := &c.disks[i]
+		c.mu.Lock()
+		at := c.at[i]
+		c.mu.Unlock()
+		now, err := c.sources[i].Look(ctx, at)
+		if err != nil || !now.Owned || now.Address == "" {
+			continue
+		}
+		var answer api.PeerAttestAnswer
+		patient, cancel := context.WithTimeout(ctx, asking)
+		err = c.node.config.Peers.Call(patient, now.Address, api.PathPeerAttest, c.job.snapshot(d), &answer)
+		cancel()
+		if err != nil {
+			c.job.log.Debug().Err(err).Str("disk", d.Target).Msg("how full its snapshot is could not be asked")
+			continue
+		}
+		c.job.fills(d, &answer)
+	}
+}
+
+// fills notes how full a snapshot is by its owner's word.
+func (j *job) fills(d *api.ManifestDisk, a *api.PeerAttestAnswer) {
+	if !a.Open || !a.Unbroken {
+		return
+	}
+	j.node.mu.Lock()
+	defer j.node.mu.Unlock()
+	if j.saved == nil {
+		j.saved = map[string]int64{}
+	}
+	j.saved[d.Snapshot] = a.Saved
 }
 
 func (c *cursors) end() {

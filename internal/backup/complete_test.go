@@ -162,3 +162,41 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 		t.Error("asked for what is gone")
 	}
 }
+
+// How full a snapshot is, is what its owner says while it is copied, and at the end.
+func TestFill(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Look = time.Millisecond
+	r.start()
+	m := r.manifest(r.reserve(), 8, 2)
+	owned := m.Disks[0]
+	d := r.disks[owned.UUID]
+	d.standing = Standing{Owned: true, Epoch: 7, Address: "hv1"}
+	saved := int64(3 * piece)
+	r.answer = func(_, path string, s api.PeerSnapshot) (any, error) {
+		if path != api.PathPeerAttest || s.Snapshot != owned.Snapshot {
+			return nil, nil
+		}
+		return api.PeerAttestAnswer{Open: true, Unbroken: true, Epoch: 7, Saved: atomic.LoadInt64(&saved)}, nil
+	}
+	goOn := make(chan struct{})
+	d.onRead = func(off int64) error {
+		if off >= 5*piece {
+			<-goOn
+		}
+		return nil
+	}
+	r.begin(&m)
+	s := r.await(m.Cut, func(s api.JobStatus) bool { return len(s.Disks) > 0 && s.Disks[0].Saved != nil || s.Ended != 0 })
+	if s.State != api.JobCopying || *s.Disks[0].Saved != 3*piece {
+		t.Errorf("%+v", s)
+	}
+	atomic.StoreInt64(&saved, 1000*piece) // an owner's chunks are whole, the last one too
+	close(goOn)
+	s = r.await(m.Cut, state(api.JobDone))
+	if *s.Disks[0].Saved != s.Disks[0].Size || s.Disks[1].Saved != nil {
+		t.Errorf("%+v", s.Disks)
+	}
+}

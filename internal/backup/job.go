@@ -27,6 +27,7 @@ type job struct {
 	notify  chan struct{} // closed at the next change
 	cancel  context.CancelCauseFunc
 	via     []via
+	saved   map[string]int64 // bytes that a snapshot's store holds, by its UUID
 
 	// Of this attempt; what the record and the checkpoint have is what was durable.
 	seen, read, zero, reused, written atomic.Int64
@@ -159,11 +160,15 @@ func (j *job) status() api.JobStatus {
 	if r.Manifest == nil {
 		return s
 	}
-	s.Grade = r.Manifest.Grade
+	s.Grade, s.GradeWhy, s.Held = r.Manifest.Grade, r.Manifest.GradeWhy, r.Manifest.HeldMicros
 	for i, d := range r.Manifest.Disks {
 		disk := api.JobDisk{Target: d.Target, Volume: d.Volume, Size: d.Size, Done: r.Progress.done(i, d.Size)}
 		if i < len(j.via) {
 			disk.Via, disk.Why = j.via[i].via, j.via[i].why
+		}
+		if saved, known := j.saved[d.Snapshot]; known {
+			saved = min(saved, d.Size)
+			disk.Saved = &saved
 		}
 		s.Disks = append(s.Disks, disk)
 		s.Size += disk.Size

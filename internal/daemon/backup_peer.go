@@ -76,7 +76,11 @@ func (d *Daemon) attest(ctx context.Context, r api.PeerSnapshot) (*api.PeerAttes
 		return &api.PeerAttestAnswer{Epoch: s.Epoch, Why: "another host has taken the volume over, or it is read-only here"}, nil
 	}
 	a := &api.PeerAttestAnswer{Epoch: s.Epoch, Open: true}
-	switch entry := cut.Entry(s, r.Snapshot); {
+	entry := cut.Entry(s, r.Snapshot)
+	if entry != nil {
+		a.Saved = entry.Saved * entry.ChunkSize
+	}
+	switch {
 	case entry == nil:
 		a.Why = "the volume does not have it any more"
 	case entry.Cut != r.Cut:

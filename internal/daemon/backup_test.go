@@ -551,7 +551,7 @@ func TestTakenJobIsNotCancelled(t *testing.T) {
 func TestSnapshotsAreFoundAgain(t *testing.T) {
 	d, n, _ := newBackupDaemon(t)
 	d.create(t, "alone")
-	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone"})
+	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone", OnError: api.BreakGuestWrite})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -563,6 +563,9 @@ func TestSnapshotsAreFoundAgain(t *testing.T) {
 		t.Helper()
 		if d.findSnapshots(t.Context(), v, w); v.snapshots[disk.Snapshot] != want {
 			t.Errorf("%s: %v", what, v.snapshots)
+		}
+		if missing := slices.Equal(v.missing, []string{disk.Snapshot}); missing != (want == "") {
+			t.Errorf("%s: missing: %q", what, v.missing)
 		}
 	}
 	is("at its place", disk.Saves.Address)

@@ -141,6 +141,7 @@ func (d *Daemon) findSnapshots(ctx context.Context, v *volume, w libvirtx.Want) 
 		return
 	}
 	found := map[string]string{}
+	var missing []string
 	for _, e := range h.Stack {
 		if e.State == api.SnapshotBroken {
 			continue
@@ -152,11 +153,14 @@ func (d *Daemon) findSnapshots(ctx context.Context, v *volume, w libvirtx.Want) 
 		if path == "" {
 			d.log.Warn().Str("volume", v.name).Str("snapshot", e.UUID).Str("path", e.Store).
 				Msg("a snapshot's store is not at its place on this host, nor in the catalogue: `virt-cow volume scan` may find it")
+			if e.State == api.SnapshotActive && e.OnError == api.BreakGuestWrite {
+				missing = append(missing, e.UUID)
+			}
 			continue
 		}
 		found[e.UUID] = path
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v.snapshots = found
+	v.snapshots, v.missing = found, missing
 }

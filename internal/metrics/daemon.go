@@ -62,7 +62,7 @@ var (
 // volumeStates are all values of the label state of virt_cow_volumes.
 var volumeStates = []string{
 	api.VolumeOff, api.VolumeStarting, api.VolumeServed, api.VolumeAttached, api.VolumeDetaching, api.VolumeDetached,
-	api.VolumeIncoming, api.VolumeElsewhere, api.VolumeFailed,
+	api.VolumeStopping, api.VolumeIncoming, api.VolumeElsewhere, api.VolumeFailed,
 }
 
 // directions are all values of the label direction.

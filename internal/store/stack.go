@@ -45,7 +45,17 @@ func (s *Store) AddSnapshot(entry cowfmt.StackEntry) error {
 // SetSnapshot changes an entry of the stack, durably: its state as the table above has it, its cursor up, where its
 // store is; nothing else. Otherwise it is ErrSnapshotChange, and ErrNoSnapshot for one that is not there.
 func (s *Store) SetSnapshot(id uuid.UUID, change func(*cowfmt.StackEntry)) error {
-	return s.updateStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mayUpdate(); err != nil {
+		return err
+	}
+	return s.setSnapshot(id, change)
+}
+
+// setSnapshot is SetSnapshot without asking who this is. Called with mu held.
+func (s *Store) setSnapshot(id uuid.UUID, change func(*cowfmt.StackEntry)) error {
+	return s.changeStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
 		i := findEntry(stack, id)
 		if i < 0 {
 			return nil, fmt.Errorf("%w: %v", ErrNoSnapshot, id)
@@ -102,6 +112,10 @@ func (s *Store) updateStack(change func(stack []cowfmt.StackEntry) ([]cowfmt.Sta
 	if err := s.mayUpdate(); err != nil {
 		return err
 	}
+	return s.changeStack(change)
+}
+
+func (s *Store) changeStack(change func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error)) error {
 	stack, err := change(slices.Clone(s.Header().Stack))
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.Name(), err)
