@@ -122,7 +122,7 @@ func lockNode(ctx context.Context, state, run string) (*os.File, error) {
 func archiveConfig(env *Env) (archive.Config, error) {
 	a := env.Config.Archive
 	if a.URI == "" {
-		return archive.Config{}, exitError{errors.New("no archive: set uri in [archive] of the configuration of the image node; other hosts need none"), exitUsage}
+		return archive.Config{}, exitError{errors.New("no archive: set uri in [archive] of the configuration: the image node needs it, and whatever host guests are restored on"), exitUsage}
 	}
 	return archive.Config{
 		URI: a.URI, PassphraseFile: a.PassphraseFile, CredentialsFile: a.CredentialsFile, Folder: a.Cache, Log: env.Log,
