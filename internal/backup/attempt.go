@@ -33,7 +33,7 @@ func (n *Node) copy(ctx context.Context, j *job) {
 		}
 		left := n.config.Patience - time.Since(waited)
 		if errors.Is(err, ErrGivenUp) || errors.Is(err, ErrState) || left <= 0 {
-			n.fail(j, api.JobFailed, err)
+			n.fail(j, api.JobFailed, n.reason(ctx, j, err))
 			return
 		}
 		j.waitsFor(err.Error())
@@ -126,6 +126,8 @@ func (n *Node) withArchive(ctx context.Context, do func(Archive) error) (err err
 
 // attempt goes on from the checkpoint, and to the end unless something fails.
 func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	err = n.withArchive(ctx, func(a Archive) error {
 		n.mu.Lock()
 		state := j.rec.State
@@ -136,7 +138,7 @@ func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
 				return err
 			}
 		}
-		c, err := n.begin(ctx, j, a)
+		c, err := n.begin(ctx, giveUp, j, a)
 		if err != nil {
 			return err
 		}
@@ -147,6 +149,9 @@ func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
 		id, err = c.complete(ctx)
 		return err
 	})
+	if why := context.Cause(ctx); err != nil && errors.Is(why, ErrGivenUp) {
+		err = why
+	}
 	return id, err
 }
 
@@ -164,7 +169,7 @@ type copying struct {
 }
 
 // begin opens everything.
-func (n *Node) begin(ctx context.Context, j *job, a Archive) (*copying, error) {
+func (n *Node) begin(ctx context.Context, giveUp context.CancelCauseFunc, j *job, a Archive) (*copying, error) {
 	n.mu.Lock()
 	m, rate := j.rec.Manifest, j.rec.Rate
 	n.mu.Unlock()
@@ -173,7 +178,7 @@ func (n *Node) begin(ctx context.Context, j *job, a Archive) (*copying, error) {
 		c.close()
 		return nil, err
 	}
-	c.cursors = n.reportCursors(ctx, j, m, c.sources)
+	c.cursors = n.reportCursors(ctx, giveUp, j, m, c.sources)
 	return c, nil
 }
 
@@ -257,6 +262,7 @@ func (c *copying) checkpoint(ctx context.Context) error {
 		return err
 	}
 	c.job.step(c.at.clone())
+	c.job.waitsFor("")
 	c.cursors.report(&c.at)
 	return nil
 }
@@ -275,6 +281,7 @@ func (c *copying) count() {
 
 // complete has the owners attest, and enters the backup.
 func (c *copying) complete(ctx context.Context) (string, error) {
+	c.cursors.end() // a snapshot that breaks after its owner's word does no harm
 	if err := c.job.change(to(api.JobCompleting)); err != nil {
 		return "", err
 	}
