@@ -209,7 +209,7 @@ func TestFull(t *testing.T) {
 	if err == nil {
 		_, err = w.Checkpoint(t.Context())
 	}
-	if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), c.URI) {
+	if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), c.URI) || strings.Count(err.Error(), "no space") > 2 {
 		t.Fatalf("%v, want %v", err, ErrNoSpace)
 	}
 	if err := syscall.Mount("virt-cow-test", mount, "tmpfs", syscall.MS_REMOUNT, "size=64m"); err != nil {

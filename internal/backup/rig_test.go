@@ -224,6 +224,9 @@ func (h *hosts) Owner(_ context.Context, d *api.ManifestDisk) (Standing, error) 
 	disk := h.disks[d.UUID]
 	disk.mu.Lock()
 	defer disk.mu.Unlock()
+	if errors.Is(disk.look, ErrGivenUp) { // it can be read
+		return disk.standing, nil
+	}
 	return disk.standing, disk.look
 }
 

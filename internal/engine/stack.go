@@ -83,11 +83,11 @@ func (v *Volume) openStack(ctx context.Context) error {
 	v.stack.mu.Lock()
 	v.stack.all = append(v.stack.all, opened...)
 	v.stack.mu.Unlock()
-	for _, s := range opened {
-		go s.survey()
-	}
 	if err != nil {
 		return err
+	}
+	for _, s := range opened {
+		go s.survey()
 	}
 	v.remap(func() {})
 	return nil
