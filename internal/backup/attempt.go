@@ -118,8 +118,12 @@ func (n *Node) finally(j *job, change func(*record) error) {
 func (n *Node) withArchive(ctx context.Context, do func(Archive) error) (err error) {
 	a, err := n.config.Archive(ctx)
 	if err != nil {
+		if ctx.Err() == nil {
+			n.noteArchive(func(s *api.ArchiveStatus) { s.Up, s.Error = false, err.Error() })
+		}
 		return fmt.Errorf("archive: %w", err)
 	}
+	n.noteArchive(func(s *api.ArchiveStatus) { s.Up, s.Error, s.Seen = true, "", time.Now().Unix() })
 	defer func() { err = errors.Join(err, a.Close(context.WithoutCancel(ctx))) }()
 	return do(a)
 }

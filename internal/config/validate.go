@@ -129,6 +129,7 @@ func (v *validation) imageNode(n ImageNode) {
 	for _, g := range n.Devices {
 		v.glob("image_node.devices", g)
 	}
+	v.listen("image_node.metrics", n.Metrics)
 	if n.Rate != "" && !rate.MatchString(n.Rate) {
 		v.add("image_node.rate", "is %q, but must be bytes a second, such as 200M", n.Rate)
 	}
