@@ -47,18 +47,6 @@ func (r *rescue) starts(t *testing.T, flags ...string) string {
 	return s.Job
 }
 
-// job is what the image node knows of one.
-func (r *rescue) job(t *testing.T, id string) api.JobStatus {
-	t.Helper()
-	for _, j := range r.jobs(t) {
-		if j.Job == id {
-			return j
-		}
-	}
-	t.Fatalf("the image node does not know job %s", id)
-	panic("unreachable")
-}
-
 // startsStopped begins a backup and stops the image node while it copies.
 func (r *rescue) startsStopped(t *testing.T) string {
 	t.Helper()
@@ -136,7 +124,7 @@ func (r *rescue) isGood(t *testing.T, job string, at beganAt, backups int) {
 // TestBackupTrouble: a guest's backup meets a snapshot store that has no room, a device that fails, an archive that is full, and gone;
 // a migration, and another backup. The guest notices nothing of it, and nothing is left.
 func TestBackupTrouble(t *testing.T) {
-	r := newRescueOf(t, rescueConfig{snapshots: 6, pool: 64 << 20, volumes: []string{"v1", "v2"}})
+	r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: []string{"v1", "v2"}, made: clones()}, snapshots: 6, pool: 64 << 20})
 	on := r.on()
 	const archive = "/var/lib/archive"
 
