@@ -182,7 +182,7 @@ func (n *Node) begin(ctx context.Context, giveUp context.CancelCauseFunc, j *job
 		c.close()
 		return nil, err
 	}
-	c.cursors = n.reportCursors(ctx, giveUp, j, m, c.sources)
+	c.cursors = n.reportCursors(ctx, giveUp, j, m, c.sources, &c.at)
 	return c, nil
 }
 
