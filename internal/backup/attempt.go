@@ -196,11 +196,14 @@ func (c *copying) open(ctx context.Context, a Archive) error {
 		}
 		c.sources = append(c.sources, s)
 		how, why := s.Via()
-		vias = append(vias, via{how, why})
+		vias = append(vias, via{Via: how, Why: why})
 	}
-	c.node.mu.Lock()
-	c.job.via = vias
-	c.node.mu.Unlock()
+	if err := c.job.change(func(r *record) error {
+		r.Via = vias
+		return nil
+	}); err != nil {
+		return err
+	}
 
 	if err := c.resume(ctx, a); err != nil {
 		return fmt.Errorf("archive: %w", err)
