@@ -9,10 +9,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/archive"
 	"github.com/virt-cow/virt-cow/internal/backup"
@@ -50,7 +52,7 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 	log := env.Log.With().Str("part", "other hosts").Logger()
 	id := peer.NewIdentity(conf.Migration.Files(), log)
 	node, err := backup.Open(backup.Config{
-		StateDir: state, Archive: backup.OpenArchive(where), Peers: &peer.Client{Identity: id},
+		StateDir: state, Archive: backup.OpenArchive(where), Peers: &peer.Client{Identity: id}, Identity: id,
 		Sources: backup.NewSources(nodePlaces(conf), env.Log),
 		Jobs:    conf.ImageNode.Jobs, Readers: conf.ImageNode.Readers, Rate: rate, Patience: time.Duration(conf.ImageNode.Patience), Log: env.Log,
 	})
@@ -77,6 +79,26 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 	return g.Wait()
 }
 
+// ExportCutCmd is a host's side of a disk that the image node can't see: the daemon runs it, with api.PullSpec as its input.
+type ExportCutCmd struct{}
+
+// exportNice is how nice it is to guests.
+const exportNice = 10
+
+// Run ends with its input.
+func (c *ExportCutCmd) Run(env *Env) error {
+	tasks, err := os.ReadDir("/proc/self/task") // threads that come later take after these
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		if id, err := strconv.Atoi(t.Name()); err == nil {
+			_ = unix.Setpriority(unix.PRIO_PROCESS, id, exportNice) // a thread that has ended meanwhile
+		}
+	}
+	return backup.Export(env.Context, os.Stdin, env.Stdout, env.Log)
+}
+
 // lockNode makes the folders, and makes sure that no other image node has them.
 func lockNode(ctx context.Context, state, run string) (*os.File, error) {
 	for dir, mode := range map[string]os.FileMode{state: 0o700, run: 0o755} {
@@ -100,7 +122,7 @@ func lockNode(ctx context.Context, state, run string) (*os.File, error) {
 func archiveConfig(env *Env) (archive.Config, error) {
 	a := env.Config.Archive
 	if a.URI == "" {
-		return archive.Config{}, exitError{errors.New("no archive: set uri in [archive] of the configuration of the image node; other hosts need none"), exitUsage}
+		return archive.Config{}, exitError{errors.New("no archive: set uri in [archive] of the configuration: the image node needs it, and whatever host guests are restored on"), exitUsage}
 	}
 	return archive.Config{
 		URI: a.URI, PassphraseFile: a.PassphraseFile, CredentialsFile: a.CredentialsFile, Folder: a.Cache, Log: env.Log,

@@ -153,6 +153,8 @@ type ManifestDisk struct {
 	Origin    *Place `json:"origin,omitempty"` // the raw disk of a state store
 	Master    *Place `json:"master,omitempty"` // of a clone that is not cut loose
 	Saves     Place  `json:"saves"`            // the snapshot's store
+	Via       string `json:"via,omitempty"`    // of a backup that is done: as JobDisk's
+	Why       string `json:"why,omitempty"`
 }
 
 // Place says where something was found on the host that had it, and how it is known again elsewhere.

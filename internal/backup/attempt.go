@@ -186,7 +186,7 @@ func (c *copying) open(ctx context.Context, a Archive) error {
 	var vias []via
 	for i := range c.manifest.Disks {
 		d := &c.manifest.Disks[i]
-		s, err := c.node.config.Sources.Open(ctx, d)
+		s, err := c.node.openDisk(ctx, c.job, d)
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", d.Target, err)
 		}
@@ -256,6 +256,7 @@ func (c *copying) checkpoint(ctx context.Context) error {
 	}
 	c.count()
 	c.at.Seen, c.at.Read, c.at.Zero = c.job.seen.Load(), c.job.read.Load(), c.job.zero.Load()
+	c.at.Owners = c.job.owners()
 	c.at.Stats = Stats{Reused: c.job.reused.Load(), Written: c.job.written.Load()}
 	if err := c.node.journal.saveCheckpoint(c.job.id, &c.at, b); err != nil {
 		return err
@@ -291,6 +292,9 @@ func (c *copying) complete(ctx context.Context) (string, error) {
 		}
 	}
 	files, manifest := small(c.manifest)
+	for i, s := range c.sources {
+		manifest.Disks[i].Via, manifest.Disks[i].Why = s.Via()
+	}
 	for name, data := range files {
 		if err := c.writer.File(ctx, name, data); err != nil {
 			return "", fmt.Errorf("archive: %s: %w", name, err)

@@ -31,6 +31,7 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/peer"
 )
 
 var (
@@ -133,6 +134,7 @@ type Config struct {
 	Archive  func(ctx context.Context) (Archive, error)
 	Sources  Sources
 	Peers    Peers
+	Identity *peer.Identity // that disks are pulled with which are not seen here; nil: they are not
 	Log      zerolog.Logger
 
 	Jobs    int   // copied at once; default 2

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,7 +92,7 @@ func (j *job) snapshot(d *api.ManifestDisk) api.PeerSnapshot {
 func small(m *api.Manifest) (files map[string][]byte, manifest api.Manifest) {
 	manifest, files = *m, map[string][]byte{"domain.xml": []byte(m.XML), "inactive.xml": []byte(m.InactiveXML)}
 	maps.Copy(files, m.Files)
-	manifest.Files = map[string][]byte{}
+	manifest.Files, manifest.Disks = map[string][]byte{}, slices.Clone(m.Disks)
 	for name := range m.Files {
 		manifest.Files[name] = nil
 	}
@@ -307,7 +308,7 @@ func (n *Node) askRemove(ctx context.Context, j *job, d *api.ManifestDisk, maker
 	ctx, cancel := context.WithTimeout(ctx, 4*asking)
 	defer cancel()
 	address := maker
-	if now, err := n.config.Sources.Owner(ctx, d); err == nil && now.Owned && now.Address != "" {
+	if now, err := n.standing(ctx, j, d); err == nil && now.Owned && now.Address != "" {
 		address = now.Address
 	}
 	return n.config.Peers.Call(ctx, address, api.PathPeerSnapshotRemove, j.snapshot(d), nil)

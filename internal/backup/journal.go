@@ -45,6 +45,7 @@ type progress struct {
 	Read   int64   `json:"read"`
 	Zero   int64   `json:"zero"`
 	Stats
+	Owners map[string]string `json:"owners,omitempty"` // by snapshot, of disks that are pulled: the last address; never changed, only replaced
 }
 
 func (r *record) ended() bool {

@@ -97,6 +97,9 @@ func (v *validation) backup(b Backup, m Migration) {
 	if b.Pool != "" && b.Provider != "" {
 		v.add("backup.pool", "is %q, and backup.provider is %q: give one of them", b.Pool, b.Provider)
 	}
+	if _, _, err := b.Ports(); err != nil {
+		v.add("backup.pull_ports", "%v", err)
+	}
 	if b.Node == "" {
 		return
 	}

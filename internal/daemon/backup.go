@@ -24,6 +24,8 @@ type BackupConfig struct {
 	Provider string      // instead
 
 	Hold, FreezeTimeout, FrozenFor time.Duration // see cut.Request
+
+	Pull PullConfig
 }
 
 var errNoBackups = bad("no backups here: [backup] node in the configuration names no image node, or [migration] listen is empty")

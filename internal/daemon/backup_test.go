@@ -282,7 +282,9 @@ func TestBackupFails(t *testing.T) {
 		}
 	}
 	a.freeze = libvirtx.ErrAgentHangs
-	fails("a freeze that was not answered", "were not frozen for the cut")
+	fails("a freeze that was not answered", "--quiesce=require wants")
+	a.freeze = libvirtx.ErrHook // nothing is frozen, and hooks before the one that failed have done their part
+	fails("a freeze hook that failed", "freeze hook failed")
 	a.freeze = nil
 
 	n.refuse = &api.RemoteError{Code: http.StatusConflict, Message: "it is failed"}

@@ -85,6 +85,7 @@ type Daemon struct {
 	inventory *inventory.Inventory
 	fencing   sync.Mutex // held while a host is fenced
 
+	exports      exports
 	cutter       *cut.Cutter
 	stores       snapshotStores
 	snapshotsDue chan struct{} // has snapshots looked at soon

@@ -81,6 +81,7 @@ var checks = []check{
 	{"exception caches", caches},
 	{"stores", stores},
 	{"snapshots", snapshots},
+	{"restores", restores},
 	{"PCI ports", pciPorts},
 	{"certificates", certificates},
 	{"other hosts", otherHosts},
