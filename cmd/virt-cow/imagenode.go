@@ -96,9 +96,6 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 	return g.Wait()
 }
 
-// ExportCutCmd is a host's side of a disk that the image node can't see: the daemon runs it, with api.PullSpec as its input.
-type ExportCutCmd struct{}
-
 // exportNice is how nice it is to guests.
 const exportNice = 10
 

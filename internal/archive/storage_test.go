@@ -111,6 +111,12 @@ func TestAway(t *testing.T) {
 		}
 		return nil
 	}}
+	var told atomic.Value
+	a.st.waits = func(what string) {
+		if what != "" {
+			told.Store(what)
+		}
+	}
 	vda := pieces("abc", SmallPiece, SmallPiece)
 	w := begin(t, a, meta("g1"))
 	away.Store(true)
@@ -119,6 +125,9 @@ func TestAway(t *testing.T) {
 	id := finish(t, w)
 	if away.Load() {
 		t.Error("finished while the storage was away")
+	}
+	if what, _ := told.Load().(string); !strings.Contains(what, a.config.URI) || !strings.Contains(what, "somewhere") {
+		t.Errorf("told that it waits for %q", what)
 	}
 	same(t, a, id, "vda", vda)
 

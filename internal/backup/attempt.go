@@ -66,7 +66,7 @@ func (n *Node) fail(j *job, state string, why error) {
 	ctx, cancel := context.WithTimeout(context.Background(), forgetting)
 	defer cancel()
 	id := ""
-	err := n.withArchive(ctx, func(a Archive) (err error) {
+	err := n.withArchive(ctx, j.waitsFor, func(a Archive) (err error) {
 		if id, err = a.Entered(ctx, j.id); err != nil || id != "" {
 			return err
 		}
@@ -115,8 +115,8 @@ func (n *Node) finally(j *job, change func(*record) error) {
 	n.prune()
 }
 
-func (n *Node) withArchive(ctx context.Context, do func(Archive) error) (err error) {
-	a, err := n.config.Archive(ctx)
+func (n *Node) withArchive(ctx context.Context, waits func(string), do func(Archive) error) (err error) {
+	a, err := n.config.Archive(ctx, waits)
 	if err != nil {
 		if ctx.Err() == nil {
 			n.noteArchive(func(s *api.ArchiveStatus) { s.Up, s.Error = false, err.Error() })
@@ -132,7 +132,7 @@ func (n *Node) withArchive(ctx context.Context, do func(Archive) error) (err err
 func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	err = n.withArchive(ctx, func(a Archive) error {
+	err = n.withArchive(ctx, j.waitsFor, func(a Archive) error {
 		n.mu.Lock()
 		state := j.rec.State
 		n.mu.Unlock()

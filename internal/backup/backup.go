@@ -134,9 +134,9 @@ type Peers interface {
 
 // Config is what a Node needs. Durations that are 0 have a default.
 type Config struct {
-	StateDir string // the journal is in a folder below
-	Version  string // of the program, for who asks
-	Archive  func(ctx context.Context) (Archive, error)
+	StateDir string                                                         // the journal is in a folder below
+	Version  string                                                         // of the program, for who asks
+	Archive  func(ctx context.Context, waits func(string)) (Archive, error) // waits is told for what it waits, "" for nothing
 	Sources  Sources
 	Peers    Peers
 	Identity *peer.Identity // that disks are pulled with which are not seen here; nil: they are not

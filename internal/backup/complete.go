@@ -295,7 +295,7 @@ func (n *Node) cleanOnce(ctx context.Context, j *job, r *record) error {
 func (n *Node) forget(ctx context.Context, j *job) error {
 	ctx, cancel := context.WithTimeout(ctx, forgetting)
 	defer cancel()
-	if err := n.withArchive(ctx, func(a Archive) error { return a.Forget(ctx, j.id) }); err != nil {
+	if err := n.withArchive(ctx, j.waitsFor, func(a Archive) error { return a.Forget(ctx, j.id) }); err != nil {
 		return err
 	}
 	if err := n.journal.dropCheckpoint(j.id); err != nil {

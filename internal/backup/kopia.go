@@ -9,8 +9,10 @@ import (
 )
 
 // OpenArchive opens the archive for one attempt at a job.
-func OpenArchive(c archive.Config) func(ctx context.Context) (Archive, error) {
-	return func(ctx context.Context) (Archive, error) {
+func OpenArchive(c archive.Config) func(ctx context.Context, waits func(string)) (Archive, error) {
+	return func(ctx context.Context, waits func(string)) (Archive, error) {
+		c := c
+		c.Waits = waits
 		a, err := archive.Open(ctx, c)
 		if err != nil {
 			return nil, judgeArchive(err)

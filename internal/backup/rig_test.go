@@ -39,7 +39,7 @@ func (s *shelf) op(op string) error {
 	return nil
 }
 
-func (s *shelf) open(context.Context) (Archive, error) { return s, s.op("open") }
+func (s *shelf) open(context.Context, func(string)) (Archive, error) { return s, s.op("open") }
 
 func (s *shelf) Close(context.Context) error { return nil }
 

@@ -25,7 +25,7 @@ func (n *Node) lookAfter(ctx context.Context) {
 	began := time.Now()
 	var done string
 	var failed error // of the maintenance
-	reached := n.withArchive(ctx, func(a Archive) error {
+	reached := n.withArchive(ctx, func(string) {}, func(a Archive) error {
 		done, failed = a.Maintain(ctx)
 		return nil
 	})

@@ -72,7 +72,7 @@ func TestWholeUpkeep(t *testing.T) {
 	for host, want := range map[string]error{"node": nil, "other": ErrNotOurs} {
 		c := w.archive
 		c.Host = host
-		a := must(OpenArchive(c)(t.Context()))(t)
+		a := must(OpenArchive(c)(t.Context(), nil))(t)
 		for _, due := range []bool{host == "node", false} {
 			if done, err := a.Maintain(t.Context()); !errors.Is(err, want) || (done != "") != due {
 				t.Errorf("%s: %q %v", host, done, err)

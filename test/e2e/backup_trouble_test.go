@@ -36,21 +36,18 @@ func (b *bed) exits(t *testing.T, code int, says []string, args ...string) strin
 	return string(out)
 }
 
-// starts begins a backup of the guest, and returns its job.
-func (r *rescue) starts(t *testing.T, flags ...string) string {
+// starts begins a backup, and returns once the image node has the job; it is copied so fast, 0 for as fast as it goes.
+func (r *rescue) starts(t *testing.T, rate int64) (job string) {
 	t.Helper()
-	args := append([]string{"--json", "backup", "domain", "g1", "--quiesce", "off", "--no-wait"}, flags...)
-	out, err := r.on().Command(t.Context(), program, args...).CombinedOutput()
+	s, err := r.on().daemon().Backup(t.Context(), api.BackupRequest{Domain: "g1", Quiesce: api.QuiesceOff, Rate: rate})
 	must(t, err)
-	var s api.JobStatus
-	must(t, json.Unmarshal(out, &s))
 	return s.Job
 }
 
 // startsStopped begins a backup and stops the image node while it copies.
 func (r *rescue) startsStopped(t *testing.T) string {
 	t.Helper()
-	job := r.starts(t, "--rate", "4M")
+	job := r.starts(t, 1<<20)
 	eventually(t, "it is copied", func() bool { return r.job(t, job).State == api.JobCopying })
 	must(t, r.process.Signal(syscall.SIGSTOP))
 	return job
@@ -101,24 +98,12 @@ func (r *rescue) tidy(t *testing.T, backups int) {
 	r.assertNothingLeft(t, r.on())
 }
 
-// good backs the guest up, and has the backup verified and its disks restored.
-func (r *rescue) good(t *testing.T, backups int) {
+// good has a job succeed, of which nothing must be left then.
+func (r *rescue) good(t *testing.T, job string, at beganAt, backups int) {
 	t.Helper()
-	at := r.begins(t)
-	job := r.starts(t)
 	r.on().exits(t, 0, nil, "backup", "watch", job)
-	r.isGood(t, job, at, backups)
-}
-
-func (r *rescue) isGood(t *testing.T, job string, at beganAt, backups int) {
-	t.Helper()
-	j := r.job(t, job)
-	if j.State != api.JobDone || j.Backup == "" {
-		t.Fatalf("the job: %+v", j)
-	}
-	r.node.exits(t, 0, nil, "backup", "verify", j.Backup)
-	r.restored(t, j.Backup, at)
-	r.nothingLeft(t, backups)
+	r.succeeds(t, job, at)
+	r.tidy(t, backups)
 }
 
 // TestBackupTrouble: a guest's backup meets a snapshot store that has no room, a device that fails, an archive that is full, and gone;
@@ -145,27 +130,26 @@ func TestBackupTrouble(t *testing.T) {
 
 	t.Log("== the archive is full; a second backup is refused meanwhile")
 	r.node.exits(t, 0, nil, "archive", "check")
-	r.node.sh(t, "cp -a "+archive+" /var/lib/small && mount -t tmpfs -o size=16m small "+archive+" && cp -a /var/lib/small/. "+archive+
-		" && dd if=/dev/zero of="+archive+"/ballast bs=4k 2>/dev/null || [ -s "+archive+"/ballast ]")
+	r.node.sh(t, "mkdir /var/lib/away && mount -t tmpfs -o size=32m archive /var/lib/away && cp -a "+archive+"/. /var/lib/away && "+
+		"rm -r "+archive+" && mkdir "+archive+" && mount --move /var/lib/away "+archive)
+	r.node.sh(t, "dd if=/dev/zero of="+archive+"/ballast bs=4k 2>/dev/null || [ -s "+archive+"/ballast ]")
 	at := r.begins(t)
-	job = r.starts(t)
+	job = r.starts(t, 0)
 	eventually(t, "it waits for room", func() bool { return strings.Contains(r.job(t, job).Waits, "no space left") })
 	t.Log(r.job(t, job).Waits)
 	on.exits(t, 4, []string{"g1", job}, "backup", "domain", "g1", "--quiesce", "off")
 	r.node.sh(t, "rm "+archive+"/ballast")
-	on.exits(t, 0, nil, "backup", "watch", job)
-	r.isGood(t, job, at, 1)
+	r.good(t, job, at, 1)
 
 	t.Log("== the archive is unmounted, and comes back")
 	at = r.begins(t)
-	job = r.starts(t, "--rate", "8M")
+	job = r.starts(t, 8<<20)
 	eventually(t, "it is copied", func() bool { return r.job(t, job).State == api.JobCopying })
-	r.node.sh(t, "cp -a "+archive+"/. /var/lib/small; mount --move "+archive+" /var/lib/small")
+	r.node.sh(t, "mount --move "+archive+" /var/lib/away")
 	eventually(t, "it waits for the archive", func() bool { return strings.Contains(r.job(t, job).Waits, archive) })
 	t.Log(r.job(t, job).Waits)
-	r.node.sh(t, "mount --move /var/lib/small "+archive)
-	on.exits(t, 0, nil, "backup", "watch", job)
-	r.isGood(t, job, at, 2)
+	r.node.sh(t, "mount --move /var/lib/away "+archive)
+	r.good(t, job, at, 2)
 
 	t.Log("== the guest migrates: the cut waits")
 	p := r.begin(t, true)
@@ -190,7 +174,7 @@ func TestBackupTrouble(t *testing.T) {
 	t.Log(<-done)
 	s, err := on.vc.Status(t.Context())
 	must(t, err)
-	r.isGood(t, s.Backups[0].Job, at, 3)
+	r.good(t, s.Backups[0].Job, at, 3)
 
 	t.Log("== the device of the snapshots' stores fails, and is replaced")
 	job = r.startsStopped(t)
@@ -200,7 +184,8 @@ func TestBackupTrouble(t *testing.T) {
 	on.exits(t, 1, []string{"broken", "input/output error", "disk vd"}, "backup", "watch", job)
 	r.replaceLUNs(t)
 	r.tidy(t, 3)
-	r.good(t, 4)
+	at = r.begins(t)
+	r.good(t, r.starts(t, 0), at, 4)
 	r.finish(t)
 }
 
