@@ -68,8 +68,8 @@ func (p *piece) done(result int32) {
 	switch {
 	case int(result) == len(buf):
 		f.landed(nil)
-	case result == -int32(unix.EAGAIN) || result == -int32(unix.EINTR) || result > 0:
-		// Short or interrupted: the rest is done by the blocking way, which knows what to do.
+	case result == -int32(unix.EAGAIN) || result == -int32(unix.EINTR) || result == -int32(unix.ECANCELED) || result > 0:
+		// Short, interrupted, or the kernel found nobody to do it: the rest is done by the blocking way, which knows what to do.
 		rest := buf[max(result, 0):]
 		at := off + int64(max(result, 0))
 		f.r.Detached = true

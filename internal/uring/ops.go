@@ -182,6 +182,11 @@ func (r *Ring) Close() error {
 		return err
 	}
 	r.unregisterSelf()
+	unblockSignals(&r.signals)
+	return r.unmap()
+}
+
+func (r *Ring) unmap() error {
 	unix.Munmap(r.sqeMem)
 	unix.Munmap(r.ringMem)
 	return unix.Close(r.fd)

@@ -58,6 +58,8 @@ type Ring struct {
 	inFlight int
 	backlog  []sqe // waiting for room in the submission queue
 	enters   uint64
+
+	signals unix.Sigset_t // that were blocked on the thread before
 }
 
 // New makes a ring with room for that many submissions a turn. It fails where io_uring is missing, too
@@ -89,6 +91,11 @@ func New(entries int) (*Ring, error) {
 	}
 	if err := r.mmap(&p); err != nil {
 		unix.Close(r.fd)
+		return nil, err
+	}
+	var err error
+	if r.signals, err = blockSignals(); err != nil {
+		r.unmap()
 		return nil, err
 	}
 	r.registerSelf()
