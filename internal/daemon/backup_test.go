@@ -201,6 +201,7 @@ func (d *Daemon) clean(t *testing.T) {
 }
 
 func TestBackup(t *testing.T) {
+	t.Parallel()
 	d, n, a := newBackupDaemon(t)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g", Quiesce: api.QuiesceRequire})
 	if err != nil || s.State != api.JobCopying {
@@ -252,6 +253,7 @@ func TestBackup(t *testing.T) {
 
 // Whatever goes wrong, nothing is left: no snapshot, no store, no job, and no guest frozen.
 func TestBackupFails(t *testing.T) {
+	t.Parallel()
 	d, n, a := newBackupDaemon(t)
 	request := api.BackupRequest{Domain: "g", Quiesce: api.QuiesceRequire}
 	fails := func(what, says string) {
@@ -312,6 +314,7 @@ func TestBackupFails(t *testing.T) {
 }
 
 func TestBackupRefused(t *testing.T) {
+	t.Parallel()
 	d, n, a := newBackupDaemon(t)
 	a.xml += `<disk type='file' device='disk'><source file='/x.img'/><target dev='vdc'/></disk>` +
 		`<disk type='block' device='disk'><source dev='/dev/x'/><target dev='vdd'/><shareable/></disk>`
@@ -364,6 +367,7 @@ func TestBackupRefused(t *testing.T) {
 
 // A volume that no domain has is opened for its cut, and closed again with its snapshot in the stack.
 func TestBackupOfAVolume(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	d.create(t, "alone")
 	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone"})
@@ -388,6 +392,7 @@ func TestBackupOfAVolume(t *testing.T) {
 
 // What the image node may ask, and nobody else; and that it may ask nothing else.
 func TestImageNodeAsks(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g"})
 	if err != nil {
@@ -467,6 +472,7 @@ func TestImageNodeAsks(t *testing.T) {
 
 // While the image node does not answer, or does not know what it is asked, snapshots stay.
 func TestStaleSnapshots(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g"})
 	if err != nil {
@@ -492,6 +498,7 @@ func TestStaleSnapshots(t *testing.T) {
 
 // A cut that was made and not handed over is handed over by the next daemon; one that was not made is the image node's to forget.
 func TestNextDaemonHandsOver(t *testing.T) {
+	t.Parallel()
 	d, n, a := idleBackupDaemon(t)
 	job := uuid.NewString()
 	n.jobs[job] = &api.JobStatus{Job: job, UUID: a.id.UUID.String(), State: api.JobReserved}
@@ -523,6 +530,7 @@ func TestNextDaemonHandsOver(t *testing.T) {
 
 // A job that the image node has taken is not cancelled by the next daemon, even if this one has not heard of it since.
 func TestTakenJobIsNotCancelled(t *testing.T) {
+	t.Parallel()
 	d, n, a := idleBackupDaemon(t)
 	job := uuid.NewString()
 	n.jobs[job] = &api.JobStatus{Job: job, UUID: a.id.UUID.String(), State: api.JobReserved}
@@ -549,6 +557,7 @@ func TestTakenJobIsNotCancelled(t *testing.T) {
 
 // An engine that is started finds its snapshots' stores: where the header says, or where they were moved to.
 func TestSnapshotsAreFoundAgain(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	d.create(t, "alone")
 	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone", OnError: api.BreakGuestWrite})
@@ -603,6 +612,7 @@ func (m movedStores) Path(string) string { return m.path }
 
 // A migration waits for a cut, and hears of it when that takes too long; a guest that comes frozen is thawed here.
 func TestMigrationAndCut(t *testing.T) {
+	t.Parallel()
 	d, n, a := idleBackupDaemon(t)
 	held := make(chan struct{})
 	n.answer(api.PathNodeStart, func(any) (any, error) { return nil, peer.ErrUnreachable })
