@@ -24,6 +24,9 @@ type ArchiveMaintainCmd struct {
 // ImageNodeCmd copies guests' disks into the archive.
 type ImageNodeCmd struct{}
 
+// ExportCutCmd is a host's side of a disk that the image node can't see: the daemon runs it, with api.PullSpec as its input.
+type ExportCutCmd struct{}
+
 // BackupListCmd lists backups.
 type BackupListCmd struct {
 	Domain string `arg:"" optional:"" help:"Only this domain's." complete:"domain"`
@@ -67,9 +70,24 @@ type BackupExportCmd struct {
 	Compress bool   `help:"Compress the clusters of a qcow2 image."`
 }
 
-// RestoreCmd gets disks out of backups.
+// RestoreCmd gets guests and disks out of backups.
 type RestoreCmd struct {
-	Disk RestoreDiskCmd `cmd:"" help:"Write a disk of a backup to a file or device."`
+	Domain RestoreDomainCmd `cmd:"" help:"Restore a guest on this host: its disks, its NVRAM and TPM state, its definition."`
+	Disk   RestoreDiskCmd   `cmd:"" help:"Write a disk of a backup to a file or device."`
+	Clean  RestoreCleanCmd  `cmd:"" help:"Remove what the restore of a guest that was cut off has left."`
+}
+
+// RestoreDomainCmd restores a guest.
+type RestoreDomainCmd struct {
+	Backup       string   `arg:"" help:"The backup's id, as list prints it."`
+	As           string   `help:"Name of the restored guest; by default its old one." placeholder:"NAME"`
+	Disk         []string `help:"Where a disk goes: a new file, or a block device by a name that does not change. Once for each disk; those that are not named go to --folder." placeholder:"TARGET=PATH" sep:"none"`
+	State        []string `help:"Where the state store of a disk's volume is made, a file or a small LUN; in the folder for stores by default. Where the guest is to migrate all hosts must see it." placeholder:"TARGET=PATH" sep:"none"`
+	Folder       string   `help:"Where disks go that --disk does not name, each as a new file VOLUME.raw." type:"path" default:"/var/lib/libvirt/images" placeholder:"DIR"`
+	KeepIdentity bool     `help:"Keep UUID, MAC addresses and whatever else must be there only once: for a guest that is gone, on all hosts."`
+	Force        bool     `help:"Write over devices, files, NVRAM and TPM state that are there: what they hold is lost. And begin anew what was cut off."`
+	SkipBad      bool     `help:"Take zeros for what is damaged in the archive, and say where; else nothing is restored."`
+	DryRun       bool     `help:"Show what would be done, and do nothing."`
 }
 
 // RestoreDiskCmd restores a disk.
@@ -77,4 +95,9 @@ type RestoreDiskCmd struct {
 	DiskFlags
 	To    string `arg:"" help:"A new file, or a block device." type:"path"`
 	Force bool   `help:"Write over a device or file that is there: what it holds is lost."`
+}
+
+// RestoreCleanCmd clears up after a restore.
+type RestoreCleanCmd struct {
+	Domain string `arg:"" help:"Name of the guest that was being restored."`
 }

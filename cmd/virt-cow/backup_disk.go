@@ -15,6 +15,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/archive"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/nbd"
+	"github.com/virt-cow/virt-cow/internal/restore"
 )
 
 // open opens the disk for reading.
@@ -23,28 +24,40 @@ func (f *DiskFlags) open(env *Env) (*backupDisk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &backupDisk{archive: a}
+	d, err := openDisk(env, a, f.Backup, f.Disk, f.SkipBad)
+	if err != nil {
+		return nil, errors.Join(err, a.Close(env.Context))
+	}
+	d.archive = a
+	return d, nil
+}
+
+// openDisk opens a disk in an archive that stays open.
+func openDisk(env *Env, a *archive.Archive, id, disk string, skipBad bool) (*backupDisk, error) {
+	d := &backupDisk{}
 	var o archive.DiskOptions
-	if f.SkipBad {
+	if skipBad {
 		o.SkipBad = func(bad archive.Damage) {
 			d.bad++
 			fmt.Fprintf(env.Stderr, "%s: zeros instead\n", bad)
 		}
 	}
-	if d.Device, err = a.OpenDisk(env.Context, f.Backup, f.Disk, o); err != nil {
-		return nil, errors.Join(err, a.Close(env.Context))
-	}
-	return d, nil
+	var err error
+	d.Device, err = a.OpenDisk(env.Context, id, disk, o)
+	return d, err
 }
 
-// backupDisk is a disk of a backup, with the archive under it.
+// backupDisk is a disk of a backup.
 type backupDisk struct {
 	blockdev.Device
-	archive *archive.Archive
-	bad     int // times that zeros were taken for what is damaged
+	archive *archive.Archive // closed with it; nil for one that is somebody else's
+	bad     int              // times that zeros were taken for what is damaged
 }
 
 func (d *backupDisk) Close() error {
+	if d.archive == nil {
+		return d.Device.Close()
+	}
 	return errors.Join(d.Device.Close(), d.archive.Close(context.Background()))
 }
 
@@ -123,8 +136,8 @@ func (c *BackupExportCmd) qcow2(env *Env, d *backupDisk) error {
 	socket := filepath.Join(dir, "nbd")
 	served := make(chan error, 1)
 	go func() { served <- d.serve(ctx, env, socket) }()
-	part := c.File + partSuffix
-	f, err := createPart(part) // qemu-img keeps its permissions
+	part := c.File + restore.PartSuffix
+	f, err := restore.CreatePart(part) // qemu-img keeps its permissions
 	if err != nil {
 		return err
 	}
@@ -152,5 +165,5 @@ func (c *BackupExportCmd) qcow2(env *Env, d *backupDisk) error {
 	if err := <-served; err != nil {
 		return errors.Join(err, os.Remove(part))
 	}
-	return whole(part, c.File)
+	return restore.Whole(part, c.File)
 }

@@ -50,6 +50,11 @@ var examples = map[string][]string{
 		"virt-cow backup export 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda web1.raw",
 		"virt-cow backup export 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda web1.qcow2 --format qcow2 --compress",
 	},
+	"restore domain": {
+		"virt-cow restore domain 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 --as web1-copy",
+		"virt-cow restore domain 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 --keep-identity --disk vda=/dev/disk/by-id/wwn-0x5000c500a0b1c2d3 --force",
+	},
+	"restore clean": {"virt-cow restore clean web1-copy"},
 	"restore disk": {
 		"virt-cow restore disk 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda /srv/vm/web1.raw",
 		"virt-cow restore disk 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda /dev/disk/by-id/wwn-0x5000c500a0b1c2d3 --force",

@@ -42,7 +42,7 @@ func runEpoch(ctx context.Context, b *bench, rep *report) (err error) {
 }
 
 func (b *bench) commits(ctx context.Context, rep *report, d *device, where string) (err error) {
-	dev, err := blockdev.OpenFile(ctx, d.loop.Name(), blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive})
+	dev, err := blockdev.OpenFile(ctx, d.Name(), blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive})
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ func TestPairedWith(t *testing.T) {
 func TestParseStat(t *testing.T) {
 	text := "    11  2  3  4  55  6  7  8  0  9  10  11  12  13  14  77  15\n"
 	io, err := parseStat("x", text)
-	if err != nil || io != (deviceIO{11, 55, 77}) {
+	if err != nil || io != (deviceIO{11, 55, 7 * 512, 77}) {
 		t.Errorf("%+v %v", io, err)
 	}
 	if _, err := parseStat("x", "1 2 3"); err == nil {

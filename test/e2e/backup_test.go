@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/test/lab"
@@ -17,8 +18,10 @@ import (
 // rescue is a crossing whose guest is backed up by a third host: it has no guest, and sees all disks.
 type rescue struct {
 	*crossing
-	node    *bed         // the image node
-	process *lab.Process // it
+	node    *bed          // the image node
+	process *lab.Process  // it
+	pool    *lab.Pool     // that the disks for snapshots are in; nil: none
+	lasted  time.Duration // the last cut, until the image node had the job
 }
 
 // passphrase of the archive; it is nobody's secret.
@@ -58,21 +61,35 @@ esac
 // newRescue makes a crossing with an image node, and disks for that many snapshots.
 func newRescue(t *testing.T, flags []string, snapshots int, volumes ...string) *rescue {
 	t.Helper()
-	return newRescueOf(t, siteConfig{volumes: volumes, made: clones(flags...)}, snapshots)
+	return newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: volumes, made: clones(flags...)}, snapshots: snapshots})
 }
 
-// newRescueOf is newRescue with a site of another kind.
-func newRescueOf(t *testing.T, sc siteConfig, snapshots int) *rescue {
+// rescueConfig says what a rescue is to be.
+type rescueConfig struct {
+	siteConfig
+	snapshots int
+	pool      int64  // bytes of the pool that the disks for snapshots are in; 0: each has the room that it may need
+	backup    string // more of [backup] on the hosts
+}
+
+func newRescueOf(t *testing.T, rc rescueConfig) *rescue {
 	t.Helper()
-	sc.hosts = []string{"ha", "hb", "hc"}
-	c := newCrossingOf(t, sc)
+	rc.hosts = []string{"ha", "hb", "hc"}
+	c := newCrossingOf(t, rc.siteConfig)
 	r := &rescue{crossing: c, node: c.beds[2]}
 	c.beds = c.beds[:2]
 	luns := filepath.Join(c.Dir, "luns")
 	const size = (masterMiB + 16) << 20
-	for i := range snapshots {
+	newDisk := c.NewDisk
+	if rc.pool > 0 {
+		var err error
+		r.pool, err = c.NewPool(t.Context(), "snapshots", rc.pool)
+		must(t, err)
+		newDisk = r.pool.NewDisk
+	}
+	for i := range rc.snapshots {
 		name := fmt.Sprintf("snap%d", i)
-		_, err := c.NewDisk(lab.DiskConfig{Name: name, Size: size})
+		_, err := newDisk(lab.DiskConfig{Name: name, Size: size})
 		must(t, err)
 		must(t, os.MkdirAll(filepath.Join(luns, name), 0o755))
 	}
@@ -80,7 +97,7 @@ func newRescueOf(t *testing.T, sc siteConfig, snapshots int) *rescue {
 		dir := b.Path(filepath.Join(filepath.Dir(pluginsDir), "providers.d"))
 		must(t, os.MkdirAll(dir, 0o755))
 		must(t, os.WriteFile(filepath.Join(dir, "luns"), fmt.Appendf(nil, lunProvider, size, luns), 0o755))
-		c.configure(t, b.Host, "[backup]\nnode = \"hc-ctl\"\nprovider = \"luns\"\n")
+		c.configure(t, b.Host, "[backup]\nnode = \"hc-ctl\"\nprovider = \"luns\"\n"+rc.backup)
 		must(t, b.vc.Daemon().Stop(15))
 		_, err := b.vc.StartDaemon(t.Context())
 		must(t, err)
@@ -140,7 +157,7 @@ func (r *rescue) atMost(t *testing.T, at *beganAt) {
 	t.Helper()
 	at.most = map[string]int{}
 	for v, k := range at.checkers {
-		acked, err := k.Acked(t.Context())
+		acked, err := k.AckedNow(t.Context())
 		must(t, err)
 		at.most[v] = acked
 	}

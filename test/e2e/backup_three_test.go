@@ -57,7 +57,7 @@ const slow = "512K"
 // newKinds makes a rescue whose guest has disks of all kinds, one of them half hydrated. They are backed up in this order.
 func newKinds(t *testing.T, raw int64, order ...string) *rescue {
 	t.Helper()
-	r := newRescueOf(t, siteConfig{volumes: order, made: kinds(raw), slots: 2048}, len(order))
+	r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: order, made: kinds(raw), slots: 2048}, snapshots: len(order)})
 	r.on().run(t, "hydrate", "start", half, "--rate", "4M")
 	r.on().await(t, half, "half hydrated", func(s *api.VolumeStatus) bool {
 		return s != nil && s.Engine != nil && s.Engine.Hydration.Done >= s.Engine.Hydration.Total/2
@@ -82,8 +82,10 @@ func (r *rescue) limit(t *testing.T, rate string, end syscall.Signal) {
 func (r *rescue) cut(t *testing.T) (job string, at beganAt) {
 	t.Helper()
 	at = r.begins(t)
+	began := time.Now()
 	s, err := r.on().daemon().Backup(t.Context(), api.BackupRequest{Domain: "g1", Quiesce: api.QuiesceOff})
 	must(t, err)
+	r.lasted = time.Since(began)
 	r.atMost(t, &at)
 	return s.Job, at
 }

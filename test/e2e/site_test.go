@@ -38,8 +38,9 @@ type siteConfig struct {
 	program string   // "" for the one under test
 	hosts   []string // nil for two
 	volumes []string
-	made    maker // of their stores
-	slots   int   // of each volume that a crossing's guest writes; 0 for fewSlots
+	made    maker           // of their stores
+	guest   lab.GuestConfig // what it has beside its volumes
+	slots   int             // of each volume that a crossing's guest writes; 0 for fewSlots
 }
 
 // maker makes a volume's store on its disk.
@@ -87,8 +88,10 @@ func newSiteOf(t *testing.T, sc siteConfig) *site {
 	for _, v := range sc.volumes {
 		sc.made(t, s, v)
 	}
-	metadata := `<virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0">` + wants.String() + `</virtcow:disks>`
-	if s.guest, err = a.Define(t.Context(), lab.GuestConfig{Name: "g1", Metadata: metadata}); err != nil {
+	guest := sc.guest
+	guest.Name = "g1"
+	guest.Metadata = `<virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0">` + wants.String() + `</virtcow:disks>`
+	if s.guest, err = a.Define(t.Context(), guest); err != nil {
 		t.Fatal(err)
 	}
 	for _, b := range s.beds {
