@@ -92,6 +92,9 @@ func (c *BackupShowCmd) Run(env *Env) error {
 	fmt.Fprintf(w, "grade\t%s\nread\t%s, %s of zeros\nwritten\t%s, reused %s\n", grade, formatSize(d.Stats.Read), formatSize(d.Stats.Zero), formatSize(d.Stats.Written), formatSize(d.Stats.Reused))
 	for _, disk := range m.Disks {
 		fmt.Fprintf(w, "disk %s\t%s, volume %s at %s\n", disk.Target, formatSize(disk.Size), disk.Volume, disk.Store.Address)
+		if disk.Via == "nbd" {
+			fmt.Fprintf(w, "\tread over the network: %s\n", disk.Why)
+		}
 	}
 	for _, left := range m.Left {
 		fmt.Fprintf(w, "without %s\t%s\n", left.Target, left.Why)

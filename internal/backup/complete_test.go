@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/reader"
 )
 
 var owner = Standing{Owned: true, Epoch: 7, Address: "hv2:16589", Name: "hv2"}
@@ -31,6 +32,7 @@ func TestAttestation(t *testing.T) {
 		{name: "no answer", now: owner, err: errAway, says: "the word of host hv2"},
 		{name: "no address", now: Standing{Owned: true, Epoch: 7, Name: "hv2"}, says: "has no address"},
 		{name: "broken in the header", look: fmt.Errorf("%w: broken", ErrGivenUp), says: "broken"},
+		{name: "broken, and why", now: owner, look: fmt.Errorf("%w: %w", ErrGivenUp, reader.ErrBroken), answer: api.PeerAttestAnswer{Open: true, Epoch: 7, Why: "no room"}, says: "host hv2 says of disk vdb: no room"},
 		{name: "unreadable", look: errAway, says: errAway.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -106,6 +108,34 @@ func TestBreaksMeanwhile(t *testing.T) {
 	if s := r.await(m.Cut, state(api.JobFailed)); !strings.Contains(s.Error, "disk vda: ") {
 		t.Error(s.Error)
 	}
+	r.awaitRemoved(&m)
+}
+
+// A snapshot that breaks ends the job while another disk is still being copied.
+func TestOtherDiskBreaks(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Look, r.config.Rate = time.Millisecond, piece // a second for each
+	r.start()
+	m := r.manifest(r.reserve(), 60, 4)
+	first, second := r.disks[m.Disks[0].UUID], r.disks[m.Disks[1].UUID]
+	second.standing = owner
+	r.answer = func(_, path string, s api.PeerSnapshot) (any, error) {
+		if path == api.PathPeerAttest && s.Snapshot == m.Disks[1].Snapshot {
+			return api.PeerAttestAnswer{Open: true, Epoch: 7, Why: "no room"}, nil
+		}
+		return nil, nil
+	}
+	r.begin(&m)
+	if s := r.await(m.Cut, state(api.JobFailed)); !strings.Contains(s.Error, "disk vdb: ") || !strings.Contains(s.Error, "no room") {
+		t.Error(s.Error)
+	}
+	first.mu.Lock()
+	if first.reads[59*piece] != 0 {
+		t.Error("the first disk was copied to its end")
+	}
+	first.mu.Unlock()
 	r.awaitRemoved(&m)
 }
 

@@ -31,10 +31,17 @@ type record struct {
 	Ended    int64              `json:"ended,omitempty"`
 	Manifest *api.Manifest      `json:"manifest,omitempty"`
 	Rate     int64              `json:"rate,omitempty"`
+	Via      []via              `json:"via,omitempty"`      // how each disk was read last
 	Removed  []string           `json:"removed,omitempty"`  // snapshots that are gone
 	LeftOver bool               `json:"leftOver,omitempty"` // owners and archive were asked for long enough: it is theirs to remove what is stale
 	Stored   bool               `json:"stored,omitempty"`   // the archive may have what was copied, though nothing comes of it
 	Progress progress           `json:"progress"`           // at the end
+}
+
+// via is how a disk is read: api.JobDisk's Via and Why.
+type via struct {
+	Via string `json:"via"`
+	Why string `json:"why,omitempty"`
 }
 
 // progress is how far a job is, as of its last checkpoint.
@@ -45,6 +52,7 @@ type progress struct {
 	Read   int64   `json:"read"`
 	Zero   int64   `json:"zero"`
 	Stats
+	Owners map[string]string `json:"owners,omitempty"` // by snapshot, of disks that are pulled: the last address; never changed, only replaced
 }
 
 func (r *record) ended() bool {

@@ -33,6 +33,11 @@ func TestBackup(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, b, err)
 		}
 	}
+	r.stop()
+	r.start()
+	if after := r.await(m.Cut, state(api.JobDone)); after.Disks[1].Via != "lun" {
+		t.Errorf("after a restart: %+v", after)
+	}
 	var kept api.Manifest
 	b, _ := os.ReadFile(filepath.Join(r.shelf.dir, s.Backup, "manifest"))
 	if err := json.Unmarshal(b, &kept); err != nil || len(kept.Files) != 2 || kept.Files["nvram"] != nil || kept.XML != m.XML {

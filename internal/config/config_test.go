@@ -105,6 +105,7 @@ func TestParseRefuses(t *testing.T) {
 		{"[image_node]\nlisten = \"\"", "nothing to listen at", 2},
 		{"[image_node]\ndevices = [\"/dev/sd*\"]", "another disk after the next boot", 2},
 		{"[image_node]\nfolders = [\"x\"]", "must be an absolute path", 2},
+		{"[image_node]\nmetrics = \"9789\"", "must be ADDRESS:PORT", 2},
 		{"[image_node]\nrate = \"fast\"", "bytes a second, such as 200M", 2},
 		{"[archive]\nuri = \"/a\"\npassphrase_file = \"x\"", "must be an absolute path", 3},
 		{"[metrics]\nlisten = \"9788\"", "must be ADDRESS:PORT", 2},

@@ -97,6 +97,9 @@ func (v *validation) backup(b Backup, m Migration) {
 	if b.Pool != "" && b.Provider != "" {
 		v.add("backup.pool", "is %q, and backup.provider is %q: give one of them", b.Pool, b.Provider)
 	}
+	if _, _, err := b.Ports(); err != nil {
+		v.add("backup.pull_ports", "%v", err)
+	}
 	if b.Node == "" {
 		return
 	}
@@ -126,6 +129,7 @@ func (v *validation) imageNode(n ImageNode) {
 	for _, g := range n.Devices {
 		v.glob("image_node.devices", g)
 	}
+	v.listen("image_node.metrics", n.Metrics)
 	if n.Rate != "" && !rate.MatchString(n.Rate) {
 		v.add("image_node.rate", "is %q, but must be bytes a second, such as 200M", n.Rate)
 	}

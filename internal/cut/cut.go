@@ -41,7 +41,7 @@ var (
 	// ErrElsewhere is for an Engines: another host has the volume.
 	ErrElsewhere = errors.New("another host has the volume")
 	// ErrCrash says that the grade would be crash, and better was required.
-	ErrCrash = errors.New("the guest's file systems were not frozen for the cut, as --quiesce=require wants")
+	ErrCrash = errors.New("the backup would be no better than after a power cut, and --quiesce=require wants more")
 )
 
 // Engine is one volume's engine; an *api.Engine is one.

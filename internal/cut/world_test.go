@@ -71,6 +71,8 @@ type volume struct {
 	grants    time.Duration // one is opened for so long once a snapshot was added
 	opens     int
 	breaks    bool
+	clients   int
+	leave     bool // they leave before the cut
 }
 
 type guest struct {
@@ -319,7 +321,7 @@ func (e engine) do(ctx context.Context, what string, f func() error) (*api.Engin
 }
 
 func (v *volume) status() *api.EngineStatus {
-	s := &api.EngineStatus{ControlVersion: 4, Volume: v.name, UUID: v.id}
+	s := &api.EngineStatus{ControlVersion: 4, Volume: v.name, UUID: v.id, Connections: v.clients}
 	for _, entry := range v.stack {
 		s.Stack = append(s.Stack, *entry)
 	}
@@ -358,6 +360,9 @@ func (e engine) Cut(ctx context.Context, r api.CutRequest) (*api.EngineStatus, e
 			return errors.New("a grant is open")
 		case v.cut != "" || len(v.stack) == 0:
 			return errors.New("not now")
+		}
+		if v.leave {
+			v.clients = 0
 		}
 		v.cut, v.since, v.deadline = r.Cut, time.Now(), time.Now().Add(time.Duration(r.DeadlineMillis)*time.Millisecond)
 		return nil

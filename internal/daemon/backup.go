@@ -24,6 +24,8 @@ type BackupConfig struct {
 	Provider string      // instead
 
 	Hold, FreezeTimeout, FrozenFor time.Duration // see cut.Request
+
+	Pull PullConfig
 }
 
 var errNoBackups = bad("no backups here: [backup] node in the configuration names no image node, or [migration] listen is empty")
@@ -108,6 +110,7 @@ func (d *Daemon) backUp(ctx context.Context, b *backup) (*api.JobStatus, error) 
 	b.job = job.Job
 	log := d.log.With().Str("job", b.job).Str("domain", p.domain.Name).Logger()
 	d.newBackup(p.domain, api.BackupStatus{Job: b.job, State: api.JobReserved, Begun: now})
+	d.writesBefore(ctx, p.domain.UUID, p.volumes())
 	began := time.Now()
 	r, err := d.cutter.Make(ctx, d.cutRequest(b))
 	var manifest *api.Manifest
@@ -190,9 +193,7 @@ func (d *Daemon) reserve(ctx context.Context, p *backupPlan) (*api.JobStatus, er
 	r := api.ReserveRequest{
 		Domain: p.domain.Name, UUID: p.domain.UUID.String(), Host: d.config.Peers.Self().HostName, Address: d.config.Peers.Address(),
 	}
-	for _, disk := range p.disks {
-		r.Volumes = append(r.Volumes, disk.uuid)
-	}
+	r.Volumes = p.volumes()
 	var s api.JobStatus
 	if err := d.askNode(ctx, api.PathNodeReserve, r, &s); err != nil {
 		return nil, fmt.Errorf("backup of %s: %w", p.domain.Name, err)

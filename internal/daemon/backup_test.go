@@ -18,6 +18,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/nbd"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
 
@@ -202,6 +203,7 @@ func (d *Daemon) clean(t *testing.T) {
 
 func TestBackup(t *testing.T) {
 	d, n, a := newBackupDaemon(t)
+	d.writeTo(t, "one", 3)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g", Quiesce: api.QuiesceRequire})
 	if err != nil || s.State != api.JobCopying {
 		t.Fatalf("%+v, %v", s, err)
@@ -241,12 +243,32 @@ func TestBackup(t *testing.T) {
 			t.Errorf("%+v", note)
 		}
 	}
+	d.writeTo(t, "one", 2)
+	d.writeTo(t, "two", 5)
 	n.end(s.Job, api.JobDone)
 	d.clean(t)
 	eventually(t, "the success is noted", func() bool { return d.backupStatuses()[0].LastSuccess == 1700000000 })
+	if b := d.backupStatuses()[0]; b.WritesBefore.Writes != 3 || b.WritesDuring.Writes != 7 || b.WritesDuring.MeanMicros == 0 || b.WritesDuring.P99Micros == 0 {
+		t.Errorf("the guest's writes: %+v, then %+v", b.WritesBefore, b.WritesDuring)
+	}
 	// The next daemon knows it too.
 	if err := d.loadBackups(); err != nil || d.backupStatuses()[0].LastSuccess != 1700000000 {
 		t.Errorf("%+v, %v", d.backupStatuses(), err)
+	}
+}
+
+// writeTo writes to a volume that many times.
+func (d *Daemon) writeTo(t *testing.T, volume string, times int) {
+	t.Helper()
+	c, err := nbd.Dial(t.Context(), "nbd+unix:///"+volume+"?socket="+d.socketPath(volume), nbd.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range times {
+		if _, err := c.WriteAt(make([]byte, 4096), int64(i)*4096); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -282,7 +304,9 @@ func TestBackupFails(t *testing.T) {
 		}
 	}
 	a.freeze = libvirtx.ErrAgentHangs
-	fails("a freeze that was not answered", "were not frozen for the cut")
+	fails("a freeze that was not answered", "--quiesce=require wants")
+	a.freeze = libvirtx.ErrHook // nothing is frozen, and hooks before the one that failed have done their part
+	fails("a freeze hook that failed", "freeze hook failed")
 	a.freeze = nil
 
 	n.refuse = &api.RemoteError{Code: http.StatusConflict, Message: "it is failed"}

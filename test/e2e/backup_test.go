@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/test/lab"
@@ -17,9 +18,10 @@ import (
 // rescue is a crossing whose guest is backed up by a third host: it has no guest, and sees all disks.
 type rescue struct {
 	*crossing
-	node    *bed         // the image node
-	process *lab.Process // it
-	pool    *lab.Pool    // that the disks for snapshots are in; nil: none
+	node    *bed          // the image node
+	process *lab.Process  // it
+	pool    *lab.Pool     // that the disks for snapshots are in; nil: none
+	lasted  time.Duration // the last cut, until the image node had the job
 }
 
 // passphrase of the archive; it is nobody's secret.

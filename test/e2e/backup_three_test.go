@@ -82,8 +82,10 @@ func (r *rescue) limit(t *testing.T, rate string, end syscall.Signal) {
 func (r *rescue) cut(t *testing.T) (job string, at beganAt) {
 	t.Helper()
 	at = r.begins(t)
+	began := time.Now()
 	s, err := r.on().daemon().Backup(t.Context(), api.BackupRequest{Domain: "g1", Quiesce: api.QuiesceOff})
 	must(t, err)
+	r.lasted = time.Since(began)
 	r.atMost(t, &at)
 	return s.Job, at
 }

@@ -125,10 +125,11 @@ func (s *shelf) damage(t *testing.T) {
 var errKilled = errors.New("killed")
 
 // strace restores the guest with a signal at the first of these calls about a path.
-func (s *shelf) strace(t *testing.T, path, call, signal string) (string, error) {
+func (s *shelf) strace(t *testing.T, path, call, signal string, flags ...string) (string, error) {
 	t.Helper()
-	cmd := s.Command(t.Context(), "strace", "-f", "-qq", "-o", "/dev/null", "-P", path, "-e", "trace="+call, "-e", "inject="+call+":signal="+signal,
-		filepath.Join(filepath.Dir(program), "virt-cow-full"), "restore", "domain", s.backup)
+	args := []string{"-f", "-qq", "-o", "/dev/null", "-P", path, "-e", "trace=" + call, "-e", "inject=" + call + ":signal=" + signal,
+		filepath.Join(filepath.Dir(program), "virt-cow-full"), "restore", "domain", s.backup}
+	cmd := s.Command(t.Context(), "strace", append(args, flags...)...)
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
 		t.Fatal(err)
@@ -149,6 +150,7 @@ func TestRestoreKilled(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	s.assertNothing(t, "g1")
+	s.killOverDevice(t)
 	for i, k := range []struct{ path, call string }{
 		{intent + ".new", "fsync"},
 		{images + "g1-vda.raw.part", "openat"},
@@ -193,4 +195,30 @@ func TestRestoreKilled(t *testing.T) {
 		s.assertWhole(t, "g1")
 		s.forget(t, "g1")
 	}
+}
+
+// killOverDevice: a device whose restore was killed has no boot sector, until the next has made it whole.
+func (s *shelf) killOverDevice(t *testing.T) {
+	t.Helper()
+	lun := s.file(t, "lun", strings.Repeat("old.", shelfDisk/2))
+	device, err := s.site.NewDisk(lab.DiskConfig{Name: "lun", File: lun})
+	must(t, err)
+	flags := []string{"--disk", "vda=" + device.Path, "--force"}
+	if out, err := s.strace(t, device.Path, "fdatasync", "KILL", flags...); !errors.Is(err, errKilled) {
+		t.Fatal(err, out)
+	}
+	if got, err := os.ReadFile(lun); err != nil || !bytes.Equal(got[:1<<20], make([]byte, 1<<20)) {
+		t.Errorf("half restored, its first MiB has %q: %v", got[:8], err)
+	}
+	o := s.restoreDomain(t, s.backup, flags...)
+	if got, err := os.ReadFile(lun); err != nil || !bytes.Equal(got[:shelfDisk], s.disks["vda"]) {
+		t.Errorf("the device is not whole: %q %v", got[:8], err)
+	}
+	s.virsh(t, "undefine", "--nvram", "g1")
+	for _, d := range o.Disks {
+		s.run(t, "volume", "delete", d.Volume)
+	}
+	must(t, os.Remove(s.Path(o.Disks[1].Path)))
+	must(t, os.RemoveAll(s.Path("/var/lib/libvirt/swtpm/"+o.UUID)))
+	s.assertNothing(t, "g1")
 }
