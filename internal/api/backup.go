@@ -71,7 +71,7 @@ type BackupRequest struct {
 	Exclude      []string `json:"exclude,omitempty"`      // targets of disks to leave out
 	LeaveForeign bool     `json:"leaveForeign,omitempty"` // leave out what can't be backed up; else it is refused
 	ChunkSize    int64    `json:"chunkSize,omitempty"`    // bytes, of the snapshots of linear volumes; 0: the volume's
-	WaitSeconds  int64    `json:"waitSeconds,omitempty"`  // for a migration to end, at most; 0: ten minutes
+	WaitSeconds  int64    `json:"waitSeconds,omitempty"`  // for a migration to end, MaxWait at most; 0: ten minutes
 
 	// Where snapshot stores are made; by default where the configuration says.
 	Folder   string `json:"folder,omitempty"`   // absolute path
@@ -131,7 +131,12 @@ type ReserveRequest struct {
 	Host    string   `json:"host"`    // host name of the one that asks
 	Address string   `json:"address"` // of its daemon, for other hosts
 	Volumes []string `json:"volumes"` // UUIDs
+
+	WaitSeconds int64 `json:"waitSeconds,omitempty"` // that the cut may wait for a migration, besides what it takes; MaxWait at most
 }
+
+// MaxWait is how long a cut may wait for a migration to end, at most, in seconds.
+const MaxWait = 24 * 60 * 60
 
 // StartRequest hands over what the cut made.
 type StartRequest struct {

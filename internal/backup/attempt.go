@@ -208,8 +208,10 @@ func (c *copying) open(ctx context.Context, a Archive) error {
 	if err := c.resume(ctx, a); err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
-	if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 {
-		return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+	for i := range c.manifest.Disks {
+		if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 || c.at.Pieces[i] > c.pieces(i) {
+			return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+		}
 	}
 	c.job.count(&c.at)
 	for _, d := range c.manifest.Disks {

@@ -136,7 +136,7 @@ func (n *Node) expire() {
 	n.mu.Lock()
 	var late []*job
 	for _, j := range n.jobs {
-		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)) > n.config.Reserve {
+		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)) > n.mayTake(&j.rec) {
 			late = append(late, j)
 		}
 	}
@@ -146,12 +146,17 @@ func (n *Node) expire() {
 			if r.State != api.JobReserved {
 				return ErrState
 			}
-			return end(api.JobFailed, fmt.Errorf("host %s has handed over no cut within %s", r.Reserve.Host, n.config.Reserve))(r)
+			return end(api.JobFailed, fmt.Errorf("host %s has handed over no cut within %s", r.Reserve.Host, n.mayTake(r)))(r)
 		})
 		if err != nil && !errors.Is(err, ErrState) {
 			j.log.Error().Err(err).Msg("can't be ended")
 		}
 	}
+}
+
+// mayTake is how long the cut of a reserved job may take.
+func (n *Node) mayTake(r *record) time.Duration {
+	return n.config.Reserve + time.Duration(r.Reserve.WaitSeconds)*time.Second
 }
 
 // prune forgets the oldest jobs that are all over, but for the last that was done of each domain.

@@ -122,6 +122,9 @@ func (n *Node) pull(ctx context.Context, j *job, d *api.ManifestDisk, address st
 	defer cancel()
 	p := &pulled{node: n, job: j, disk: d, address: address, ask: api.PeerPull{PeerSnapshot: j.snapshot(d), Size: d.Size}}
 	a, err := p.call(ctx, api.PathPeerPull, p.ask)
+	if remote := new(api.RemoteError); errors.As(err, &remote) && remote.Older {
+		return nil, fmt.Errorf("its virt-cow is of a version that exports nothing: upgrade it: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -135,8 +136,16 @@ func (v *validation) imageNode(n ImageNode) {
 	}
 }
 
+// archivePlace is how an archive's place begins; what follows is looked at by who opens it.
+var archivePlace = regexp.MustCompile(`^(/|file:///|kopia:///|s3://[^/?]+)`)
+
 func (v *validation) archive(a Archive) {
 	if a.URI != "" {
+		if u, err := url.Parse(a.URI); err == nil && u.User != nil {
+			v.add("archive.uri", "has a name or a password in it: they go into archive.credentials_file")
+		} else if !archivePlace.MatchString(a.URI) {
+			v.add("archive.uri", "is %q, but must be a folder's absolute path, s3://BUCKET/PREFIX?endpoint=HOST:PORT, or kopia:///FILE", a.URI)
+		}
 		v.path("archive.passphrase_file", a.PassphraseFile)
 	}
 	if a.CredentialsFile != "" {

@@ -386,11 +386,12 @@ func TestBackupRefused(t *testing.T) {
 	}
 }
 
-// A volume that no domain has is opened for its cut, and closed again with its snapshot in the stack.
+// A volume that no domain has is opened for its cut, and closed again with its snapshot in the stack; that is taken out without an
+// engine, which would not open the volume when the snapshot's store is lost.
 func TestBackupOfAVolume(t *testing.T) {
 	d, n, _ := newBackupDaemon(t)
 	d.create(t, "alone")
-	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone"})
+	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone", OnError: api.BreakGuestWrite})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -402,6 +403,9 @@ func TestBackupOfAVolume(t *testing.T) {
 	h, err := d.inventory.Header(t.Context(), m.Disks[0].Store.Address)
 	if err != nil || h.Owner != nil || len(h.Stack) != 1 || h.Stack[0].State != api.SnapshotActive {
 		t.Fatalf("%+v, %v", h, err)
+	}
+	if err := os.Remove(m.Disks[0].Saves.Address); err != nil {
+		t.Fatal(err)
 	}
 	n.end(s.Job, api.JobDone)
 	eventually(t, "its snapshot is gone", func() bool {
