@@ -347,7 +347,7 @@ func TestBackupRefused(t *testing.T) {
 		code int
 		says []string
 	}{
-		{api.BackupRequest{Domain: "g"}, 409, []string{"disk vdc: file /x.img", "disk vdd: block /dev/x is shareable", "--exclude"}},
+		{api.BackupRequest{Domain: "g"}, 422, []string{"disk vdc: file /x.img", "disk vdd: block /dev/x is shareable", "--exclude"}},
 		{api.BackupRequest{Domain: "h"}, 404, []string{"h"}},
 		{api.BackupRequest{Domain: "g", Exclude: []string{"vdz"}}, 400, []string{"vdz"}},
 		{api.BackupRequest{}, 400, []string{"a domain or a volume"}},
@@ -358,7 +358,7 @@ func TestBackupRefused(t *testing.T) {
 		{api.BackupRequest{Domain: "g", Pool: "a", Folder: "/b"}, 400, []string{"one of them"}},
 		{api.BackupRequest{Volume: "three"}, 404, []string{"three"}},
 		{api.BackupRequest{Volume: "../three"}, 400, []string{"three"}},
-		{api.BackupRequest{Domain: "g", Exclude: []string{"vda", "vdb", "vdc", "vdd"}}, 409, []string{"no disk of virt-cow"}},
+		{api.BackupRequest{Domain: "g", Exclude: []string{"vda", "vdb", "vdc", "vdd"}}, 422, []string{"no disk of virt-cow"}},
 	} {
 		_, err := d.Backup(t.Context(), c.r)
 		if err == nil || httpStatus(err) != c.code {
