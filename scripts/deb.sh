@@ -1,5 +1,5 @@
 #!/bin/sh
-# Packs bin/virt-cow and all that belongs to it into a Debian package, with dpkg-deb.
+# Packs bin/virt-cow, bin/virt-cow-full and all that belongs to them into a Debian package, with dpkg-deb.
 #
 #   scripts/deb.sh [VERSION [FOLDER]]   default: what git says, bin
 #
@@ -13,7 +13,7 @@ out=${2:-bin}
 say() { echo "deb: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-[ -x bin/virt-cow ] || die "no bin/virt-cow: run make build"
+[ -x bin/virt-cow ] && [ -x bin/virt-cow-full ] || die "no bin/virt-cow or bin/virt-cow-full: run make build"
 command -v dpkg-deb >/dev/null || die "no dpkg-deb: this needs a Debian or Ubuntu"
 
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}

@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -6,16 +8,6 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/archive"
 )
-
-// ArchiveCmd is about the archive.
-type ArchiveCmd struct {
-	Create   ArchiveCreateCmd   `cmd:"" help:"Make the archive that the configuration names."`
-	Check    ArchiveCheckCmd    `cmd:"" help:"Open the archive, and say what is wrong if that fails."`
-	Maintain ArchiveMaintainCmd `cmd:"" help:"Give back the room of what no backup has any more."`
-}
-
-// ArchiveCreateCmd makes the archive.
-type ArchiveCreateCmd struct{}
 
 // Run makes it. One that is there already stays, and is an error.
 func (c *ArchiveCreateCmd) Run(env *Env) error {
@@ -29,9 +21,6 @@ func (c *ArchiveCreateCmd) Run(env *Env) error {
 	fmt.Fprintf(env.Stderr, "archive %s is made. Keep a copy of %s elsewhere: without it nobody ever reads a backup again.\n", where.URI, where.PassphraseFile)
 	return nil
 }
-
-// ArchiveCheckCmd opens the archive.
-type ArchiveCheckCmd struct{}
 
 // Run says how many backups are there.
 func (c *ArchiveCheckCmd) Run(env *Env) error {
@@ -55,12 +44,6 @@ func (c *ArchiveCheckCmd) Run(env *Env) error {
 	return nil
 }
 
-// ArchiveMaintainCmd maintains the archive.
-type ArchiveMaintainCmd struct {
-	Full     bool `help:"Give back room too, whatever the schedule says."`
-	TakeOver bool `help:"Do it though another host did so far: that one must not do it any more."`
-}
-
 // Run maintains it.
 func (c *ArchiveMaintainCmd) Run(env *Env) error {
 	a, err := openArchive(env)
@@ -72,5 +55,15 @@ func (c *ArchiveMaintainCmd) Run(env *Env) error {
 	if c.Full {
 		how = archive.UpkeepFull
 	}
-	return a.Maintain(env.Context, how, c.TakeOver)
+	began := time.Now()
+	done, err := a.Maintain(env.Context, how, c.TakeOver)
+	switch {
+	case err != nil:
+		return err
+	case done == archive.UpkeepNone:
+		fmt.Fprintln(env.Stderr, "nothing is due: --full does all of it now")
+	default:
+		fmt.Fprintf(env.Stderr, "archive maintained, %s, in %s\n", done, time.Since(began).Round(100*time.Millisecond))
+	}
+	return nil
 }

@@ -36,7 +36,7 @@ type BackupFlags struct {
 	Hooks    bool          `help:"The guest has freeze hooks for its databases: then the grade may be app."`
 	OnError  string        `help:"What gives way where the guest's old data can't be saved in time: the snapshot, or the guest's write." enum:"break-snapshot,break-guest-write" default:"break-snapshot"`
 	Rate     Size          `help:"Limit of copying, bytes a second; the image node's by default." placeholder:"SIZE"`
-	Wait     time.Duration `help:"How long to wait for a migration to end." default:"10m" placeholder:"TIME"`
+	Wait     time.Duration `help:"How long to wait for a migration to end, a day at most." default:"10m" placeholder:"TIME"`
 	NoWait   bool          `help:"Return as soon as the image node has the job."`
 	Folder   string        `help:"Where the snapshot's stores are made." type:"path" placeholder:"DIR"`
 	Pool     string        `help:"Storage pool of libvirt that the snapshot's stores are made in." placeholder:"POOL"`
@@ -82,25 +82,6 @@ func (c *BackupVolumeCmd) Run(env *Env) error {
 	r := c.request()
 	r.Volume = c.Volume
 	return c.run(env, r)
-}
-
-func (f *BackupFlags) run(env *Env, r api.BackupRequest) error {
-	d := api.NewDaemon(env.RunDir)
-	s, err := d.Backup(env.Context, r)
-	if err != nil {
-		return daemonError(err)
-	}
-	if f.NoWait {
-		return newJobView(env, s).print(s)
-	}
-	s, err = watchJob(env, d, s)
-	if err != nil {
-		return err
-	}
-	if s.Grade == api.GradeCrash && f.Quiesce == api.QuiesceTry {
-		return exitError{fmt.Errorf("backup %s of %s is of grade crash: the guest's file systems were not frozen for it; `virt-cow backup show %s` says why", s.Backup, s.Domain, s.Backup), exitDegraded}
-	}
-	return nil
 }
 
 // node is who knows of jobs: the image node on its own host, elsewhere the daemon, which asks it.
@@ -178,7 +159,7 @@ func (c *BackupWatchCmd) Run(env *Env) error {
 	if err != nil {
 		return daemonError(err)
 	}
-	_, err = watchJob(env, n, s)
+	_, err = watchJob(env, n, newJobView(env), s)
 	return err
 }
 
@@ -212,8 +193,8 @@ func (c *BackupCancelCmd) Run(env *Env) error {
 const jobGone = 10 * time.Minute
 
 // watchJob follows a job to its end.
-func watchJob(env *Env, n node, s *api.JobStatus) (*api.JobStatus, error) {
-	v, answered := newJobView(env, s), time.Now()
+func watchJob(env *Env, n node, v *jobView, s *api.JobStatus) (*api.JobStatus, error) {
+	answered := time.Now()
 	for {
 		if err := v.show(s); err != nil {
 			return s, err

@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -10,11 +12,6 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/archive"
 )
-
-// BackupListCmd lists backups.
-type BackupListCmd struct {
-	Domain string `arg:"" optional:"" help:"Only this domain's." complete:"domain"`
-}
 
 // backupLine is a line of the list. Sizes are bytes.
 type backupLine struct {
@@ -59,12 +56,6 @@ func (c *BackupListCmd) Run(env *Env) error {
 	return w.Flush()
 }
 
-// BackupShowCmd shows a backup.
-type BackupShowCmd struct {
-	Backup string `arg:"" help:"The backup's id, as list prints it."`
-	XML    bool   `help:"Print the domain's definition as it was, and nothing else." name:"xml"`
-}
-
 // shownBackup is a backup with what it holds.
 type shownBackup struct {
 	backupLine
@@ -101,6 +92,9 @@ func (c *BackupShowCmd) Run(env *Env) error {
 	fmt.Fprintf(w, "grade\t%s\nread\t%s, %s of zeros\nwritten\t%s, reused %s\n", grade, formatSize(d.Stats.Read), formatSize(d.Stats.Zero), formatSize(d.Stats.Written), formatSize(d.Stats.Reused))
 	for _, disk := range m.Disks {
 		fmt.Fprintf(w, "disk %s\t%s, volume %s at %s\n", disk.Target, formatSize(disk.Size), disk.Volume, disk.Store.Address)
+		if disk.Via == "nbd" {
+			fmt.Fprintf(w, "\tread over the network: %s\n", disk.Why)
+		}
 	}
 	for _, left := range m.Left {
 		fmt.Fprintf(w, "without %s\t%s\n", left.Target, left.Why)
@@ -125,11 +119,6 @@ func details(env *Env, a *archive.Archive, id string) (*archive.Details, *api.Ma
 		return nil, nil, fmt.Errorf("backup %s: its manifest has version %d, which a newer virt-cow wrote", id, m.Version)
 	}
 	return d, &m, nil
-}
-
-// BackupVerifyCmd verifies a backup.
-type BackupVerifyCmd struct {
-	Backup string `arg:"" help:"The backup's id, as list prints it."`
 }
 
 // Run reads and hashes all of it. Exit code 5 if something is damaged.
@@ -174,12 +163,6 @@ func (c *BackupVerifyCmd) Run(env *Env) error {
 		return exitError{err, exitVerify}
 	}
 	return nil
-}
-
-// BackupDeleteCmd deletes a backup.
-type BackupDeleteCmd struct {
-	Backup string `arg:"" help:"The backup's id, as list prints it."`
-	Yes    bool   `help:"Don't ask."`
 }
 
 // Run deletes it.

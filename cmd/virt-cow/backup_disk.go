@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -13,14 +15,8 @@ import (
 	"github.com/virt-cow/virt-cow/internal/archive"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/nbd"
+	"github.com/virt-cow/virt-cow/internal/restore"
 )
-
-// DiskFlags name a disk of a backup.
-type DiskFlags struct {
-	Backup  string `arg:"" help:"The backup's id, as list prints it."`
-	Disk    string `arg:"" help:"The disk as the guest had it, such as vda."`
-	SkipBad bool   `help:"Take zeros for what is damaged in the archive, and say where; else it is an error."`
-}
 
 // open opens the disk for reading.
 func (f *DiskFlags) open(env *Env) (*backupDisk, error) {
@@ -28,28 +24,40 @@ func (f *DiskFlags) open(env *Env) (*backupDisk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &backupDisk{archive: a}
+	d, err := openDisk(env, a, f.Backup, f.Disk, f.SkipBad)
+	if err != nil {
+		return nil, errors.Join(err, a.Close(env.Context))
+	}
+	d.archive = a
+	return d, nil
+}
+
+// openDisk opens a disk in an archive that stays open.
+func openDisk(env *Env, a *archive.Archive, id, disk string, skipBad bool) (*backupDisk, error) {
+	d := &backupDisk{}
 	var o archive.DiskOptions
-	if f.SkipBad {
+	if skipBad {
 		o.SkipBad = func(bad archive.Damage) {
 			d.bad++
 			fmt.Fprintf(env.Stderr, "%s: zeros instead\n", bad)
 		}
 	}
-	if d.Device, err = a.OpenDisk(env.Context, f.Backup, f.Disk, o); err != nil {
-		return nil, errors.Join(err, a.Close(env.Context))
-	}
-	return d, nil
+	var err error
+	d.Device, err = a.OpenDisk(env.Context, id, disk, o)
+	return d, err
 }
 
-// backupDisk is a disk of a backup, with the archive under it.
+// backupDisk is a disk of a backup.
 type backupDisk struct {
 	blockdev.Device
-	archive *archive.Archive
-	bad     int // times that zeros were taken for what is damaged
+	archive *archive.Archive // closed with it; nil for one that is somebody else's
+	bad     int              // times that zeros were taken for what is damaged
 }
 
 func (d *backupDisk) Close() error {
+	if d.archive == nil {
+		return d.Device.Close()
+	}
 	return errors.Join(d.Device.Close(), d.archive.Close(context.Background()))
 }
 
@@ -81,12 +89,6 @@ func (d *backupDisk) serve(ctx context.Context, env *Env, path string) error {
 	return err
 }
 
-// BackupServeCmd serves a disk of a backup.
-type BackupServeCmd struct {
-	DiskFlags
-	Socket string `help:"Unix socket to serve NBD on." type:"path" required:"" placeholder:"PATH"`
-}
-
 // Run serves until SIGTERM or SIGINT.
 func (c *BackupServeCmd) Run(env *Env) error {
 	d, err := c.open(env)
@@ -99,14 +101,6 @@ func (c *BackupServeCmd) Run(env *Env) error {
 		return err
 	}
 	return d.degraded()
-}
-
-// BackupExportCmd writes an image file.
-type BackupExportCmd struct {
-	DiskFlags
-	File     string `arg:"" help:"The file to write." type:"path"`
-	Format   string `help:"raw, or qcow2 by means of qemu-img." enum:"raw,qcow2" default:"raw"`
-	Compress bool   `help:"Compress the clusters of a qcow2 image."`
 }
 
 // Run writes the image under another name, and gives it its own once it is whole.
@@ -142,8 +136,8 @@ func (c *BackupExportCmd) qcow2(env *Env, d *backupDisk) error {
 	socket := filepath.Join(dir, "nbd")
 	served := make(chan error, 1)
 	go func() { served <- d.serve(ctx, env, socket) }()
-	part := c.File + partSuffix
-	f, err := createPart(part) // qemu-img keeps its permissions
+	part := c.File + restore.PartSuffix
+	f, err := restore.CreatePart(part) // qemu-img keeps its permissions
 	if err != nil {
 		return err
 	}
@@ -171,5 +165,5 @@ func (c *BackupExportCmd) qcow2(env *Env, d *backupDisk) error {
 	if err := <-served; err != nil {
 		return errors.Join(err, os.Remove(part))
 	}
-	return whole(part, c.File)
+	return restore.Whole(part, c.File)
 }

@@ -163,72 +163,9 @@ func TestKilledUnderWrites(t *testing.T) {
 			b.clone("c.vcow", "m.raw", "--chunk", "64K")
 			for round := range 4 {
 				s := b.serve("c.vcow", flags...)
-				const writers = 4
-				type last struct {
-					off  int
-					data []byte
-				}
-				ended := make(chan last, writers)
-				for n := range writers {
-					dev := s.dial()
-					part := model[n*2*mib : (n+1)*2*mib] // each has its own part
-					go func() {
-						for i := uint64(0); ; i++ {
-							seed := uint64(round)<<32 | uint64(n)<<24 | i
-							r := noise(seed, 16)
-							length := 512 * (1 + int(r[0])%64)
-							off := (int(r[1])<<8 | int(r[2])) * 512 % (len(part) - length) &^ 511
-							w := noise(seed+1, length)
-							var err error
-							if i%5 == 4 {
-								clear(w)
-								err = dev.WriteZeroes(int64(n*2*mib+off), int64(length), i%2 == 0)
-							} else {
-								_, err = dev.WriteAt(w, int64(n*2*mib+off))
-							}
-							if err != nil {
-								ended <- last{n*2*mib + off, w}
-								return
-							}
-							copy(part[off:], w)
-							if i%16 == 15 && dev.Flush() != nil {
-								ended <- last{}
-								return
-							}
-						}
-					}()
-				}
-				eventually(t, "writes", func() bool { return s.status().IO.Writes > uint64(100+50*round) })
-				s.kill()
-				// Before there is a new engine: a client that had nothing under way would go on with that one.
-				var lasts []last
-				for range writers {
-					lasts = append(lasts, <-ended)
-				}
+				lasts := s.killedUnder(model, round)
 				s = b.serve("c.vcow", flags...)
-				dev := s.dial()
-				got := make([]byte, len(model))
-				for off := 0; off < len(got); off += mib {
-					if _, err := dev.ReadAt(got[off:off+mib], int64(off)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				for _, l := range lasts {
-					for at := 0; at < len(l.data); at += 512 {
-						where := l.off + at
-						if bytes.Equal(got[where:where+512], l.data[at:at+512]) {
-							copy(model[where:], l.data[at:at+512])
-						}
-					}
-				}
-				if !bytes.Equal(got, model) {
-					for i := range got {
-						if got[i] != model[i] {
-							t.Fatalf("round %d: byte %d (sector %d) is not what was acknowledged", round, i, i/512)
-						}
-					}
-				}
-				dev.Close()
+				s.holdsAll(model, lasts)
 				if round%2 == 0 {
 					s.kill()
 				} else {

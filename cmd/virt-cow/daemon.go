@@ -100,6 +100,12 @@ func backupConfig(c config.Config) (daemon.BackupConfig, error) {
 	if err == nil {
 		b.Hosts, err = peer.ParseHosts(c.Migration.Hosts)
 	}
+	if err == nil && c.Migration.Listen != "" {
+		b.Pull.Files = c.Migration.Files()
+		if b.Pull.Listen, _, err = peer.ParseListen(c.Migration.Listen); err == nil {
+			b.Pull.From, b.Pull.To, err = c.Backup.Ports()
+		}
+	}
 	return b, err
 }
 

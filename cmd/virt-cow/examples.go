@@ -50,6 +50,11 @@ var examples = map[string][]string{
 		"virt-cow backup export 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda web1.raw",
 		"virt-cow backup export 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda web1.qcow2 --format qcow2 --compress",
 	},
+	"restore domain": {
+		"virt-cow restore domain 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 --as web1-copy",
+		"virt-cow restore domain 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 --keep-identity --disk vda=/dev/disk/by-id/wwn-0x5000c500a0b1c2d3 --force",
+	},
+	"restore clean": {"virt-cow restore clean web1-copy"},
 	"restore disk": {
 		"virt-cow restore disk 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda /srv/vm/web1.raw",
 		"virt-cow restore disk 8c5f1e7a9b3d4c2f6a0e1d2c3b4a5968 vda /dev/disk/by-id/wwn-0x5000c500a0b1c2d3 --force",
@@ -83,6 +88,9 @@ var examples = map[string][]string{
 	"store claims": {
 		"virt-cow store claims /dev/disk/by-id/wwn-0x5000c500a0b1c2d3",
 		"virt-cow store claims --clear 5b8c0d1e-2f3a-4b5c-8d7e-9f0a1b2c3d4e /dev/disk/by-id/wwn-0x5000c500a0b1c2d3",
+	},
+	"store break-snapshot": {
+		"virt-cow store break-snapshot /srv/vm/web1.cow 5b8c0d1e-2f3a-4b5c-8d7e-9f0a1b2c3d4e",
 	},
 	"store dump": {"virt-cow store dump /srv/vm/web1.cow"},
 	"serve":      {"virt-cow serve --hydrate --socket /run/virt-cow/web1.sock /srv/vm/web1.cow"},

@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -7,20 +9,21 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/archive"
 	"github.com/virt-cow/virt-cow/internal/backup"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/config"
+	"github.com/virt-cow/virt-cow/internal/metrics"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
-
-// ImageNodeCmd copies guests' disks into the archive.
-type ImageNodeCmd struct{}
 
 // Run runs until SIGTERM. Jobs that are not done are gone on with by the next one.
 func (c *ImageNodeCmd) Run(env *Env) error {
@@ -51,13 +54,20 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 	log := env.Log.With().Str("part", "other hosts").Logger()
 	id := peer.NewIdentity(conf.Migration.Files(), log)
 	node, err := backup.Open(backup.Config{
-		StateDir: state, Archive: backup.OpenArchive(where), Peers: &peer.Client{Identity: id},
+		StateDir: state, Version: version, Archive: backup.OpenArchive(where), Peers: &peer.Client{Identity: id}, Identity: id,
 		Sources: backup.NewSources(nodePlaces(conf), env.Log),
 		Jobs:    conf.ImageNode.Jobs, Readers: conf.ImageNode.Readers, Rate: rate, Patience: time.Duration(conf.ImageNode.Patience), Log: env.Log,
 	})
 	if err != nil {
 		return err
 	}
+	shown := metrics.NodeHandler(func(ctx context.Context) *api.NodeStatus {
+		s, err := node.Status(ctx, struct{}{})
+		if err != nil {
+			return nil
+		}
+		return &s
+	})
 	g, ctx := errgroup.WithContext(env.Context)
 	if len(hosts) == 0 {
 		log.Warn().Msg(`no host may ask: add those whose guests are backed up to hosts in [image_node] of the configuration, such as hosts = ["*.hv.example.com"]`)
@@ -69,13 +79,38 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 		server := peer.Server{Identity: id, Hosts: hosts, Handler: node.Handler(), MaxBody: backup.MaxBody, Log: log}
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
-	g.Go(func() error { return node.ServeLocal(ctx, conf.RunDir) })
+	g.Go(func() error { return node.ServeLocal(ctx, conf.RunDir, shown) })
+	if address := conf.ImageNode.Metrics; address != "" {
+		g.Go(func() error {
+			if err := metrics.Serve(ctx, address, shown, env.Log); err != nil && ctx.Err() == nil {
+				env.Log.Error().Err(err).Str("address", address).Msg("no metrics over TCP")
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		node.Run(ctx)
 		return nil
 	})
 	_, _ = sddaemon.SdNotify(false, sddaemon.SdNotifyReady) // false without systemd
 	return g.Wait()
+}
+
+// exportNice is how nice it is to guests.
+const exportNice = 10
+
+// Run ends with its input.
+func (c *ExportCutCmd) Run(env *Env) error {
+	tasks, err := os.ReadDir("/proc/self/task") // threads that come later take after these
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		if id, err := strconv.Atoi(t.Name()); err == nil {
+			_ = unix.Setpriority(unix.PRIO_PROCESS, id, exportNice) // a thread that has ended meanwhile
+		}
+	}
+	return backup.Export(env.Context, os.Stdin, env.Stdout, env.Log)
 }
 
 // lockNode makes the folders, and makes sure that no other image node has them.
@@ -101,7 +136,7 @@ func lockNode(ctx context.Context, state, run string) (*os.File, error) {
 func archiveConfig(env *Env) (archive.Config, error) {
 	a := env.Config.Archive
 	if a.URI == "" {
-		return archive.Config{}, exitError{errors.New("no archive: set uri in [archive] of the configuration of the image node; other hosts need none"), exitUsage}
+		return archive.Config{}, exitError{errors.New("no archive: set uri in [archive] of the configuration: the image node needs it, and whatever host guests are restored on"), exitUsage}
 	}
 	return archive.Config{
 		URI: a.URI, PassphraseFile: a.PassphraseFile, CredentialsFile: a.CredentialsFile, Folder: a.Cache, Log: env.Log,

@@ -70,6 +70,7 @@ type cli struct {
 
 	Hook       HookCmd       `cmd:"" group:"This host:" lenient:"silent" help:"What libvirt's hook script calls."`
 	Completion CompletionCmd `cmd:"" group:"This program:" lenient:"silent" help:"Print the script that completes commands in a shell."`
+	ExportCut  ExportCutCmd  `cmd:"" hidden:"" lenient:"silent" help:"Export a disk as of a cut to the image node."`
 	Man        ManCmd        `cmd:"" hidden:"" lenient:"silent" help:"Write the man pages."`
 }
 
@@ -98,6 +99,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintf(stderr, "virt-cow: %v\nTry: %s --help\n", err, commandOf(err))
 		return exitUsage
+	}
+	if err := passOn(k); err != nil {
+		fmt.Fprintf(stderr, "virt-cow: %v\n", err)
+		return exitFailed
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()

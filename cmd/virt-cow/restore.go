@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (
@@ -5,27 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/backup"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
-	"github.com/virt-cow/virt-cow/internal/durable"
+	"github.com/virt-cow/virt-cow/internal/restore"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
-
-// RestoreCmd gets disks out of backups.
-type RestoreCmd struct {
-	Disk RestoreDiskCmd `cmd:"" help:"Write a disk of a backup to a file or device."`
-}
-
-// RestoreDiskCmd restores a disk.
-type RestoreDiskCmd struct {
-	DiskFlags
-	To    string `arg:"" help:"A new file, or a block device." type:"path"`
-	Force bool   `help:"Write over a device or file that is there: what it holds is lost."`
-}
 
 // Run writes a new file under another name, and gives it its own once it is whole. Of a device that did not become whole the first
 // MiB is zeros.
@@ -48,54 +37,29 @@ func (c *RestoreDiskCmd) Run(env *Env) error {
 	return errors.Join(err, d.degraded())
 }
 
-// partSuffix is what the name of a file ends with that is not whole yet.
-const partSuffix = ".part"
-
 // restoreFile makes a file.
 func restoreFile(env *Env, d *backupDisk, path string) error {
-	part := path + partSuffix
-	f, err := createPart(part)
+	part := path + restore.PartSuffix
+	f, err := restore.CreatePart(part)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Truncate(d.Info().Size), f.Close()); err != nil {
+	if err := errors.Join(f.Close(), fillFile(env, d, part)); err != nil {
 		return errors.Join(err, os.Remove(part))
 	}
-	to, err := blockdev.OpenFile(env.Context, part, blockdev.FileOptions{Lock: blockdev.LockExclusive})
-	if err == nil {
-		err = errors.Join(restoreTo(env, d, to, true), to.Close())
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(part))
-	}
-	return whole(part, path)
+	return restore.Whole(part, path)
 }
 
-// createPart makes a file that only this user may read: a guest's disk is to be in it.
-func createPart(part string) (*os.File, error) {
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("%s is there, of a restore that goes on or was cut off: remove it", part)
+// fillFile writes the disk into a new, empty file.
+func fillFile(env *Env, d *backupDisk, path string) error {
+	if err := os.Truncate(path, d.Info().Size); err != nil {
+		return err
 	}
-	return f, err
-}
-
-// whole gives a file that is whole its name, unless there is something by now.
-func whole(part, path string) error {
-	f, err := os.Open(part)
+	to, err := blockdev.OpenFile(env.Context, path, blockdev.FileOptions{Lock: blockdev.LockExclusive})
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(part, path); err != nil {
-		return err
-	}
-	if err := os.Remove(part); err != nil {
-		return err
-	}
-	return durable.SyncDir(filepath.Dir(path))
+	return errors.Join(restoreTo(env, d, to, true), to.Close())
 }
 
 // lockPatience is how long a device may be held by somebody who is about to let go of it.

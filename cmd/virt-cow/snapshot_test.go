@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"testing"
 
 	"github.com/google/uuid"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/store"
@@ -202,4 +204,52 @@ func TestSnapshotOnLUN(t *testing.T) {
 	b.run("store", "create", "--snapshot-of", "a.vcow", "--force", lun).exits(0)
 	b.truncate("small", 4*mib)
 	b.run("store", "create", "--snapshot-of", "a.vcow", b.loop("small")).exits(exitFailed).says("needs")
+}
+
+// cutNow makes a snapshot of a volume that is served, and returns its UUID.
+func (s *server) cutNow(volume, snapshot, onError string) string {
+	s.b.t.Helper()
+	s.b.run("store", "create", "--snapshot-of", volume, snapshot).exits(0)
+	i := s.b.info(snapshot)
+	e, ctx := s.engine(), s.b.t.Context()
+	if _, err := e.AddSnapshot(ctx, api.SnapshotAddRequest{UUID: i.UUID, Cut: i.Snapshot.Cut, Store: s.b.path(snapshot), OnError: onError}); err != nil {
+		s.b.t.Fatal(err)
+	}
+	if _, err := e.Cut(ctx, api.CutRequest{Cut: i.Snapshot.Cut, DeadlineMillis: 60_000}); err != nil {
+		s.b.t.Fatal(err)
+	}
+	if _, err := e.EndCut(ctx, api.CutEndRequest{Cut: i.Snapshot.Cut, Keep: true}); err != nil {
+		s.b.t.Fatal(err)
+	}
+	return i.UUID
+}
+
+// A volume whose snapshot's store is lost, and that is not to be written without it, is opened again once the snapshot is
+// given up; what its killed engine had acknowledged is there.
+func TestSnapshotLost(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.run("store", "create", "--size", "1M", b.path("a.vcow")).exits(0)
+	s := b.serve("a.vcow")
+	id := s.cutNow("a.vcow", "a.snap", api.BreakGuestWrite)
+	if _, err := s.dial().WriteAt(bytes.Repeat([]byte{7}, 4096), 8192); err != nil {
+		t.Fatal(err)
+	}
+	b.run("store", "break-snapshot", "--yes", "a.vcow", id).exits(exitLocked)
+	s.kill()
+	b.must("rm", "a.snap")
+	b.run("serve", "--socket", b.path("s"), "a.vcow").exits(exitFailed).says("virt-cow store break-snapshot " + b.path("a.vcow") + " " + id)
+	b.run("store", "break-snapshot", "a.vcow", id).exits(exitUsage).says("--yes")
+	b.run("store", "break-snapshot", "--yes", "a.vcow", "x").exits(exitUsage).says("store info")
+	b.run("store", "break-snapshot", "--yes", "a.vcow", uuid.NewString()).exits(exitFailed).says("not in the stack")
+	b.run("store", "break-snapshot", "--yes", "a.vcow", id).exits(0).says("can be opened without")
+	s = b.serve("a.vcow")
+	p := make([]byte, 4096)
+	if _, err := s.dial().ReadAt(p, 8192); err != nil || p[0] != 7 {
+		t.Errorf("reads %d: %v", p[0], err)
+	}
+	s.stop()
+	if got := b.info("a.vcow").Snapshots; len(got) != 1 || got[0].State != api.SnapshotBroken {
+		t.Errorf("%+v", got)
+	}
 }

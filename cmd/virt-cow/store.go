@@ -26,6 +26,8 @@ type StoreCmd struct {
 	Scan   StoreScanCmd   `cmd:"" help:"Look for stores in files, devices and folders."`
 	Delete StoreDeleteCmd `cmd:"" help:"Remove a store for good."`
 	Claims StoreClaimsCmd `cmd:"" help:"Show which hosts are opening a store, and clear the claim of a dead one."`
+
+	BreakSnapshot StoreBreakSnapshotCmd `cmd:"" help:"Give a snapshot up whose store is lost, so that its volume can be opened without it."`
 }
 
 // StoreCreateCmd makes a store.

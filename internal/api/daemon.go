@@ -71,6 +71,7 @@ const (
 	VolumeAttached  = "attached"  // the guest has it
 	VolumeDetaching = "detaching" // waiting for the guest to let go of it
 	VolumeDetached  = "detached"  // given back
+	VolumeStopping  = "stopping"  // its engine flushes, closes the store and ends
 	VolumeIncoming  = "incoming"  // open beside its owner, for a domain that is migrating here
 	VolumeElsewhere = "elsewhere" // its domain has gone to another host
 	VolumeFailed    = "failed"    // Error says why; tried again
@@ -90,6 +91,9 @@ type VolumeStatus struct {
 	Engine *EngineStatus `json:"engine,omitempty"` // what the engine said just now
 
 	Migration *MigrationStatus `json:"migration,omitempty"`
+
+	// UUIDs of snapshots whose stores were not found here before the engine's last start, and without which it does not open the volume.
+	MissingSnapshots []string `json:"missingSnapshots,omitempty"`
 }
 
 // AttachRequest gives a domain a disk, now and whenever it starts.

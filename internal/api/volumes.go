@@ -65,6 +65,12 @@ type AdoptRequest struct {
 	Store string `json:"store"`          // path; with Raw where the state store is made, "": in the folder for stores
 	Raw   string `json:"raw,omitempty"`  // path of a raw disk
 	Name  string `json:"name,omitempty"` // checked against a store; of a raw disk, its new volume's
+
+	// Of a raw disk.
+	ForceRaw bool `json:"forceRaw,omitempty"` // although it looks like an image or a store
+	// Check makes nothing: it asks whether a disk that is to be written to Raw could be adopted then. Nothing need be there yet, and
+	// what is there may be nobody's store, raw disk or master.
+	Check bool `json:"check,omitempty"`
 }
 
 // DeleteRequest removes a volume from the catalogue.

@@ -29,6 +29,8 @@ type Config struct {
 	MetadataCache, DataCache int64
 	// Patience is how long a storage that does not answer is waited for before something fails; ten minutes unless set.
 	Patience time.Duration
+	// Waits, unless nil, is told for what is waited, and "" when that is over. It is called by several goroutines at once.
+	Waits func(what string)
 	// Host is the name of this host in the archive; the system's unless set.
 	Host string
 	Log  zerolog.Logger

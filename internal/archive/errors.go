@@ -7,9 +7,12 @@ import (
 )
 
 // judge gives an error of writing one of our names, where it has none. Kopia does not say why it fails; what it was told by the
-// storage is within.
+// storage is within, and says it better than what kopia puts around it.
 func (s *storage) judge(err error) error {
 	if err == nil || named(err) {
+		for inner := errors.Unwrap(err); errors.Is(inner, ErrNoSpace) || errors.Is(inner, ErrUnreachable); inner = errors.Unwrap(inner) {
+			err = inner
+		}
 		return err
 	}
 	if final, is := s.final(err); is && named(final) {

@@ -136,7 +136,7 @@ func connected(c *Config, path string) (*place, error) {
 // connect opens the storage. To create, a folder is made.
 func (p *place) connect(ctx context.Context, c *Config, create bool) (*storage, error) {
 	ctx = withLog(ctx, c.Log)
-	s := &storage{uri: c.URI, folder: p.folder, patience: c.Patience, log: c.Log}
+	s := &storage{uri: c.URI, folder: p.folder, patience: c.Patience, waits: c.Waits, log: c.Log}
 	if create && p.folder != "" {
 		if err := os.MkdirAll(p.folder, 0o700); err != nil {
 			return nil, fmt.Errorf("archive %s: %w", c.URI, err)

@@ -24,6 +24,7 @@ type storage struct {
 	uri      string
 	folder   string // where it is one
 	patience time.Duration
+	waits    func(string) // nil: nobody wants to know
 	log      zerolog.Logger
 	open     atomic.Bool // the repository was seen in it
 }
@@ -59,6 +60,10 @@ func (s *storage) try(ctx context.Context, what string, do func() error) error {
 		}
 		if !waited {
 			s.log.Warn().Err(err).Str("archive", s.uri).Str("what", what).Dur("patience", s.patience).Msg("archive does not answer, trying again")
+			if s.waits != nil {
+				s.waits(fmt.Sprintf("archive %s: %s: %v", s.uri, what, err))
+				defer s.waits("")
+			}
 		}
 		select {
 		case <-ctx.Done():

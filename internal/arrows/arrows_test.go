@@ -50,7 +50,8 @@ var may = map[string][]string{
 	"internal/top":                   {"internal/api"},
 	"internal/completion":            {},
 	"internal/man":                   {},
-	"internal/doctor":                {"hooks", "internal/api", "internal/config", "internal/libvirtx", "internal/peer"},
+	"internal/restore":               {"internal/api", "internal/blockdev", "internal/cowfmt", "internal/domainxml", "internal/durable", "internal/libvirtx", "internal/store"},
+	"internal/doctor":                {"hooks", "internal/api", "internal/config", "internal/libvirtx", "internal/peer", "internal/restore"},
 	"internal/daemon": {
 		"internal/api", "internal/blockdev", "internal/catalogue", "internal/cowfmt", "internal/cut", "internal/domainxml", "internal/durable", "internal/inventory", "internal/launch",
 		"internal/libvirtx", "internal/metrics", "internal/peer", "internal/plugin",

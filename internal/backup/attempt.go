@@ -33,7 +33,7 @@ func (n *Node) copy(ctx context.Context, j *job) {
 		}
 		left := n.config.Patience - time.Since(waited)
 		if errors.Is(err, ErrGivenUp) || errors.Is(err, ErrState) || left <= 0 {
-			n.fail(j, api.JobFailed, err)
+			n.fail(j, api.JobFailed, n.reason(ctx, j, err))
 			return
 		}
 		j.waitsFor(err.Error())
@@ -66,7 +66,7 @@ func (n *Node) fail(j *job, state string, why error) {
 	ctx, cancel := context.WithTimeout(context.Background(), forgetting)
 	defer cancel()
 	id := ""
-	err := n.withArchive(ctx, func(a Archive) (err error) {
+	err := n.withArchive(ctx, j.waitsFor, func(a Archive) (err error) {
 		if id, err = a.Entered(ctx, j.id); err != nil || id != "" {
 			return err
 		}
@@ -115,18 +115,24 @@ func (n *Node) finally(j *job, change func(*record) error) {
 	n.prune()
 }
 
-func (n *Node) withArchive(ctx context.Context, do func(Archive) error) (err error) {
-	a, err := n.config.Archive(ctx)
+func (n *Node) withArchive(ctx context.Context, waits func(string), do func(Archive) error) (err error) {
+	a, err := n.config.Archive(ctx, waits)
 	if err != nil {
+		if ctx.Err() == nil {
+			n.noteArchive(func(s *api.ArchiveStatus) { s.Up, s.Error = false, err.Error() })
+		}
 		return fmt.Errorf("archive: %w", err)
 	}
+	n.noteArchive(func(s *api.ArchiveStatus) { s.Up, s.Error, s.Seen = true, "", time.Now().Unix() })
 	defer func() { err = errors.Join(err, a.Close(context.WithoutCancel(ctx))) }()
 	return do(a)
 }
 
 // attempt goes on from the checkpoint, and to the end unless something fails.
 func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
-	err = n.withArchive(ctx, func(a Archive) error {
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	err = n.withArchive(ctx, j.waitsFor, func(a Archive) error {
 		n.mu.Lock()
 		state := j.rec.State
 		n.mu.Unlock()
@@ -136,7 +142,7 @@ func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
 				return err
 			}
 		}
-		c, err := n.begin(ctx, j, a)
+		c, err := n.begin(ctx, giveUp, j, a)
 		if err != nil {
 			return err
 		}
@@ -147,6 +153,9 @@ func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
 		id, err = c.complete(ctx)
 		return err
 	})
+	if why := context.Cause(ctx); err != nil && errors.Is(why, ErrGivenUp) {
+		err = why
+	}
 	return id, err
 }
 
@@ -164,7 +173,7 @@ type copying struct {
 }
 
 // begin opens everything.
-func (n *Node) begin(ctx context.Context, j *job, a Archive) (*copying, error) {
+func (n *Node) begin(ctx context.Context, giveUp context.CancelCauseFunc, j *job, a Archive) (*copying, error) {
 	n.mu.Lock()
 	m, rate := j.rec.Manifest, j.rec.Rate
 	n.mu.Unlock()
@@ -173,7 +182,7 @@ func (n *Node) begin(ctx context.Context, j *job, a Archive) (*copying, error) {
 		c.close()
 		return nil, err
 	}
-	c.cursors = n.reportCursors(ctx, j, m, c.sources)
+	c.cursors = n.reportCursors(ctx, giveUp, j, m, c.sources, &c.at)
 	return c, nil
 }
 
@@ -181,23 +190,28 @@ func (c *copying) open(ctx context.Context, a Archive) error {
 	var vias []via
 	for i := range c.manifest.Disks {
 		d := &c.manifest.Disks[i]
-		s, err := c.node.config.Sources.Open(ctx, d)
+		s, err := c.node.openDisk(ctx, c.job, d)
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", d.Target, err)
 		}
 		c.sources = append(c.sources, s)
 		how, why := s.Via()
-		vias = append(vias, via{how, why})
+		vias = append(vias, via{Via: how, Why: why})
 	}
-	c.node.mu.Lock()
-	c.job.via = vias
-	c.node.mu.Unlock()
+	if err := c.job.change(func(r *record) error {
+		r.Via = vias
+		return nil
+	}); err != nil {
+		return err
+	}
 
 	if err := c.resume(ctx, a); err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
-	if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 {
-		return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+	for i := range c.manifest.Disks {
+		if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 || c.at.Pieces[i] > c.pieces(i) {
+			return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+		}
 	}
 	c.job.count(&c.at)
 	for _, d := range c.manifest.Disks {
@@ -251,11 +265,13 @@ func (c *copying) checkpoint(ctx context.Context) error {
 	}
 	c.count()
 	c.at.Seen, c.at.Read, c.at.Zero = c.job.seen.Load(), c.job.read.Load(), c.job.zero.Load()
+	c.at.Owners = c.job.owners()
 	c.at.Stats = Stats{Reused: c.job.reused.Load(), Written: c.job.written.Load()}
 	if err := c.node.journal.saveCheckpoint(c.job.id, &c.at, b); err != nil {
 		return err
 	}
 	c.job.step(c.at.clone())
+	c.job.waitsFor("")
 	c.cursors.report(&c.at)
 	return nil
 }
@@ -274,6 +290,7 @@ func (c *copying) count() {
 
 // complete has the owners attest, and enters the backup.
 func (c *copying) complete(ctx context.Context) (string, error) {
+	c.cursors.end() // a snapshot that breaks after its owner's word does no harm
 	if err := c.job.change(to(api.JobCompleting)); err != nil {
 		return "", err
 	}
@@ -284,6 +301,9 @@ func (c *copying) complete(ctx context.Context) (string, error) {
 		}
 	}
 	files, manifest := small(c.manifest)
+	for i, s := range c.sources {
+		manifest.Disks[i].Via, manifest.Disks[i].Why = s.Via()
+	}
 	for name, data := range files {
 		if err := c.writer.File(ctx, name, data); err != nil {
 			return "", fmt.Errorf("archive: %s: %w", name, err)

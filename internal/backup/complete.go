@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/reader"
 )
 
 // asking bounds a question to a host.
@@ -21,6 +23,11 @@ func (n *Node) attest(ctx context.Context, j *job, d *api.ManifestDisk, s Source
 	if err != nil {
 		return err
 	}
+	return n.word(ctx, j, d, now)
+}
+
+// word makes sure of it by what the volume's owner says.
+func (n *Node) word(ctx context.Context, j *job, d *api.ManifestDisk, now Standing) error {
 	if !now.Owned { // closed cleanly, and unbroken by then
 		return nil
 	}
@@ -34,6 +41,7 @@ func (n *Node) attest(ctx context.Context, j *job, d *api.ManifestDisk, s Source
 	if err := n.config.Peers.Call(ctx, now.Address, api.PathPeerAttest, j.snapshot(d), &answer); err != nil {
 		return fmt.Errorf("the word of host %s, which has volume %s open: %w", now.Name, d.Volume, err)
 	}
+	j.fills(d, &answer)
 	switch {
 	case !answer.Open:
 		return fmt.Errorf("host %s owns volume %s, but has it not open now: %s", now.Name, d.Volume, orElse(answer.Why, "no engine serves it"))
@@ -43,6 +51,28 @@ func (n *Node) attest(ctx context.Context, j *job, d *api.ManifestDisk, s Source
 		return fmt.Errorf("%w: host %s says that the snapshot is broken: %s", ErrGivenUp, now.Name, orElse(answer.Why, "it does not say why"))
 	}
 	return nil
+}
+
+// reason adds to an error why a snapshot is broken: its owner knows, the volume's header does not say.
+func (n *Node) reason(ctx context.Context, j *job, err error) error {
+	n.mu.Lock()
+	m := j.rec.Manifest
+	n.mu.Unlock()
+	for i := 0; errors.Is(err, reader.ErrBroken) && i < len(m.Disks); i++ {
+		d := &m.Disks[i]
+		now, failed := n.standing(ctx, j, d)
+		if failed != nil || now.Address == "" {
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, asking)
+		var answer api.PeerAttestAnswer
+		failed = n.config.Peers.Call(asking, now.Address, api.PathPeerAttest, j.snapshot(d), &answer)
+		cancel()
+		if failed == nil && answer.Open && !answer.Unbroken && answer.Why != "" {
+			return fmt.Errorf("%w; host %s says of disk %s: %s", err, now.Name, d.Target, answer.Why)
+		}
+	}
+	return err
 }
 
 func orElse(text, other string) string {
@@ -62,19 +92,21 @@ func (j *job) snapshot(d *api.ManifestDisk) api.PeerSnapshot {
 func small(m *api.Manifest) (files map[string][]byte, manifest api.Manifest) {
 	manifest, files = *m, map[string][]byte{"domain.xml": []byte(m.XML), "inactive.xml": []byte(m.InactiveXML)}
 	maps.Copy(files, m.Files)
-	manifest.Files = map[string][]byte{}
+	manifest.Files, manifest.Disks = map[string][]byte{}, slices.Clone(m.Disks)
 	for name := range m.Files {
 		manifest.Files[name] = nil
 	}
 	return files, manifest
 }
 
-// cursors tells the owners up to where their snapshots are in the archive. It is a favour: that it fails hurts nobody here.
+// cursors tells the owners up to where their snapshots are in the archive, and asks how full they are. It is a favour: that it fails
+// hurts nobody here. What it is told of a broken snapshot ends the attempt: nothing more need be copied.
 type cursors struct {
 	node    *Node
 	job     *job
 	disks   []api.ManifestDisk
 	sources []Source
+	giveUp  context.CancelCauseFunc // the attempt
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 	wake    chan struct{}
@@ -84,17 +116,25 @@ type cursors struct {
 	told []int64
 }
 
-func (n *Node) reportCursors(ctx context.Context, j *job, m *api.Manifest, sources []Source) *cursors {
+// reportCursors begins with what is durable already: looks are from there on.
+func (n *Node) reportCursors(ctx context.Context, giveUp context.CancelCauseFunc, j *job, m *api.Manifest, sources []Source, p *progress) *cursors {
 	c := &cursors{
-		node: n, job: j, disks: m.Disks, sources: sources, wake: make(chan struct{}, 1),
+		node: n, job: j, disks: m.Disks, sources: sources, giveUp: giveUp, wake: make(chan struct{}, 1),
 		at: make([]int64, len(m.Disks)), told: make([]int64, len(m.Disks)),
+	}
+	for i := range c.at {
+		c.at[i] = p.done(i, c.disks[i].Size)
 	}
 	ctx, c.cancel = context.WithCancel(ctx)
 	c.running.Go(func() {
+		look := time.NewTicker(n.config.Look)
+		defer look.Stop()
 		for {
 			select {
 			case <-c.wake:
 				c.tell(ctx)
+			case <-look.C:
+				c.look(ctx)
 			case <-ctx.Done():
 				return
 			}
@@ -146,6 +186,40 @@ func (c *cursors) tellOne(ctx context.Context, i int, at int64) error {
 	s := c.job.snapshot(d)
 	s.Cursor = at
 	return c.node.config.Peers.Call(ctx, now.Address, api.PathPeerCursor, s, nil)
+}
+
+// look asks the owners how full the snapshots are, for people to see, and whether all are unbroken.
+func (c *cursors) look(ctx context.Context) {
+	for i := range c.disks {
+		d := &c.disks[i]
+		c.mu.Lock()
+		at := c.at[i]
+		c.mu.Unlock()
+		now, err := c.sources[i].Look(ctx, at)
+		if err == nil {
+			err = c.node.word(ctx, c.job, d, now)
+		}
+		switch {
+		case errors.Is(err, ErrGivenUp):
+			c.giveUp(fmt.Errorf("disk %s: %w", d.Target, err))
+			return
+		case err != nil:
+			c.job.log.Debug().Err(err).Str("disk", d.Target).Msg("how full its snapshot is could not be asked")
+		}
+	}
+}
+
+// fills notes how full a snapshot is by its owner's word.
+func (j *job) fills(d *api.ManifestDisk, a *api.PeerAttestAnswer) {
+	if !a.Open || !a.Unbroken {
+		return
+	}
+	j.node.mu.Lock()
+	defer j.node.mu.Unlock()
+	if j.saved == nil {
+		j.saved = map[string]int64{}
+	}
+	j.saved[d.Snapshot] = a.Saved
 }
 
 func (c *cursors) end() {
@@ -221,7 +295,7 @@ func (n *Node) cleanOnce(ctx context.Context, j *job, r *record) error {
 func (n *Node) forget(ctx context.Context, j *job) error {
 	ctx, cancel := context.WithTimeout(ctx, forgetting)
 	defer cancel()
-	if err := n.withArchive(ctx, func(a Archive) error { return a.Forget(ctx, j.id) }); err != nil {
+	if err := n.withArchive(ctx, j.waitsFor, func(a Archive) error { return a.Forget(ctx, j.id) }); err != nil {
 		return err
 	}
 	if err := n.journal.dropCheckpoint(j.id); err != nil {
@@ -238,7 +312,7 @@ func (n *Node) askRemove(ctx context.Context, j *job, d *api.ManifestDisk, maker
 	ctx, cancel := context.WithTimeout(ctx, 4*asking)
 	defer cancel()
 	address := maker
-	if now, err := n.config.Sources.Owner(ctx, d); err == nil && now.Owned && now.Address != "" {
+	if now, err := n.standing(ctx, j, d); err == nil && now.Owned && now.Address != "" {
 		address = now.Address
 	}
 	return n.config.Peers.Call(ctx, address, api.PathPeerSnapshotRemove, j.snapshot(d), nil)

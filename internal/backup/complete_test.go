@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/reader"
 )
 
 var owner = Standing{Owned: true, Epoch: 7, Address: "hv2:16589", Name: "hv2"}
@@ -31,6 +32,7 @@ func TestAttestation(t *testing.T) {
 		{name: "no answer", now: owner, err: errAway, says: "the word of host hv2"},
 		{name: "no address", now: Standing{Owned: true, Epoch: 7, Name: "hv2"}, says: "has no address"},
 		{name: "broken in the header", look: fmt.Errorf("%w: broken", ErrGivenUp), says: "broken"},
+		{name: "broken, and why", now: owner, look: fmt.Errorf("%w: %w", ErrGivenUp, reader.ErrBroken), answer: api.PeerAttestAnswer{Open: true, Epoch: 7, Why: "no room"}, says: "host hv2 says of disk vdb: no room"},
 		{name: "unreadable", look: errAway, says: errAway.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -109,6 +111,34 @@ func TestBreaksMeanwhile(t *testing.T) {
 	r.awaitRemoved(&m)
 }
 
+// A snapshot that breaks ends the job while another disk is still being copied.
+func TestOtherDiskBreaks(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Look, r.config.Rate = time.Millisecond, piece // a second for each
+	r.start()
+	m := r.manifest(r.reserve(), 60, 4)
+	first, second := r.disks[m.Disks[0].UUID], r.disks[m.Disks[1].UUID]
+	second.standing = owner
+	r.answer = func(_, path string, s api.PeerSnapshot) (any, error) {
+		if path == api.PathPeerAttest && s.Snapshot == m.Disks[1].Snapshot {
+			return api.PeerAttestAnswer{Open: true, Epoch: 7, Why: "no room"}, nil
+		}
+		return nil, nil
+	}
+	r.begin(&m)
+	if s := r.await(m.Cut, state(api.JobFailed)); !strings.Contains(s.Error, "disk vdb: ") || !strings.Contains(s.Error, "no room") {
+		t.Error(s.Error)
+	}
+	first.mu.Lock()
+	if first.reads[59*piece] != 0 {
+		t.Error("the first disk was copied to its end")
+	}
+	first.mu.Unlock()
+	r.awaitRemoved(&m)
+}
+
 // A disk that can't be read for a while is waited for.
 func TestDiskFailsForAWhile(t *testing.T) {
 	t.Parallel()
@@ -160,5 +190,43 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 	})
 	if r.removed[m.Disks[0].Snapshot] != "" {
 		t.Error("asked for what is gone")
+	}
+}
+
+// How full a snapshot is, is what its owner says while it is copied, and at the end.
+func TestFill(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Look = time.Millisecond
+	r.start()
+	m := r.manifest(r.reserve(), 8, 2)
+	owned := m.Disks[0]
+	d := r.disks[owned.UUID]
+	d.standing = Standing{Owned: true, Epoch: 7, Address: "hv1"}
+	saved := int64(3 * piece)
+	r.answer = func(_, path string, s api.PeerSnapshot) (any, error) {
+		if path != api.PathPeerAttest || s.Snapshot != owned.Snapshot {
+			return nil, nil
+		}
+		return api.PeerAttestAnswer{Open: true, Unbroken: true, Epoch: 7, Saved: atomic.LoadInt64(&saved)}, nil
+	}
+	goOn := make(chan struct{})
+	d.onRead = func(off int64) error {
+		if off >= 5*piece {
+			<-goOn
+		}
+		return nil
+	}
+	r.begin(&m)
+	s := r.await(m.Cut, func(s api.JobStatus) bool { return len(s.Disks) > 0 && s.Disks[0].Saved != nil || s.Ended != 0 })
+	if s.State != api.JobCopying || *s.Disks[0].Saved != 3*piece {
+		t.Errorf("%+v", s)
+	}
+	atomic.StoreInt64(&saved, 1000*piece) // an owner's chunks are whole, the last one too
+	close(goOn)
+	s = r.await(m.Cut, state(api.JobDone))
+	if *s.Disks[0].Saved != s.Disks[0].Size || s.Disks[1].Saved != nil {
+		t.Errorf("%+v", s.Disks)
 	}
 }

@@ -138,11 +138,11 @@ func (c *copying) stretch(ctx context.Context, i int) (next int64, err error) {
 }
 
 // outlast is a context that lives on for a while where the node ends, so that what was taken up is brought to its end, but not
-// where the job is cancelled.
+// where the job is cancelled or given up.
 func outlast(ctx context.Context) (context.Context, context.CancelFunc) {
 	patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		if !errors.Is(context.Cause(ctx), errCancelled) {
+		if why := context.Cause(ctx); !errors.Is(why, errCancelled) && !errors.Is(why, ErrGivenUp) {
 			select {
 			case <-time.After(lastCheckpoint):
 			case <-patient.Done():

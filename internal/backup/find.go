@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -155,6 +156,9 @@ func (f *finder) raw(ctx context.Context, p api.Place) (*blockdev.File, error) {
 		return nil, err
 	}
 	dev, err := openShared(ctx, path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("raw disk %s: %w: there is nothing", path, ErrNotSeen)
+	}
 	if err != nil {
 		return nil, err
 	}

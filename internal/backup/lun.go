@@ -77,6 +77,12 @@ func (l *luns) open(ctx context.Context, d *api.ManifestDisk, s *lun) error {
 	if h.UUID.String() != d.UUID {
 		return fmt.Errorf("%w: store %s is of volume %v, not of %s", ErrGivenUp, volume.Info().Name, h.UUID, d.UUID)
 	}
+	// First, as the snapshot's device may be what broke it. A copy of the header that says so is right, however old.
+	for _, e := range h.Stack {
+		if e.UUID.String() == d.Snapshot && e.State == cowfmt.StackBroken {
+			return fmt.Errorf("%s: volume %s: %w: %s", volume.Info().Name, h.Name, reader.ErrBroken, d.Snapshot)
+		}
+	}
 	c := reader.Config{Volume: volume, SnapshotUUID: uuid.MustParse(d.Snapshot), Log: l.log} // checked by checkManifest
 
 	saves, err := l.store(ctx, d.Saves)

@@ -39,7 +39,7 @@ func (s *shelf) op(op string) error {
 	return nil
 }
 
-func (s *shelf) open(context.Context) (Archive, error) { return s, s.op("open") }
+func (s *shelf) open(context.Context, func(string)) (Archive, error) { return s, s.op("open") }
 
 func (s *shelf) Close(context.Context) error { return nil }
 
@@ -57,6 +57,8 @@ func (s *shelf) Entered(_ context.Context, job string) (string, error) {
 	}
 	return "backup-" + job, s.op("entered")
 }
+
+func (s *shelf) Maintain(context.Context) (string, error) { return "quick", s.op("maintain") }
 
 func (s *shelf) Forget(_ context.Context, job string) error {
 	if err := s.op("forget"); err != nil {
@@ -222,6 +224,9 @@ func (h *hosts) Owner(_ context.Context, d *api.ManifestDisk) (Standing, error) 
 	disk := h.disks[d.UUID]
 	disk.mu.Lock()
 	defer disk.mu.Unlock()
+	if errors.Is(disk.look, ErrGivenUp) { // it can be read
+		return disk.standing, nil
+	}
 	return disk.standing, disk.look
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -291,25 +292,30 @@ func TestWhole(t *testing.T) {
 	r.awaitRemoved(&m)
 }
 
-// What is broken fails; the archive keeps nothing of it.
+// What is broken fails, also where the snapshot's store can't be read any more; the archive keeps nothing of it.
 func TestWholeBroken(t *testing.T) {
 	t.Parallel()
-	w := newWhole(t)
-	r := w.rig()
-	job := r.reserve()
-	v := raw(t, w.path("disks"), "a", 2<<20)
-	v.cut(w.path("disks"), job)
-	v.state(cowfmt.StackBroken)
-	m := manifestOf(job, v)
-	r.begin(&m)
-	if s := r.await(job, func(s api.JobStatus) bool { return s.Ended != 0 }); s.State != api.JobFailed {
-		t.Errorf("%+v", s)
-	}
-	r.awaitRemoved(&m)
-	a := must(archive.Open(t.Context(), w.archive))(t)
-	defer a.Close(context.Background())
-	if all := must(a.List(t.Context(), archive.Filter{}))(t); len(all) != 0 {
-		t.Error(all)
+	for _, gone := range []bool{false, true} {
+		w := newWhole(t)
+		r := w.rig()
+		job := r.reserve()
+		v := raw(t, w.path("disks"), "a", 2<<20)
+		v.cut(w.path("disks"), job)
+		v.state(cowfmt.StackBroken)
+		if gone {
+			v.check(os.Remove(v.disk.Saves.Address))
+		}
+		m := manifestOf(job, v)
+		r.begin(&m)
+		if s := r.await(job, func(s api.JobStatus) bool { return s.Ended != 0 }); s.State != api.JobFailed || !strings.Contains(s.Error, "broken") {
+			t.Errorf("%+v", s)
+		}
+		r.awaitRemoved(&m)
+		a := must(archive.Open(t.Context(), w.archive))(t)
+		defer a.Close(context.Background())
+		if all := must(a.List(t.Context(), archive.Filter{}))(t); len(all) != 0 {
+			t.Error(all)
+		}
 	}
 }
 

@@ -3,7 +3,13 @@
 // both.
 package config
 
-import "github.com/virt-cow/virt-cow/internal/peer"
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/virt-cow/virt-cow/internal/peer"
+)
 
 // DefaultPath is where the file is, unless a flag or VIRT_COW_CONFIG says otherwise. It need not exist.
 const DefaultPath = "/etc/virt-cow/config.toml"
@@ -84,6 +90,22 @@ type Backup struct {
 	Hold          Duration `toml:"hold" env:"VIRT_COW_BACKUP_HOLD"`         // that a cut may hold the guest's I/O
 	FreezeTimeout Duration `toml:"freeze_timeout" env:"VIRT_COW_BACKUP_FREEZE_TIMEOUT"`
 	FrozenFor     Duration `toml:"frozen_for" env:"VIRT_COW_BACKUP_FROZEN_FOR"` // that a guest may be frozen, else its grade is crash
+	PullPorts     string   `toml:"pull_ports" env:"VIRT_COW_BACKUP_PULL_PORTS"` // FROM-TO; "" for none
+}
+
+// Ports are those that disks are exported at which the image node can't see; 0 where none are.
+func (b Backup) Ports() (from, to int, err error) {
+	if b.PullPorts == "" {
+		return 0, 0, nil
+	}
+	first, last, is := strings.Cut(b.PullPorts, "-")
+	if from, err = strconv.Atoi(first); err == nil {
+		to, err = strconv.Atoi(last)
+	}
+	if !is || err != nil || from < 1 || to > 65535 || from > to {
+		return 0, 0, fmt.Errorf("is %q, but must be two ports, the first and the last, such as %s", b.PullPorts, Default().Backup.PullPorts)
+	}
+	return from, to, nil
 }
 
 // ImageNode is the host that copies guests' disks into the archive. Its certificate is that of [migration].
@@ -96,6 +118,7 @@ type ImageNode struct {
 	Readers  int      `toml:"readers" env:"VIRT_COW_NODE_READERS"` // pieces of a job that are read at once
 	Rate     string   `toml:"rate" env:"VIRT_COW_NODE_RATE"`       // bytes a second of all jobs, such as 200M; "" for no limit
 	Patience Duration `toml:"patience" env:"VIRT_COW_NODE_PATIENCE"`
+	Metrics  string   `toml:"metrics" env:"VIRT_COW_NODE_METRICS"` // where Prometheus may read, besides the image node's socket; "" for nowhere
 }
 
 // Archive is where backups are.

@@ -17,8 +17,10 @@ func Default() Config {
 			Listen: ":" + peer.DefaultPort, Hosts: []string{}, CA: peer.DefaultCA, Cert: peer.DefaultCert, Key: peer.DefaultKey,
 			Timeout: Duration(10 * time.Second),
 		},
-		Fence:  Fence{Timeout: Duration(time.Minute)},
-		Backup: Backup{Hold: Duration(5 * time.Second), FreezeTimeout: Duration(30 * time.Second), FrozenFor: Duration(10 * time.Second)},
+		Fence: Fence{Timeout: Duration(time.Minute)},
+		Backup: Backup{
+			Hold: Duration(5 * time.Second), FreezeTimeout: Duration(30 * time.Second), FrozenFor: Duration(10 * time.Second), PullPorts: "16600-16699",
+		},
 		ImageNode: ImageNode{
 			Listen: ":" + peer.DefaultNodePort, Hosts: []string{}, Folders: []string{}, Devices: []string{"/dev/disk/by-id/*", "/dev/mapper/*"},
 			Jobs: 2, Readers: 4, Patience: Duration(time.Hour),

@@ -41,7 +41,7 @@ var (
 	// ErrElsewhere is for an Engines: another host has the volume.
 	ErrElsewhere = errors.New("another host has the volume")
 	// ErrCrash says that the grade would be crash, and better was required.
-	ErrCrash = errors.New("the guest's file systems were not frozen for the cut, as --quiesce=require wants")
+	ErrCrash = errors.New("the backup would be no better than after a power cut, and --quiesce=require wants more")
 )
 
 // Engine is one volume's engine; an *api.Engine is one.
@@ -60,6 +60,9 @@ type Engines interface {
 	// Listed says whether a volume's stack has a snapshot: its engine here says so, or its header. One that is no volume
 	// any more has none.
 	Listed(ctx context.Context, volume, snapshot string) (bool, error)
+	// Unlist takes a snapshot out of the stack of a volume that nobody has open, without an engine. After an error, as where
+	// somebody has it open, it is an engine's to do: Hold.
+	Unlist(ctx context.Context, volume, snapshot string) error
 }
 
 // Stores makes and deletes snapshot stores.

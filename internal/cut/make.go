@@ -92,12 +92,13 @@ type making struct {
 	record  *record
 	made    []Snapshot // as in the record, with what became of them
 	engines []Engine
+	clients []bool // somebody was connected to the volume's engine, before or after the cut
 	froze   *freezing
 }
 
 // once makes the cut, unless a volume is being handed over.
 func (k *Cutter) once(ctx context.Context, r Request) (*Result, error) {
-	m := &making{k: k, r: r, engines: make([]Engine, len(r.Volumes))}
+	m := &making{k: k, r: r, engines: make([]Engine, len(r.Volumes)), clients: make([]bool, len(r.Volumes))}
 	release, err := m.hold(ctx)
 	defer release()
 	if err != nil {
@@ -199,9 +200,10 @@ func (m *making) make(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	if err := m.each(ctx, addTimeout, func(ctx context.Context, i int) error {
-		_, err := m.engines[i].AddSnapshot(ctx, api.SnapshotAddRequest{
+		s, err := m.engines[i].AddSnapshot(ctx, api.SnapshotAddRequest{
 			UUID: m.made[i].Snapshot, Store: m.made[i].Store, Cut: m.r.Cut, OnError: m.r.OnError,
 		})
+		m.clients[i] = err == nil && s.Connections > 0
 		return err
 	}); err != nil {
 		return nil, err
@@ -297,6 +299,7 @@ func (m *making) keep(ctx context.Context, i int) error {
 		return fmt.Errorf("its snapshot is %s right after the cut: %s", entry.State, entry.Error)
 	}
 	snapshot.Status, snapshot.ChunkSize = s, entry.ChunkSize
+	m.clients[i] = m.clients[i] || s.Connections > 0
 	return nil
 }
 
@@ -318,6 +321,9 @@ func (m *making) grade(ctx context.Context, ran bool) (grade, why string) {
 			return api.GradeCrash, "whether the domain was off during the cut is not known: " + err.Error()
 		case runs:
 			return api.GradeCrash, "the domain started during the cut"
+		}
+		if i := slices.Index(m.clients, true); i >= 0 {
+			return api.GradeCrash, "somebody had volume " + m.r.Volumes[i].Name + " open, though no domain of this host did"
 		}
 		return api.GradeOff, ""
 	}

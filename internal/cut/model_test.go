@@ -26,6 +26,8 @@ type story struct {
 	grants  time.Duration // once a snapshot was added
 	frozen  time.Duration // FrozenFor; 0: ten seconds
 	broken  bool          // a snapshot breaks as soon as it is there
+	clients bool          // somebody is connected to a volume
+	leave   bool          // until the cut
 	choose  func(call string) fault
 }
 
@@ -44,7 +46,10 @@ func (s story) tell(t *testing.T) (w *world, result *Result, err error) {
 			w.guest.byItself = 10 * time.Second
 		}
 		for _, v := range w.volumes {
-			v.granted, v.grants, v.breaks = time.Now().Add(s.granted), s.grants, s.broken
+			v.granted, v.grants, v.breaks, v.leave = time.Now().Add(s.granted), s.grants, s.broken, s.leave
+			if s.clients && v.name == "v1" {
+				v.clients = 1
+			}
 		}
 		result, err = w.live(t, s)
 		problem = w.wrong(s, result)
@@ -180,6 +185,9 @@ func TestMade(t *testing.T) {
 		{story{quiesce: api.QuiesceRequire, then: "hand"}, api.GradeFS, ""},
 		{story{quiesce: api.QuiesceOff, then: "hand"}, api.GradeCrash, "not to be frozen"},
 		{story{quiesce: api.QuiesceRequire, then: "hand", off: true}, api.GradeOff, ""},
+		{story{quiesce: api.QuiesceTry, then: "hand", off: true, clients: true}, api.GradeCrash, "volume v1 open"},
+		{story{quiesce: api.QuiesceTry, then: "hand", off: true, clients: true, leave: true}, api.GradeCrash, "volume v1 open"},
+		{story{quiesce: api.QuiesceTry, then: "hand", clients: true}, api.GradeFS, ""},
 		{story{quiesce: api.QuiesceTry, then: "drop"}, api.GradeFS, ""},
 		{story{quiesce: api.QuiesceTry, then: "die"}, api.GradeFS, ""},
 		{story{quiesce: api.QuiesceTry, then: "hand", granted: 30 * time.Second}, api.GradeFS, ""},
@@ -197,6 +205,12 @@ func TestMade(t *testing.T) {
 	}
 	if _, _, err := (story{quiesce: api.QuiesceTry, then: "hand", broken: true, choose: well}).tell(t); err == nil || !strings.Contains(err.Error(), "broken right after the cut") {
 		t.Errorf("a snapshot that breaks at once: %v", err)
+	}
+	for _, leave := range []bool{false, true} {
+		s := story{quiesce: api.QuiesceRequire, then: "hand", off: true, clients: true, leave: leave, choose: well}
+		if _, _, err := s.tell(t); !errors.Is(err, ErrCrash) || !strings.Contains(err.Error(), "volume v1 open") {
+			t.Errorf("somebody has a volume of a domain that is off: %v", err)
+		}
 	}
 	s := story{quiesce: api.QuiesceTry, granted: 10 * time.Minute, choose: well}
 	if w, _, err := s.tell(t); !errors.Is(err, errShared) || len(w.guest.frozen) > 0 {

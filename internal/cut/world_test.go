@@ -71,6 +71,8 @@ type volume struct {
 	grants    time.Duration // one is opened for so long once a snapshot was added
 	opens     int
 	breaks    bool
+	clients   int
+	leave     bool // they leave before the cut
 }
 
 type guest struct {
@@ -246,6 +248,18 @@ func (c caller) Listed(ctx context.Context, id, snapshot string) (is bool, err e
 	return is, err
 }
 
+// Unlist implements Engines: one volume has no engine unless it is held, the other always has one.
+func (c caller) Unlist(ctx context.Context, id, snapshot string) error {
+	v := c.w.volumes[id]
+	return c.call(ctx, "unlist", v, func() error {
+		if v.name != "v0" || v.opens > 0 || v.cut != "" {
+			return errors.New("served")
+		}
+		delete(v.stack, snapshot)
+		return nil
+	})
+}
+
 // Make implements Stores.
 func (c caller) Make(ctx context.Context, s Snapshot) (string, error) {
 	return "/" + s.Snapshot, c.call(ctx, "make", c.w.volumes[s.Volume], func() error {
@@ -319,7 +333,7 @@ func (e engine) do(ctx context.Context, what string, f func() error) (*api.Engin
 }
 
 func (v *volume) status() *api.EngineStatus {
-	s := &api.EngineStatus{ControlVersion: 4, Volume: v.name, UUID: v.id}
+	s := &api.EngineStatus{ControlVersion: 4, Volume: v.name, UUID: v.id, Connections: v.clients}
 	for _, entry := range v.stack {
 		s.Stack = append(s.Stack, *entry)
 	}
@@ -358,6 +372,9 @@ func (e engine) Cut(ctx context.Context, r api.CutRequest) (*api.EngineStatus, e
 			return errors.New("a grant is open")
 		case v.cut != "" || len(v.stack) == 0:
 			return errors.New("not now")
+		}
+		if v.leave {
+			v.clients = 0
 		}
 		v.cut, v.since, v.deadline = r.Cut, time.Now(), time.Now().Add(time.Duration(r.DeadlineMillis)*time.Millisecond)
 		return nil

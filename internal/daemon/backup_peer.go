@@ -15,22 +15,42 @@ func (d *Daemon) nodePaths(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+api.PathPeerAttest, call(ofNode(d, d.attest)))
 	mux.HandleFunc("POST "+api.PathPeerCursor, call(ofNode(d, d.cursor)))
 	mux.HandleFunc("POST "+api.PathPeerSnapshotRemove, call(ofNode(d, d.removeSnapshot)))
+	mux.HandleFunc("POST "+api.PathPeerOwner, call(ofNode(d, d.standing)))
+	mux.HandleFunc("POST "+api.PathPeerPull, call(pullsOfNode(d, d.pull)))
+	mux.HandleFunc("POST "+api.PathPeerPullLook, call(pullsOfNode(d, d.pullLook)))
 }
 
 // ofNode refuses anybody but the image node, and names that are none.
 func ofNode[Out any](d *Daemon, f func(context.Context, api.PeerSnapshot) (Out, error)) func(context.Context, api.PeerSnapshot) (Out, error) {
 	return func(ctx context.Context, r api.PeerSnapshot) (none Out, err error) {
-		if !d.isNode(ctx) {
-			return none, fmt.Errorf("%w: its certificate is of %s, and the image node here is %q: see [backup] in the configuration",
-				errNotYours, peer.From(ctx), d.config.Backup.Node)
-		}
-		for _, id := range []string{r.Volume, r.Snapshot, r.Cut} {
-			if !api.IsUUID(id) {
-				return none, bad("snapshot: %q is no UUID", id)
-			}
+		if err := d.mayAsk(ctx, r); err != nil {
+			return none, err
 		}
 		return f(ctx, r)
 	}
+}
+
+// pullsOfNode is ofNode for exports.
+func pullsOfNode(d *Daemon, f func(context.Context, api.PeerPull) (*api.PullAnswer, error)) func(context.Context, api.PeerPull) (*api.PullAnswer, error) {
+	return func(ctx context.Context, r api.PeerPull) (*api.PullAnswer, error) {
+		if err := d.mayAsk(ctx, r.PeerSnapshot); err != nil {
+			return nil, err
+		}
+		return f(ctx, r)
+	}
+}
+
+func (d *Daemon) mayAsk(ctx context.Context, r api.PeerSnapshot) error {
+	if !d.isNode(ctx) {
+		return fmt.Errorf("%w: its certificate is of %s, and the image node here is %q: see [backup] in the configuration",
+			errNotYours, peer.From(ctx), d.config.Backup.Node)
+	}
+	for _, id := range []string{r.Volume, r.Snapshot, r.Cut} {
+		if !api.IsUUID(id) {
+			return bad("snapshot: %q is no UUID", id)
+		}
+	}
+	return nil
 }
 
 // isNode says whether the configured image node asks.
@@ -76,7 +96,11 @@ func (d *Daemon) attest(ctx context.Context, r api.PeerSnapshot) (*api.PeerAttes
 		return &api.PeerAttestAnswer{Epoch: s.Epoch, Why: "another host has taken the volume over, or it is read-only here"}, nil
 	}
 	a := &api.PeerAttestAnswer{Epoch: s.Epoch, Open: true}
-	switch entry := cut.Entry(s, r.Snapshot); {
+	entry := cut.Entry(s, r.Snapshot)
+	if entry != nil {
+		a.Saved = entry.Saved * entry.ChunkSize
+	}
+	switch {
 	case entry == nil:
 		a.Why = "the volume does not have it any more"
 	case entry.Cut != r.Cut:

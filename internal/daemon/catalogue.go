@@ -117,6 +117,9 @@ func (d *Daemon) Create(ctx context.Context, r api.CreateRequest) (api.VolumeInf
 
 // Adopt takes a store into the catalogue.
 func (d *Daemon) Adopt(ctx context.Context, r api.AdoptRequest) (api.VolumeInfo, error) {
+	if r.Check { // nothing is done that plugins could be told of
+		return d.inventory.Adopt(ctx, r)
+	}
 	return d.done(plugin.EventCreated)(d.inventory.Adopt(ctx, r))
 }
 

@@ -160,6 +160,31 @@ func (c cutEngines) Listed(ctx context.Context, id, snapshot string) (bool, erro
 	return slices.ContainsFunc(h.Stack, func(e api.SnapshotStatus) bool { return e.UUID == snapshot }), nil
 }
 
+// Unlist implements cut.Engines. A guest that is to start meanwhile waits for it.
+func (c cutEngines) Unlist(ctx context.Context, id, snapshot string) error {
+	d := c.d
+	v, err := d.takeForCut(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer d.doneWithCut(v)
+	v.op.Lock()
+	defer v.op.Unlock()
+	d.mu.Lock()
+	served, store := v.engine != nil, v.want.Store
+	d.mu.Unlock()
+	if served {
+		return errServed
+	}
+	if err := d.inventory.Unlist(ctx, store, snapshot); err != nil {
+		d.log.Debug().Err(err).Str("volume", v.name).Str("snapshot", snapshot).Msg("its engine has to take the snapshot away")
+		return err
+	}
+	return nil
+}
+
+var errServed = errors.New("it is served")
+
 // cutGuests is libvirt, for cuts.
 type cutGuests struct{ d *Daemon }
 
@@ -182,11 +207,7 @@ func (c cutGuests) Freeze(ctx context.Context, x libvirtx.Domain) (int, error) {
 	case frozen: // by somebody who will thaw it when he likes
 		return 0, fmt.Errorf("%w by this: %w", cut.ErrNotFrozen, libvirtx.ErrFrozen)
 	}
-	n, err := conn.Freeze(ctx, x)
-	if errors.Is(err, libvirtx.ErrHook) {
-		return 0, fmt.Errorf("%w: %w", cut.ErrNotFrozen, err)
-	}
-	return n, err
+	return conn.Freeze(ctx, x) // after a hook that failed it is thawed, too: others before that one have done their part
 }
 
 // Thaw implements cut.Guests.

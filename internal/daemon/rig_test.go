@@ -29,7 +29,7 @@ var buildProgram = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "virt-cow")
-	out, err := exec.Command("go", "build", "-o", path, "../../cmd/virt-cow").CombinedOutput()
+	out, err := exec.Command("go", "build", "-tags=virtcow_lean", "-o", path, "../../cmd/virt-cow").CombinedOutput()
 	if err != nil {
 		os.Stderr.Write(out)
 	}

@@ -132,7 +132,7 @@ func call[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFun
 }
 
 // often is what is asked every few seconds: as long as a grant is open, or a backup at work.
-var often = []string{api.PathPeerOpen, api.PathPeerCursor, api.PathBackupJob}
+var often = []string{api.PathPeerOpen, api.PathPeerCursor, api.PathPeerPullLook, api.PathBackupJob}
 
 // callNamed is call for a path with a volume's name in it.
 func callNamed[In, Out any](f func(context.Context, string, In) (Out, error)) http.HandlerFunc {

@@ -241,6 +241,7 @@ func (d *Daemon) stopVolume(ctx context.Context, v *volume, m *domain, state str
 		if err := d.mayStop(ctx, v); err != nil {
 			return err
 		}
+		d.setStopping(v)
 		if err := d.closeVolume(ctx, v, e); err != nil {
 			d.setState(v, api.VolumeFailed, err)
 			return err

@@ -141,22 +141,31 @@ func (d *Daemon) findSnapshots(ctx context.Context, v *volume, w libvirtx.Want) 
 		return
 	}
 	found := map[string]string{}
+	var missing []string
 	for _, e := range h.Stack {
 		if e.State == api.SnapshotBroken {
 			continue
 		}
-		path := e.Store
-		if at, err := d.inventory.Header(ctx, path); err != nil || at.UUID != e.UUID {
-			path = d.stores.Path(e.UUID)
-		}
+		path := d.snapshotPath(ctx, e)
 		if path == "" {
 			d.log.Warn().Str("volume", v.name).Str("snapshot", e.UUID).Str("path", e.Store).
 				Msg("a snapshot's store is not at its place on this host, nor in the catalogue: `virt-cow volume scan` may find it")
+			if e.State == api.SnapshotActive && e.OnError == api.BreakGuestWrite {
+				missing = append(missing, e.UUID)
+			}
 			continue
 		}
 		found[e.UUID] = path
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v.snapshots = found
+	v.snapshots, v.missing = found, missing
+}
+
+// snapshotPath is where the store of a snapshot in a stack is on this host, "" if that is not known.
+func (d *Daemon) snapshotPath(ctx context.Context, e api.SnapshotStatus) string {
+	if at, err := d.inventory.Header(ctx, e.Store); err == nil && at.UUID == e.UUID {
+		return e.Store
+	}
+	return d.stores.Path(e.UUID)
 }

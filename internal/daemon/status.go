@@ -57,7 +57,7 @@ func (d *Daemon) volumeStatus(ctx context.Context, v *volume) *api.VolumeStatus 
 	if v.err != nil {
 		s.Error = v.err.Error()
 	}
-	s.Migration = v.migration()
+	s.Migration, s.MissingSnapshots = v.migration(), v.missing
 	e := v.engine
 	d.mu.Unlock()
 	if e == nil {

@@ -42,6 +42,7 @@ type volume struct {
 	look     chan struct{}  // wakes whoever follows its hand-over, nil if nobody does
 
 	snapshots map[string]string // paths of its snapshots' stores here, by UUID; never changed, but replaced
+	missing   []string          // UUIDs of snapshots that it can't be opened without, and that were not found here
 }
 
 // preparedFor is how long a volume stays served for a domain whose start the hook announced, if nothing more is
@@ -132,6 +133,13 @@ func (d *Daemon) setStarting(v *volume) {
 	if v.err == nil && v.incoming == nil {
 		v.state = api.VolumeStarting
 	}
+}
+
+// setStopping records that a volume's engine is asked to end; why serving it or ending it failed before goes on being shown.
+func (d *Daemon) setStopping(v *volume) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.state = api.VolumeStopping
 }
 
 func (d *Daemon) volumeNamed(name string) *volume {

@@ -81,9 +81,11 @@ var checks = []check{
 	{"exception caches", caches},
 	{"stores", stores},
 	{"snapshots", snapshots},
+	{"restores", restores},
 	{"PCI ports", pciPorts},
 	{"certificates", certificates},
 	{"other hosts", otherHosts},
+	{"image node", imageNode},
 }
 
 // Names of all checks, in their order.

@@ -296,6 +296,9 @@ func TestFindings(t *testing.T) {
 		{"snapshots", "broken", func(h *host) {
 			h.status.Snapshots = []api.SnapshotNote{{Volume: "a", Job: "j1", State: api.SnapshotBroken}}
 		}, Warning, "(job j1): it is broken"},
+		{"snapshots", "missing", func(h *host) {
+			h.status.Volumes[0].Store, h.status.Volumes[0].MissingSnapshots = "/s/a b", []string{"u1"}
+		}, Problem, "virt-cow store break-snapshot '/s/a b' u1 #"},
 		{"snapshots", "frozen", func(h *host) { h.status.Backups = []api.BackupStatus{{Domain: "g", MaybeFrozen: true}} }, Problem, "virsh domfsthaw g"},
 		{"stores", "no daemon", func(h *host) { h.status = nil }, Skipped, "not running"},
 		{"certificates", "well", func(*host) {}, OK, "is for hv1.example.com, until 20"},

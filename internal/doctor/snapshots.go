@@ -23,6 +23,16 @@ func snapshots(_ context.Context, h *Host) []Finding {
 			})
 		}
 	}
+	for _, v := range h.daemon.Volumes {
+		for _, id := range v.MissingSnapshots {
+			found = append(found, Finding{
+				Result: Problem, Seen: fmt.Sprintf("the store of snapshot %s of volume %s is not on this host", id, v.Volume),
+				Why: "the backup was made with --on-error=break-guest-write: the volume is not opened without its snapshot, and its guest does not start",
+				Mend: fmt.Sprintf("virt-cow store break-snapshot %s %s # if it is lost for good, which gives that backup up; if it is only away: "+
+					"bring it back, then virt-cow volume scan", quote(v.Store), id),
+			})
+		}
+	}
 	for _, s := range h.daemon.Snapshots {
 		switch {
 		case s.Stale:
@@ -34,7 +44,7 @@ func snapshots(_ context.Context, h *Host) []Finding {
 		case s.State == api.SnapshotBroken || s.Why != "":
 			found = append(found, Finding{
 				Result: Warning, Seen: fmt.Sprintf("a snapshot of %s (job %s): %s", s.Volume, s.Job, broken(s)),
-				Why: "its backup fails, or nobody takes it away while the image node does not answer", Mend: "virt-cow backup list",
+				Why: "its backup fails, or nobody takes it away while the image node does not answer", Mend: "virt-cow backup jobs # on a host that has the image node configured, or on the image node",
 			})
 		}
 	}

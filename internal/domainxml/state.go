@@ -1,10 +1,13 @@
 package domainxml
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/virt-cow/virt-cow/internal/durable"
@@ -16,20 +19,23 @@ const (
 	tpmPrefix = "tpm/"
 )
 
+// IsState says whether a file of a backup (api.Manifest.Files) is state of the domain.
+func IsState(name string) bool { return name == nvramName || strings.HasPrefix(name, tpmPrefix) }
+
+// CheckState says why WriteState would refuse files of these names, and changes nothing.
+func CheckState(p Places, names []string, replace bool) error {
+	_, _, err := plan(p, names, replace)
+	return err
+}
+
 // WriteState puts the state of a backup back at the places of a domain that is off, durably. libvirt gives the files to those who need them
-// when the domain starts. Unless replace is set nothing may be there yet: fs.ErrExist. State without a
-// place, or with a name that is none, is refused before anything is written.
+// when the domain starts. Afterwards the places hold that and nothing else: what else is there was another domain's, and goes
+// if replace is set; else nothing may be there yet: fs.ErrExist. State without a place, or with a name that is none, is refused
+// before anything is written.
 func WriteState(p Places, files map[string][]byte, replace bool) error {
-	paths := map[string]string{}
-	for name := range files {
-		path, err := statePath(p, name)
-		if err != nil {
-			return err
-		}
-		if _, err := os.Lstat(path); err == nil && !replace {
-			return fmt.Errorf("%s: %w: it is another domain's, or what is left of one", path, fs.ErrExist)
-		}
-		paths[name] = path
+	paths, old, err := plan(p, slices.Collect(maps.Keys(files)), replace)
+	if err != nil {
+		return err
 	}
 	for name, path := range paths {
 		mode := fs.FileMode(0o755)
@@ -43,7 +49,59 @@ func WriteState(p Places, files map[string][]byte, replace bool) error {
 			return err
 		}
 	}
+	written := slices.Collect(maps.Values(paths))
+	for _, path := range old {
+		if slices.Contains(written, path) {
+			continue
+		}
+		if err := durable.Remove(path); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// plan is where state of these names goes, and what is at the places and has to go.
+func plan(p Places, names []string, replace bool) (paths map[string]string, old []string, err error) {
+	paths = map[string]string{}
+	for _, name := range names {
+		if paths[name], err = statePath(p, name); err != nil {
+			return nil, nil, err
+		}
+	}
+	there, err := StateAt(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(there) > 0 && !replace {
+		return nil, nil, fmt.Errorf("%s: %w: it is another domain's, or what is left of one", there[0], fs.ErrExist)
+	}
+	return paths, there, nil
+}
+
+// StateAt are the files with state that are at the places now: the NVRAM first, if it is a file, then the TPM's.
+func StateAt(p Places) ([]string, error) {
+	var there []string
+	if p.NVRAM != "" {
+		if st, err := os.Lstat(p.NVRAM); err == nil && st.Mode()&os.ModeDevice == 0 {
+			there = append(there, p.NVRAM)
+		}
+	}
+	if p.TPM == "" {
+		return there, nil
+	}
+	entries, err := os.ReadDir(p.TPM)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		path := filepath.Join(p.TPM, e.Name())
+		if e.IsDir() {
+			return nil, fmt.Errorf("%s: a folder, where only a TPM's files should be", path)
+		}
+		there = append(there, path)
+	}
+	return there, nil
 }
 
 // statePath is where state of this name belongs.

@@ -34,11 +34,29 @@ func TestWriteState(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(p.TPM, "new")); err == nil {
 		t.Error("half written")
 	}
-	if err := WriteState(p, map[string][]byte{"nvram": []byte("other")}, true); err != nil {
+	if err := CheckState(p, nil, false); !errors.Is(err, fs.ErrExist) {
+		t.Error("a guest without state would find another's:", err)
+	}
+	if err := WriteState(p, map[string][]byte{"nvram": []byte("other"), "tpm/new": []byte("others")}, true); err != nil {
 		t.Fatal(err)
 	}
 	has(p.NVRAM, "other")
-	has(keys, "keys")
+	has(filepath.Join(p.TPM, "new"), "others")
+	if at, err := StateAt(p); err != nil || len(at) != 2 {
+		t.Error("the old TPM's state is there still:", at, err)
+	}
+	if err := WriteState(p, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := StateAt(p); err != nil || len(at) != 0 {
+		t.Error("a guest without state has another's:", at, err)
+	}
+	if err := os.Mkdir(filepath.Join(p.TPM, "folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteState(p, nil, true); err == nil {
+		t.Error("a folder among the TPM's files")
+	}
 }
 
 func TestStateWithoutAPlace(t *testing.T) {

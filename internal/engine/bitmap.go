@@ -25,6 +25,8 @@ type bitmap struct {
 
 	mu        sync.Mutex   // flags are set, and captured for a commit
 	count     []uint16     // set flags of a leaf, if it is read
+	most      []uint16     // the same, or what it was when it was last read or surveyed: no leaf has fewer
+	total     atomic.Int64 // their sum
 	ones      atomic.Int64 // set flags of the leaves that are read
 	forgotten int          // how often
 }
@@ -37,7 +39,7 @@ type leafMemory interface {
 }
 
 func newBitmap(source func(leaf int64, flags []byte) error, memory leafMemory, leaves, chunks int64) bitmap {
-	return bitmap{source: source, memory: memory, leaves: leaves, chunks: chunks, count: make([]uint16, leaves)}
+	return bitmap{source: source, memory: memory, leaves: leaves, chunks: chunks, count: make([]uint16, leaves), most: make([]uint16, leaves)}
 }
 
 // chunksOf is how many chunks a leaf covers: LeafChunks, fewer for the last.
@@ -251,10 +253,7 @@ func (b *bitmap) forget() {
 
 // merge adds the device's ones to a leaf and makes it known. Called with mu held.
 func (b *bitmap) merge(leaf int64, flags []byte) error {
-	n := 0
-	for i := 0; i < len(flags); i += 8 {
-		n += bits.OnesCount64(binary.LittleEndian.Uint64(flags[i:]))
-	}
+	n := countOnes(flags)
 	state := b.memory.state(leaf)
 	was := atomic.LoadUint32(state)
 	switch {
@@ -307,6 +306,37 @@ func (b *bitmap) or(leaf int64, words []uint64, i int, mask uint64) {
 func (b *bitmap) account(leaf int64, n int) {
 	b.count[leaf] += uint16(n)
 	b.ones.Add(int64(n))
+	b.reach(leaf, b.count[leaf])
+}
+
+// reach notes that a leaf has at least so many set flags. Called with mu held.
+func (b *bitmap) reach(leaf int64, n uint16) {
+	if more := int64(n) - int64(b.most[leaf]); more > 0 {
+		b.most[leaf] = n
+		b.total.Add(more)
+	}
+}
+
+// survey counts the flags of a leaf that is not read, and keeps nothing else of it.
+func (b *bitmap) survey(leaf int64, source func(leaf int64, flags []byte) error) error {
+	if atomic.LoadUint32(b.memory.state(leaf)) != leafUnread {
+		return nil
+	}
+	var flags [store.LeafFlags]byte
+	if err := source(leaf, flags[:]); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reach(leaf, uint16(countOnes(flags[:])))
+	return nil
+}
+
+func countOnes(flags []byte) (n int) {
+	for i := 0; i < len(flags); i += 8 {
+		n += bits.OnesCount64(binary.LittleEndian.Uint64(flags[i:]))
+	}
+	return n
 }
 
 // settle makes a leaf full that has become so. Its page stays: a reader may be in it.

@@ -19,6 +19,13 @@ import (
 // saveTimeout is how long saving a chunk may take where the stack's entry does not say.
 const saveTimeout = 30 * time.Second
 
+func saveTimeoutOf(e *cowfmt.StackEntry) time.Duration {
+	if e.Timeout == 0 {
+		return saveTimeout
+	}
+	return time.Duration(e.Timeout) * time.Millisecond
+}
+
 var errSlow = fmt.Errorf("it took too long: %w", unix.EIO)
 
 // snapshot is an entry of the volume's stack. While it is active no chunk that it needs is changed before it is saved.
@@ -49,7 +56,7 @@ type snapshot struct {
 	held   atomic.Int64  // nanoseconds that the volume was suspended for the cut
 	gone   chan struct{} // closed at the end
 
-	freezing sync.Mutex // kept while the frozen table is written
+	freezing sync.Mutex // kept while the frozen table is written, or a leaf is surveyed
 
 	mu       sync.Mutex
 	close    func() error // what it is on; nil: closed
@@ -60,11 +67,8 @@ type snapshot struct {
 // newSnapshot is an entry of the stack, on a store or, nil, on none.
 func newSnapshot(v *Volume, e *cowfmt.StackEntry, on *store.Snapshot, close func() error) (*snapshot, error) {
 	s := &snapshot{
-		v: v, id: e.UUID, cut: e.CutID, path: e.Locator.Address, onError: e.OnError, timeout: time.Duration(e.Timeout) * time.Millisecond,
+		v: v, id: e.UUID, cut: e.CutID, path: e.Locator.Address, onError: e.OnError, timeout: saveTimeoutOf(e),
 		store: on, close: close, gone: make(chan struct{}), chunk: v.st.Header().ChunkSize,
-	}
-	if s.timeout == 0 {
-		s.timeout = saveTimeout
 	}
 	s.copier = copier{s: s, asked: map[int64]*batch{}}
 	s.state.Store(uint32(e.State))
@@ -277,6 +281,30 @@ func waitFor(done <-chan struct{}, limit time.Duration) bool {
 	case <-timer.C:
 		return false
 	}
+}
+
+// survey counts what an earlier engine has saved, for people to see.
+func (s *snapshot) survey() {
+	if s.store == nil {
+		return
+	}
+	for leaf := range s.store.Leaves() {
+		if more, err := s.surveyLeaf(leaf); err != nil || !more {
+			return
+		}
+	}
+}
+
+func (s *snapshot) surveyLeaf(leaf int64) (more bool, err error) {
+	s.freezing.Lock() // until then it is not closed
+	defer s.freezing.Unlock()
+	s.mu.Lock()
+	closed := s.close == nil
+	s.mu.Unlock()
+	if closed || s.ended() {
+		return false, nil
+	}
+	return true, s.saved.survey(leaf, s.store.ReadLeaf)
 }
 
 // shut closes what it is on, once nothing is being written to it any more. The device of one that hangs is closed when it goes on.

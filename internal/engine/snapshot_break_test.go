@@ -482,6 +482,39 @@ func TestCutBesideAnotherTarget(t *testing.T) {
 	check(t, v.Close())
 }
 
+// A cut that comes while the engine has the volume suspended for a change of its target waits for that, not longer than its
+// deadline.
+func TestCutWaitsForAnotherTarget(t *testing.T) {
+	on := shelf{}
+	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	s, err := v.suspend(t.Context(), time.Minute, false)
+	check(t, err)
+	if err := v.Cut(t.Context(), cut, 20*time.Millisecond); !errors.Is(err, ErrSuspended) || len(v.Header().Stack) > 0 {
+		t.Errorf("%v, %v", err, v.Header().Stack)
+	}
+	check(t, v.AddSnapshot(t.Context(), e))
+	done := make(chan error, 1)
+	go func() { done <- v.Cut(context.Background(), cut, time.Minute) }()
+	eventually(t, "being cut", func() bool { return v.stack.cutOf(e.UUID) != nil })
+	select {
+	case err := <-done:
+		t.Fatalf("made beside another suspension: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	check(t, s.Resume())
+	check(t, <-done)
+	if _, err := v.Suspend(t.Context(), time.Minute); !errors.Is(err, ErrSuspended) {
+		t.Errorf("suspended twice: %v", err)
+	}
+	check(t, v.EndCut(t.Context(), cut, true))
+	check(t, v.Close())
+}
+
 // A volume is closed while a snapshot's frozen table is being written: what it is written from is not read any more then.
 func TestCloseWhileFreezing(t *testing.T) {
 	const leaf = int64(store.LeafChunks) * 4096

@@ -52,3 +52,26 @@ func TestSnapshot(t *testing.T) {
 	}
 	check(t, v.Close())
 }
+
+// What an earlier engine has saved is counted, though nothing asks for it.
+func TestSavedAfterRestart(t *testing.T) {
+	const size = 40 << 12
+	on := shelf{}
+	st := memoryStore(t, size, 4096, 512, true)
+	master := memoryMaster(size, true, 0, size)
+	v := mustOpen(t, st, master.Open(true), uuid.New(), "", on.option)
+	_, err := v.WriteAt(filled(0, 8<<12, 1), 0)
+	check(t, err)
+	snap(t, v, on, 0)
+	_, err = v.WriteAt(filled(0, 5<<12, 2), 0)
+	check(t, err)
+	check(t, v.Close())
+	v = mustOpen(t, st, master.Open(true), uuid.New(), "", on.option)
+	eventually(t, "to be counted", func() bool { return v.Stack()[0].Saved == 5 })
+	_, err = v.WriteAt(filled(0, 6<<12, 3), 0)
+	check(t, err)
+	if saved := v.Stack()[0].Saved; saved != 6 {
+		t.Errorf("%d saved", saved)
+	}
+	check(t, v.Close())
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/store"
@@ -23,7 +24,8 @@ var ErrNoSnapshot = store.ErrNoSnapshot
 
 // stack is the volume's snapshots, as its header lists them, and the cut that is being made.
 type stack struct {
-	open OpenSnapshot
+	open     OpenSnapshot
+	openWait time.Duration // 0: as its entry says
 
 	mu  sync.Mutex
 	all []*snapshot // oldest first
@@ -65,17 +67,27 @@ func (k *stack) drop(s *snapshot) {
 // openStack opens the snapshots that the header lists and that are not open yet. What can't be opened is broken before
 // the first write, at once where the header is this host's to write; or it is an error, where the guest is to wait for it.
 func (v *Volume) openStack(ctx context.Context) error {
-	for _, e := range v.st.Header().Stack {
-		if v.stack.find(e.UUID) != nil || e.State == cowfmt.StackPending {
-			continue
-		}
-		s, err := v.openEntry(ctx, &e)
-		if err != nil {
+	entries := slices.DeleteFunc(slices.Clone(v.st.Header().Stack), func(e cowfmt.StackEntry) bool {
+		return v.stack.find(e.UUID) != nil || e.State == cowfmt.StackPending
+	})
+	opened := make([]*snapshot, len(entries))
+	var group errgroup.Group
+	for i := range entries { // at once: of several that hang the guest waits for one
+		group.Go(func() (err error) {
+			opened[i], err = v.openEntry(ctx, &entries[i])
 			return err
-		}
-		v.stack.mu.Lock()
-		v.stack.all = append(v.stack.all, s)
-		v.stack.mu.Unlock()
+		})
+	}
+	err := group.Wait()
+	opened = slices.DeleteFunc(opened, func(s *snapshot) bool { return s == nil })
+	v.stack.mu.Lock()
+	v.stack.all = append(v.stack.all, opened...)
+	v.stack.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, s := range opened {
+		go s.survey()
 	}
 	v.remap(func() {})
 	return nil
@@ -89,27 +101,21 @@ func (v *Volume) openEntry(ctx context.Context, e *cowfmt.StackEntry) (*snapshot
 		}
 		return s, err
 	}
-	on, close, err := v.stack.open(ctx, *e)
-	if err == nil {
-		err = on.Belongs(v.st.Header(), *e)
-		if err == nil {
-			// A flag that is found set may be of an engine that was killed before its flush, and must not go with the next power
-			// cut: the guest's write that it lets pass is on another device.
-			err = on.Device().Flush()
-		}
-		if err == nil {
-			return newSnapshot(v, e, on, close)
-		}
-		err = errors.Join(err, close())
+	o := v.openInTime(ctx, e)
+	if o.err == nil {
+		return newSnapshot(v, e, o.on, o.close)
+	}
+	if ctx.Err() != nil { // this engine is told to end, which says nothing of the snapshot
+		return nil, fmt.Errorf("%s: open its snapshot %v: %w", v.info.Name, e.UUID, o.err)
 	}
 	if e.OnError == cowfmt.OnErrorBreakGuestWrite {
-		return nil, fmt.Errorf("%s: its snapshot %v can't be opened, and nothing may be written without it: %w (a clean end of the backup takes it away)",
-			v.info.Name, e.UUID, err)
+		return nil, fmt.Errorf("%s: its snapshot %v can't be opened, and nothing may be written without it: %w; if its store is lost for good, "+
+			"give that backup up: virt-cow store break-snapshot %s %v", v.info.Name, e.UUID, o.err, v.st.Name(), e.UUID)
 	}
-	v.log.Error().Err(err).Stringer("snapshot", e.UUID).Msg("a snapshot can't be opened: it will be broken")
+	v.log.Error().Err(o.err).Stringer("snapshot", e.UUID).Msg("a snapshot can't be opened: it will be broken")
 	s, nerr := newSnapshot(v, e, nil, nil)
 	if nerr == nil {
-		s.failure = err
+		s.failure = o.err
 	}
 	return s, nerr
 }
@@ -216,7 +222,7 @@ type SnapshotInfo struct {
 	State     uint8 // cowfmt.StackPending and so on
 	Err       error // why it is broken, or about to be
 	Cursor    int64
-	Saved     int64 // chunks, of what was read of its table
+	Saved     int64 // chunks; for a moment after it was opened fewer than it has
 	ChunkSize int64
 	OnError   uint8
 	Held      time.Duration // that the volume was suspended for its cut
@@ -228,7 +234,7 @@ func (v *Volume) Stack() []SnapshotInfo {
 	for _, s := range v.stack.snapshots() {
 		out = append(out, SnapshotInfo{
 			ID: s.id, Cut: s.cut, Path: s.path, State: uint8(s.state.Load()), Err: s.why(), Cursor: s.cursor.Load(),
-			Saved: s.saved.ones.Load(), ChunkSize: s.chunk, OnError: s.onError, Held: time.Duration(s.held.Load()),
+			Saved: s.saved.total.Load(), ChunkSize: s.chunk, OnError: s.onError, Held: time.Duration(s.held.Load()),
 		})
 	}
 	return out

@@ -18,7 +18,8 @@ type Suspension struct {
 
 // Suspend drains the volume and holds its I/O until Resume or, whatever happens to the caller, until the
 // deadline. It fails, with the I/O going on, where the requests inside don't end before the context or
-// the deadline does; and with ErrGranted while another host has the volume open.
+// the deadline does; with ErrSuspended where somebody else has it suspended (a suspension of the engine's own, to change
+// the target, is waited for); and with ErrGranted while another host has the volume open.
 func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspension, error) {
 	if err := v.moving.undivided("suspend"); err != nil {
 		return nil, err
@@ -27,11 +28,21 @@ func (v *Volume) Suspend(ctx context.Context, deadline time.Duration) (*Suspensi
 }
 
 func (v *Volume) suspend(ctx context.Context, deadline time.Duration, cut bool) (*Suspension, error) {
-	ctx, cancel := context.WithTimeout(ctx, deadline)
+	end := time.Now().Add(deadline)
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	s := &Suspension{v: v, ended: make(chan struct{}), cut: cut, began: time.Now()}
+	s := &Suspension{v: v, ended: make(chan struct{}), cut: cut}
 	g := &v.gate
 	g.mu.Lock()
+	for own := g.suspended; cut && own != nil && !own.cut; own = g.suspended {
+		g.mu.Unlock()
+		select {
+		case <-own.ended:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("suspend %s: %w for a change of its target: %w", v.info.Name, ErrSuspended, context.Cause(ctx))
+		}
+		g.mu.Lock()
+	}
 	if g.closed {
 		g.mu.Unlock()
 		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrClosed)
@@ -44,9 +55,9 @@ func (v *Volume) suspend(ctx context.Context, deadline time.Duration, cut bool) 
 		g.mu.Unlock()
 		return nil, fmt.Errorf("suspend %s: %w", v.info.Name, ErrGranted)
 	}
-	g.suspended = s
+	g.suspended, s.began = s, time.Now()
 	d := g.await(all)
-	s.timer = time.AfterFunc(deadline, func() { _ = s.resume(nil) })
+	s.timer = time.AfterFunc(time.Until(end), func() { _ = s.resume(nil) })
 	g.mu.Unlock()
 	select {
 	case <-d.done:

@@ -37,7 +37,8 @@ type Options struct {
 	AcceptLoss bool             // go on after ErrLoss
 	Claiming   store.Claiming
 
-	OpenSnapshot OpenSnapshot // nil: a volume with snapshots is refused
+	OpenSnapshot OpenSnapshot  // nil: a volume with snapshots is refused
+	openWait     time.Duration // how long a snapshot's store may take to be opened; 0: as its entry says
 
 	Incoming uuid.UUID   // open it by this grant of its owner, unless this host is the owner by now; Nil: as the owner
 	Epoch    uint32      // that a guest here has it since: ErrMovedOn if it is another by now; 0: any
@@ -87,7 +88,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	h := o.Store.Header()
 	info := o.Store.Device().Info()
 	v := &Volume{
-		st: o.Store, log: o.Log, master: o.Master, data: o.Store.Device(), inflight: new(inflight), stack: stack{open: o.OpenSnapshot},
+		st: o.Store, log: o.Log, master: o.Master, data: o.Store.Device(), inflight: new(inflight), stack: stack{open: o.OpenSnapshot, openWait: o.openWait},
 		info: blockdev.Info{Name: h.Name, Size: h.Size, BlockSize: blockdev.SectorSize, ReadOnly: o.ReadOnly || info.ReadOnly},
 	}
 	switch h.Role {

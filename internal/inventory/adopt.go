@@ -42,8 +42,11 @@ func (inv *Inventory) Adopt(ctx context.Context, r api.AdoptRequest) (api.Volume
 			return api.VolumeInfo{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
-	if r.Raw != "" {
+	switch {
+	case r.Raw != "":
 		return inv.adoptRaw(ctx, r)
+	case r.Check || r.ForceRaw:
+		return api.VolumeInfo{}, fmt.Errorf("%w: check and forceRaw are about a raw disk, and none is named", ErrInvalid)
 	}
 	if !filepath.IsAbs(r.Store) {
 		return api.VolumeInfo{}, fmt.Errorf("%w: store %q: not an absolute path", ErrInvalid, r.Store)
@@ -122,5 +125,12 @@ func (inv *Inventory) adoptRaw(ctx context.Context, r api.AdoptRequest) (api.Vol
 	if err := inv.intendPath(store, &e); err != nil {
 		return api.VolumeInfo{}, err
 	}
-	return infoOf(inv.create(ctx, e, 0, []string{"--raw", raw, "--name", e.Name}))
+	if r.Check {
+		return info(e), inv.usable(raw)
+	}
+	what := []string{"--raw", raw, "--name", e.Name}
+	if r.ForceRaw {
+		what = append(what, "--force-raw")
+	}
+	return infoOf(inv.create(ctx, e, 0, what))
 }

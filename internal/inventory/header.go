@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
 )
 
 // Header is what a store's header says of who has the volume.
@@ -17,7 +18,9 @@ type Header struct {
 	Grants []api.Grant
 	Stack  []api.SnapshotStatus // oldest first; what is saved it does not say
 
-	OriginWWID string // of the raw disk of a state store
+	OriginWWID    string // of the raw disk of a state store
+	Master        string // path or URI, as the host that made the store has it
+	MasterIsStore bool
 }
 
 // headerTimeout bounds the reading of one header: a guest's start, or its migration, waits for it.
@@ -42,12 +45,14 @@ func (inv *Inventory) Header(ctx context.Context, path string) (*Header, error) 
 		Snapshots []api.SnapshotStatus `json:"snapshots"`
 
 		OriginWWID string `json:"originWWID"`
+		Master     string `json:"master"`
+		MasterKind string `json:"masterKind"`
 	}
 	if err := inv.program.run(ctx, &info, nil, "store", "info", "--", path); err != nil {
 		return nil, fmt.Errorf("store %s: %w", path, err)
 	}
 	h := &Header{Name: info.Name, UUID: info.UUID, Epoch: info.Epoch, Stack: info.Snapshots}
-	h.OriginWWID = info.OriginWWID
+	h.OriginWWID, h.Master, h.MasterIsStore = info.OriginWWID, info.Master, info.MasterKind == cowfmt.LocatorStore.String()
 	if o := info.Owner; o != nil {
 		h.Owner = &o.Owner
 		h.Owner.Since = o.Since.Unix()

@@ -36,7 +36,7 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	testProgram = filepath.Join(dir, "virt-cow")
-	if out, err := exec.Command("go", "build", "-o", testProgram, "../../cmd/virt-cow").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-tags=virtcow_lean", "-o", testProgram, "../../cmd/virt-cow").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
 		return 1
 	}

@@ -267,6 +267,14 @@ func TestAdopt(t *testing.T) {
 func TestAdoptRaw(t *testing.T) {
 	r := newRig(t)
 	raw := r.raw("disk.raw", mib)
+	for _, path := range []string{raw, r.path("not-there-yet.raw")} {
+		if _, err := r.Adopt(ctx, api.AdoptRequest{Raw: path, Name: "disk", Check: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	if r.Len() != 0 {
+		t.Error("a question made a volume")
+	}
 	v, err := r.Adopt(ctx, api.AdoptRequest{Raw: raw, Name: "disk"})
 	if err != nil {
 		t.Fatal(err)
@@ -276,6 +284,19 @@ func TestAdoptRaw(t *testing.T) {
 	}
 	_, err = r.Adopt(ctx, api.AdoptRequest{Raw: raw, Name: "again"})
 	refused(t, err, ErrExists, "origin of volume disk")
+	for path, says := range map[string]string{raw: "origin of volume disk", v.Store: "store of volume disk"} {
+		_, err = r.Adopt(ctx, api.AdoptRequest{Raw: path, Name: "again", Check: true})
+		refused(t, err, nil, says)
+	}
+	_, err = r.Adopt(ctx, api.AdoptRequest{Raw: r.path("new.raw"), Name: "disk", Check: true})
+	refused(t, err, ErrExists, "disk")
+	image := r.file("image", "QFI\xfb"+strings.Repeat("\x00", mib-4))
+	_, err = r.Adopt(ctx, api.AdoptRequest{Raw: image, Name: "image"})
+	refused(t, err, nil, "qcow2")
+	if _, err = r.Adopt(ctx, api.AdoptRequest{Raw: image, Name: "image", ForceRaw: true}); err != nil {
+		t.Error(err)
+	}
+	r.delete("image")
 	c := r.create(api.CreateRequest{Name: "clone", From: "disk"})
 	if c.Master != "raw:"+raw {
 		t.Errorf("%+v", c)

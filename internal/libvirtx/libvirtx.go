@@ -94,8 +94,9 @@ type Conn interface {
 	// nearer; that should be ten seconds away. ErrNoAgent, ErrAgentHangs, ErrFrozen, ErrHook, ErrNotRunning.
 	//
 	// An error is no proof that nothing is frozen, save ErrHook, and ErrNoAgent of a guest that was never asked: a freeze
-	// whose answer did not come in time takes effect later. So whoever froze thaws, until Thaw succeeds. Commands reach
-	// the agent in order, so that a thaw is never overtaken by an earlier freeze.
+	// whose answer did not come in time takes effect later. So whoever froze thaws, until Thaw succeeds; after ErrHook too,
+	// since the agent calls no hook to undo what others did before the one that failed. Commands reach the agent in order,
+	// so that a thaw is never overtaken by an earlier freeze.
 	//
 	// What is frozen is known to the guest alone. It stays so when its agent dies, and then is thawed by the agent that is
 	// started next; when libvirtd restarts; and when the guest moves: then it is thawed on the host it moved to. Nothing

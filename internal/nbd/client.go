@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,8 @@ type Options struct {
 	ReadOnly bool          // refuse writes; a read-only export is so anyway
 	Timeout  time.Duration // of one request and of a reconnect, default 60 s; the connection is given up then
 	Log      zerolog.Logger
+
+	TLS *tls.Config // with it, and only with it, an address is nbds://
 
 	// Reconnected, if set, is called with each connection after the first before anything else uses it: behind
 	// it may be another disk of the same size. r reads over that connection only. An error, which should name
@@ -57,12 +60,15 @@ type Client struct {
 
 var _ blockdev.Device = (*Client)(nil)
 
-// Dial opens an export: nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT. ctx bounds the
-// connecting only.
+// Dial opens an export: nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT, or, with TLS, nbds://HOST[:PORT]/EXPORT.
+// ctx bounds the connecting only.
 func Dial(ctx context.Context, uri string, opts Options) (*Client, error) {
 	addr, err := parseURI(uri)
 	if err != nil {
 		return nil, err
+	}
+	if addr.tls != (opts.TLS != nil) {
+		return nil, fmt.Errorf("NBD address %q: TLS is not supported here, use a tunnel", uri)
 	}
 	opts.Timeout = orDefault(opts.Timeout, 60*time.Second)
 	c := &Client{addr: addr, opts: opts}
@@ -119,7 +125,7 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	}
 	// The context bounds the negotiation as well.
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
-	e, err := negotiate(nc, c.addr.export)
+	conn, e, err := negotiate(nc, c.addr.export, c.opts.TLS)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -130,7 +136,7 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 		}
 		return nil, fmt.Errorf("%s: %w", c.addr.uri, err)
 	}
-	return newLink(nc, e), nil
+	return newLink(conn, e), nil
 }
 
 // do carries out one request.

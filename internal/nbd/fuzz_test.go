@@ -120,7 +120,7 @@ func FuzzClient(f *testing.F) {
 			ours.CloseWrite()
 		}()
 		theirs.SetDeadline(time.Now().Add(90 * time.Second))
-		e, err := negotiate(theirs, "")
+		_, e, err := negotiate(theirs, "", nil)
 		if err != nil {
 			theirs.Close()
 			return

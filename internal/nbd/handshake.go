@@ -17,20 +17,9 @@ const (
 // handshake negotiates until the client enters transmission (nil) or leaves (an error).
 func (c *conn) handshake() error {
 	c.info = c.srv.Backend.Info()
-	be := binary.BigEndian
-	hello := be.AppendUint64(nil, magicInit)
-	hello = be.AppendUint64(hello, magicOpts)
-	hello = be.AppendUint16(hello, flagFixedNewstyle|flagNoZeroes)
-	if _, err := c.uc.Write(hello); err != nil {
-		return fmt.Errorf("handshake: %w", err)
-	}
-	var four [4]byte
-	if _, err := io.ReadFull(c.uc, four[:]); err != nil {
-		return fmt.Errorf("handshake: client flags: %w", err)
-	}
-	flags := be.Uint32(four[:])
-	if flags&^(flagFixedNewstyle|flagNoZeroes) != 0 {
-		return fmt.Errorf("handshake: client flags %#x, not known to the protocol", flags)
+	flags, err := greet(c.uc)
+	if err != nil {
+		return err
 	}
 	for range maxOptions {
 		done, err := c.option(flags)
@@ -44,24 +33,54 @@ func (c *conn) handshake() error {
 	return fmt.Errorf("handshake: more than %d options", maxOptions)
 }
 
-// option serves one option; true when it led to transmission.
-func (c *conn) option(flags uint32) (bool, error) {
+// greet says hello, and returns the client's flags.
+func greet(rw io.ReadWriter) (flags uint32, err error) {
+	be := binary.BigEndian
+	hello := be.AppendUint64(nil, magicInit)
+	hello = be.AppendUint64(hello, magicOpts)
+	hello = be.AppendUint16(hello, flagFixedNewstyle|flagNoZeroes)
+	if _, err := rw.Write(hello); err != nil {
+		return 0, fmt.Errorf("handshake: %w", err)
+	}
+	var four [4]byte
+	if _, err := io.ReadFull(rw, four[:]); err != nil {
+		return 0, fmt.Errorf("handshake: client flags: %w", err)
+	}
+	flags = be.Uint32(four[:])
+	if flags&^(flagFixedNewstyle|flagNoZeroes) != 0 {
+		return 0, fmt.Errorf("handshake: client flags %#x, not known to the protocol", flags)
+	}
+	return flags, nil
+}
+
+// readOption takes one option of a client.
+func readOption(r io.Reader) (opt uint32, data []byte, err error) {
 	be := binary.BigEndian
 	var head [16]byte
-	if _, err := io.ReadFull(c.uc, head[:]); err != nil {
-		return false, fmt.Errorf("option: %w", err)
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, fmt.Errorf("option: %w", err)
 	}
 	if m := be.Uint64(head[:]); m != magicOpts {
-		return false, fmt.Errorf("option magic %#x, want %#x", m, uint64(magicOpts))
+		return 0, nil, fmt.Errorf("option magic %#x, want %#x", m, uint64(magicOpts))
 	}
 	opt, length := be.Uint32(head[8:]), be.Uint32(head[12:])
 	if length > maxOptionLen {
-		return false, fmt.Errorf("option %d of %d bytes, the limit is %d", opt, length, maxOptionLen)
+		return 0, nil, fmt.Errorf("option %d of %d bytes, the limit is %d", opt, length, maxOptionLen)
 	}
-	data := make([]byte, length)
-	if _, err := io.ReadFull(c.uc, data); err != nil {
-		return false, fmt.Errorf("option %d: %w", opt, err)
+	data = make([]byte, length)
+	if _, err := io.ReadFull(r, data); err != nil {
+		return 0, nil, fmt.Errorf("option %d: %w", opt, err)
 	}
+	return opt, data, nil
+}
+
+// option serves one option; true when it led to transmission.
+func (c *conn) option(flags uint32) (bool, error) {
+	opt, data, err := readOption(c.uc)
+	if err != nil {
+		return false, err
+	}
+	length := len(data)
 	switch opt {
 	case optExportName:
 		if !c.srv.serves(string(data)) {
@@ -198,13 +217,15 @@ func (c *conn) optMeta(opt uint32, data []byte) error {
 }
 
 // answer sends one reply to an option.
-func (c *conn) answer(opt, kind uint32, data []byte) error {
+func (c *conn) answer(opt, kind uint32, data []byte) error { return writeReply(c.uc, opt, kind, data) }
+
+func writeReply(w io.Writer, opt, kind uint32, data []byte) error {
 	be := binary.BigEndian
 	b := be.AppendUint64(make([]byte, 0, 20+len(data)), magicOptReply)
 	b = be.AppendUint32(b, opt)
 	b = be.AppendUint32(b, kind)
 	b = be.AppendUint32(b, uint32(len(data)))
-	_, err := c.uc.Write(append(b, data...))
+	_, err := w.Write(append(b, data...))
 	return err
 }
 

@@ -1,10 +1,12 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 )
 
 // export is what a server says of an export.
@@ -30,28 +32,44 @@ type haggle struct {
 // errRefused is a server's error reply to an option.
 var errRefused = errors.New("refused by the server")
 
-// negotiate goes through the handshake up to transmission.
-func negotiate(conn io.ReadWriter, name string) (export, error) {
+// negotiate goes through the handshake up to transmission, over TLS with a configuration for it. What follows goes over the
+// connection that it returns.
+func negotiate(conn net.Conn, name string, config *tls.Config) (net.Conn, export, error) {
 	e := export{minBlock: 1, maxBlock: maxPayload}
-	h := haggle{conn}
 	be := binary.BigEndian
 	var hello [18]byte
 	if _, err := io.ReadFull(conn, hello[:]); err != nil {
-		return e, fmt.Errorf("handshake: no greeting: %w", err)
+		return conn, e, fmt.Errorf("handshake: no greeting: %w", err)
 	}
 	if be.Uint64(hello[:]) != magicInit {
-		return e, errors.New("handshake: this is no NBD server")
+		return conn, e, errors.New("handshake: this is no NBD server")
 	}
 	if be.Uint64(hello[8:]) != magicOpts {
-		return e, errors.New("handshake: the server speaks the obsolete oldstyle protocol only")
+		return conn, e, errors.New("handshake: the server speaks the obsolete oldstyle protocol only")
 	}
 	flags := be.Uint16(hello[16:])
 	if flags&flagFixedNewstyle == 0 {
-		return e, errors.New("handshake: the server does not speak fixed newstyle")
+		return conn, e, errors.New("handshake: the server does not speak fixed newstyle")
 	}
 	if _, err := conn.Write(be.AppendUint32(nil, uint32(flags&(flagFixedNewstyle|flagNoZeroes)))); err != nil {
-		return e, fmt.Errorf("handshake: %w", err)
+		return conn, e, fmt.Errorf("handshake: %w", err)
 	}
+	if config != nil {
+		if err := (haggle{conn}).option(optStartTLS, nil, nil); err != nil {
+			return conn, e, fmt.Errorf("handshake: TLS: %w", err)
+		}
+		secure := tls.Client(conn, config)
+		if err := secure.Handshake(); err != nil {
+			return conn, e, fmt.Errorf("handshake: TLS: %w", err)
+		}
+		conn = secure
+	}
+	e, err := (haggle{conn}).export(e, name, flags)
+	return conn, e, err
+}
+
+// export negotiates what is to be had of an export.
+func (h haggle) export(e export, name string, flags uint16) (export, error) {
 	if err := h.structured(&e, name); err != nil {
 		return e, err
 	}
@@ -183,7 +201,7 @@ func (h haggle) option(opt uint32, data []byte, each func(kind uint32, data []by
 func refusal(kind uint32, text []byte) string {
 	what := map[uint32]string{
 		repErrPolicy: "forbidden by its configuration", repErrInvalid: "invalid request",
-		repErrTLSReqd: "it requires TLS, which is not supported here", repErrUnknown: "no such export",
+		repErrTLSReqd: "it requires TLS: write nbds:// and have certificates", repErrUnknown: "no such export",
 		repErrShut: "it is shutting down", repErrTooBig: "request too big",
 	}[kind]
 	if what == "" {

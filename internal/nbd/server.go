@@ -12,7 +12,7 @@
 // Locks: Server.mu before conn.mu; neither is held while the backend or a logger is called, and no
 // system call that can block is made under them.
 //
-// The protocol: doc/proto.md of github.com/NetworkBlockDevice/nbd, fixed newstyle, no TLS.
+// The protocol: doc/proto.md of github.com/NetworkBlockDevice/nbd, fixed newstyle; over TCP with TLS only (tls.go).
 package nbd
 
 import (

@@ -12,9 +12,10 @@ type address struct {
 	uri              string // as given, for messages
 	network, address string
 	export           string
+	tls              bool
 }
 
-// parseURI understands nbd+unix:///EXPORT?socket=PATH and nbd://HOST[:PORT]/EXPORT, of doc/uri.md of
+// parseURI understands nbd+unix:///EXPORT?socket=PATH and nbd[s]://HOST[:PORT]/EXPORT, of doc/uri.md of
 // github.com/NetworkBlockDevice/nbd.
 func parseURI(s string) (address, error) {
 	u, err := url.Parse(s)
@@ -31,7 +32,7 @@ func parseURI(s string) (address, error) {
 		if a.address == "" || u.Host != "" {
 			return address{}, fmt.Errorf("NBD address %q: want nbd+unix:///EXPORT?socket=PATH", s)
 		}
-	case "nbd":
+	case "nbd", "nbds":
 		if u.Hostname() == "" {
 			return address{}, fmt.Errorf("NBD address %q: want nbd://HOST[:PORT]/EXPORT", s)
 		}
@@ -39,8 +40,9 @@ func parseURI(s string) (address, error) {
 		if port == "" {
 			port = defaultPort
 		}
+		a.tls = u.Scheme == "nbds"
 		a.network, a.address = "tcp", net.JoinHostPort(u.Hostname(), port)
-	case "nbds", "nbds+unix":
+	case "nbds+unix":
 		return address{}, fmt.Errorf("NBD address %q: TLS is not supported, use a tunnel", s)
 	default:
 		return address{}, fmt.Errorf("NBD address %q: want nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT", s)

@@ -81,14 +81,7 @@ func (c *Client) ask(ctx context.Context, q *question, path string, body []byte)
 	// One clock for all that follows.
 	defer context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })()
 
-	config := certificates.config(c.Identity.now, func(n Names) error {
-		if !n.Match(q.host) {
-			return distrustf("is for %s, not for %s: have address in [migration] of its configuration be one of its names, or make "+
-				"it a certificate with this one", n, q.host)
-		}
-		return nil
-	})
-	config.ServerName = q.host
+	config := certificates.clientConfig(c.Identity.now, q.host)
 	conn := tls.Client(raw, config)
 	if err := conn.Handshake(); err != nil {
 		return nil, q.notTrusted(err)

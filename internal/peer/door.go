@@ -158,21 +158,10 @@ func (d *door) meet(c net.Conn) {
 }
 
 func (d *door) handshake(c net.Conn, k *known) error {
-	id := d.server.Identity
-	k.Conn = tls.Server(c, &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		// In here, so that the other side is told with an alert if there is no certificate to show.
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			certificates, err := id.certificates()
-			if err != nil {
-				return nil, err
-			}
-			return certificates.config(id.now, func(n Names) error {
-				k.names = n
-				return d.server.believed(n)
-			}), nil
-		},
-	})
+	k.Conn = tls.Server(c, d.server.Identity.serverConfig(ourProtocol, func(n Names) error {
+		k.names = n
+		return d.server.believed(n)
+	}))
 	if err := c.SetDeadline(time.Now().Add(d.server.patience)); err != nil {
 		return err
 	}

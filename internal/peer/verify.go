@@ -138,7 +138,7 @@ func has(c *x509.Certificate, id asn1.ObjectIdentifier) bool {
 // config is what both sides' TLS has in common. believed is called with the names of the other side, and may refuse them.
 func (c *Certificates) config(now func() time.Time, believed func(Names) error) *tls.Config {
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}, SessionTicketsDisabled: true, Time: now,
+		MinVersion: tls.VersionTLS13, NextProtos: ourProtocol, SessionTicketsDisabled: true, Time: now,
 		Certificates: []tls.Certificate{c.own},
 		// Each side does its own checks, below: crypto/tls would have the client's certificate be one for clients, and one
 		// that says no purpose be good for any. VerifyConnection is called whatever these two say.

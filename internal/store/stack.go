@@ -29,7 +29,12 @@ var (
 
 // AddSnapshot puts a pending snapshot on top of the stack, durably. It is ErrSnapshotChange for one that is there.
 func (s *Store) AddSnapshot(entry cowfmt.StackEntry) error {
-	return s.updateStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mayUpdate(); err != nil {
+		return err
+	}
+	return s.changeStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
 		switch {
 		case findEntry(stack, entry.UUID) >= 0:
 			return nil, fmt.Errorf("%w: %v is in the stack already", ErrSnapshotChange, entry.UUID)
@@ -45,7 +50,17 @@ func (s *Store) AddSnapshot(entry cowfmt.StackEntry) error {
 // SetSnapshot changes an entry of the stack, durably: its state as the table above has it, its cursor up, where its
 // store is; nothing else. Otherwise it is ErrSnapshotChange, and ErrNoSnapshot for one that is not there.
 func (s *Store) SetSnapshot(id uuid.UUID, change func(*cowfmt.StackEntry)) error {
-	return s.updateStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mayUpdate(); err != nil {
+		return err
+	}
+	return s.setSnapshot(id, change)
+}
+
+// setSnapshot is SetSnapshot without asking who this is. Called with mu held.
+func (s *Store) setSnapshot(id uuid.UUID, change func(*cowfmt.StackEntry)) error {
+	return s.changeStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
 		i := findEntry(stack, id)
 		if i < 0 {
 			return nil, fmt.Errorf("%w: %v", ErrNoSnapshot, id)
@@ -58,7 +73,17 @@ func (s *Store) SetSnapshot(id uuid.UUID, change func(*cowfmt.StackEntry)) error
 
 // RemoveSnapshot takes a snapshot out of the stack, durably. It is ErrNoSnapshot for one that is not there.
 func (s *Store) RemoveSnapshot(id uuid.UUID) error {
-	return s.updateStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mayUpdate(); err != nil {
+		return err
+	}
+	return s.removeSnapshot(id)
+}
+
+// removeSnapshot is RemoveSnapshot without asking who this is. Called with mu held.
+func (s *Store) removeSnapshot(id uuid.UUID) error {
+	return s.changeStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
 		i := findEntry(stack, id)
 		if i < 0 {
 			return nil, fmt.Errorf("%w: %v", ErrNoSnapshot, id)
@@ -95,13 +120,8 @@ func findEntry(stack []cowfmt.StackEntry, id uuid.UUID) int {
 	return slices.IndexFunc(stack, func(e cowfmt.StackEntry) bool { return e.UUID == id })
 }
 
-// updateStack is Update for the stack alone: change gets a copy, and may refuse.
-func (s *Store) updateStack(change func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.mayUpdate(); err != nil {
-		return err
-	}
+// changeStack is update for the stack alone: change gets a copy, and may refuse. Called with mu held.
+func (s *Store) changeStack(change func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error)) error {
 	stack, err := change(slices.Clone(s.Header().Stack))
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.Name(), err)

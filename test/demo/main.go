@@ -107,7 +107,7 @@ func (d *demo) steps(ctx context.Context) error {
 
 func (d *demo) build(ctx context.Context) error {
 	program := filepath.Join(d.host.Dir, "virt-cow")
-	if err := lab.Build("./cmd/virt-cow", program); err != nil {
+	if err := lab.BuildVirtCow(program); err != nil {
 		return err
 	}
 	d.vc = d.host.VirtCow(program)

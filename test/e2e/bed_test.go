@@ -41,7 +41,7 @@ func run(m *testing.M) int {
 	if p := os.Getenv(programEnv); p != "" {
 		program = p
 	} else if lab.Check() == nil {
-		if err := lab.Build("./cmd/virt-cow", program); err != nil {
+		if err := lab.BuildVirtCow(program); err != nil {
 			log.Print(err)
 			return 1
 		}

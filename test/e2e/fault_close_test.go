@@ -19,7 +19,7 @@ func TestEngineKilledWhileStopped(t *testing.T) {
 	must(t, b.Kill(t.Context(), s.PID, syscall.SIGSTOP)) // so that it is in the middle of it for as long as it takes
 	must(t, b.guest.Destroy(t.Context()))
 	b.await(t, "c1", "asked to end", func(v *api.VolumeStatus) bool {
-		return v != nil && v.PID == s.PID && v.Engine == nil && v.Error == ""
+		return v != nil && v.PID == s.PID && v.State == api.VolumeStopping
 	})
 	cache := b.Path(api.CachePath("/run/virt-cow", s.Engine.UUID))
 	if _, err := os.Stat(cache); err != nil {

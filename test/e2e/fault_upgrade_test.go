@@ -117,7 +117,7 @@ func buildVersion(t *testing.T, tree string) string {
 		lab.SkipOrFail(t, err)
 	}
 	out := filepath.Join(t.TempDir(), "virt-cow")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-X main.version=before", "-o", out, "./cmd/virt-cow")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-tags=virtcow_lean", "-ldflags", "-X main.version=before", "-o", out, "./cmd/virt-cow")
 	cmd.Dir = tree
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if text, err := cmd.CombinedOutput(); err != nil {

@@ -22,7 +22,7 @@ func TestMigrateStale(t *testing.T) {
 	}
 	t.Parallel()
 	stale := filepath.Join(t.TempDir(), "virt-cow")
-	must(t, lab.Build("./cmd/virt-cow", stale, "-tags", "virtcow_stale"))
+	must(t, lab.Build("./cmd/virt-cow", stale, "-tags=virtcow_stale,virtcow_lean"))
 	for _, w := range []struct {
 		name, program string
 		corrupts      bool
@@ -46,7 +46,7 @@ func TestMigrateStale(t *testing.T) {
 func writeOnTheWay(t *testing.T, program string) (wrote, read, master string) {
 	t.Helper()
 	const chunk = 4096
-	s := newSiteOf(t, program, nil, []string{"--chunk", "4K"}, "v1")
+	s := newSiteOf(t, siteConfig{program: program, volumes: []string{"v1"}, made: clones("--chunk", "4K")})
 	c := &crossing{site: s, volumes: []string{"v1"}}
 	s.boot(t, "v1")
 	dev := c.on().disk(t, "/dev/disk/by-id/v1")

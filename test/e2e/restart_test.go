@@ -28,7 +28,7 @@ func TestRollingRestart(t *testing.T) {
 	pids := b.pids(t, names, false)
 
 	newer := filepath.Join(b.Dir, "newer")
-	must(t, lab.Build("./cmd/virt-cow", newer, "-ldflags=-X main.version=newer"))
+	must(t, lab.Build("./cmd/virt-cow", newer, "-ldflags=-X main.version=newer", "-tags=virtcow_lean"))
 	must(t, b.vc.Daemon().Stop(syscall.SIGTERM))
 	b.vc.Program = newer
 	_, err := b.vc.StartDaemon(t.Context())

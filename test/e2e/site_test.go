@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,15 +30,36 @@ type site struct {
 // newSite makes a site whose guest has these volumes, each a clone of the master with these flags for `store create`.
 func newSite(t *testing.T, hosts []string, flags []string, volumes ...string) *site {
 	t.Helper()
-	return newSiteOf(t, program, hosts, flags, volumes...)
+	return newSiteOf(t, siteConfig{hosts: hosts, volumes: volumes, made: clones(flags...)})
 }
 
-// newSiteOf is newSite with another program.
-func newSiteOf(t *testing.T, program string, hosts []string, flags []string, volumes ...string) *site {
+// siteConfig says what a site is to be.
+type siteConfig struct {
+	program string   // "" for the one under test
+	hosts   []string // nil for two
+	volumes []string
+	made    maker           // of their stores
+	guest   lab.GuestConfig // what it has beside its volumes
+	slots   int             // of each volume that a crossing's guest writes; 0 for fewSlots
+}
+
+// maker makes a volume's store on its disk.
+type maker func(t *testing.T, s *site, volume string)
+
+// clones are of the master, made with these flags for `store create`.
+func clones(flags ...string) maker {
+	return func(t *testing.T, s *site, volume string) {
+		t.Helper()
+		s.newStore(t, volume, volume, flags...)
+	}
+}
+
+func newSiteOf(t *testing.T, sc siteConfig) *site {
 	t.Helper()
+	program := cmp.Or(sc.program, program)
 	t.Parallel()
 	s := &site{log: &keptLog{}, disks: map[string]*lab.Disk{}}
-	s.Site = lab.SiteFor(t, lab.SiteConfig{Names: hosts, Host: lab.Config{Log: s.log, Hook: program, Env: []string{"VIRT_COW_PLUGINS_DIR=" + pluginsDir}}})
+	s.Site = lab.SiteFor(t, lab.SiteConfig{Names: sc.hosts, Host: lab.Config{Log: s.log, Hook: program, Env: []string{"VIRT_COW_PLUGINS_DIR=" + pluginsDir}}})
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log("what the hosts' processes said:\n" + s.log.String() + s.engineLogs())
@@ -54,7 +76,7 @@ func newSiteOf(t *testing.T, program string, hosts []string, flags []string, vol
 	s.master, err = s.NewDisk(lab.DiskConfig{Name: "master", File: s.raw, ReadOnly: true})
 	must(t, err)
 	var wants strings.Builder
-	for i, v := range volumes {
+	for i, v := range sc.volumes {
 		d := s.newDisk(t, v)
 		fmt.Fprintf(&wants, `<virtcow:disk volume="%s" store="%s" target="vd%c" bus="virtio" hydrate="no"/>`, v, d.Path, 'b'+i)
 	}
@@ -63,11 +85,13 @@ func newSiteOf(t *testing.T, program string, hosts []string, flags []string, vol
 		s.beds = append(s.beds, &bed{Host: h, vc: h.VirtCow(program), log: s.log, master: s.raw, sum: s.sum})
 	}
 	a := s.beds[0]
-	for _, v := range volumes {
-		s.newStore(t, v, v, flags...)
+	for _, v := range sc.volumes {
+		sc.made(t, s, v)
 	}
-	metadata := `<virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0">` + wants.String() + `</virtcow:disks>`
-	if s.guest, err = a.Define(t.Context(), lab.GuestConfig{Name: "g1", Metadata: metadata}); err != nil {
+	guest := sc.guest
+	guest.Name = "g1"
+	guest.Metadata = `<virtcow:disks xmlns:virtcow="http://virt-cow.org/xmlns/libvirt/domain/1.0">` + wants.String() + `</virtcow:disks>`
+	if s.guest, err = a.Define(t.Context(), guest); err != nil {
 		t.Fatal(err)
 	}
 	for _, b := range s.beds {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,9 @@ import (
 type crossing struct {
 	*site
 	volumes  []string
+	slots    int                     // of each volume that are written
 	checkers map[string]*lab.Checker // by volume, of the guest as it runs now
+	held     map[string][]uint64     // what their slots held when the checkers began, nil for nothing
 	boots    int                     // of the guest
 	stays    int                     // how often it had begun to move when it booted
 	panics   int                     // of its kernel, that were survived
@@ -31,12 +34,20 @@ type crossing struct {
 // and writes on the first.
 func newCrossing(t *testing.T, hosts, flags []string, volumes ...string) *crossing {
 	t.Helper()
-	c := &crossing{site: newSite(t, hosts, flags, volumes...), volumes: volumes}
+	return newCrossingOf(t, siteConfig{hosts: hosts, volumes: volumes, made: clones(flags...)})
+}
+
+// fewSlots: a guest under emulation takes its time to read them all.
+const fewSlots = 1024
+
+func newCrossingOf(t *testing.T, sc siteConfig) *crossing {
+	t.Helper()
+	c := &crossing{site: newSiteOf(t, sc), volumes: sc.volumes, slots: cmp.Or(sc.slots, fewSlots)}
 	xml := c.beds[0].virsh(t, "dumpxml", "--inactive", "g1")
 	for _, b := range c.beds[1:] {
 		must(t, b.DefineXML(t.Context(), xml))
 	}
-	c.boot(t, volumes...)
+	c.boot(t, c.volumes...)
 	c.write(t)
 	return c
 }
@@ -51,7 +62,7 @@ func (c *crossing) write(t *testing.T) {
 	for i, v := range c.volumes {
 		k, err := c.guest.StartChecker(t.Context(), lab.CheckerConfig{
 			Name: fmt.Sprintf("boot%d%s", c.boots, v), Disk: on.disk(t, "/dev/disk/by-id/"+v), Seed: uint64(100*c.boots + i + 1),
-			Slots: 1024, // a guest under emulation takes its time to read them all
+			Slots: c.slots,
 		})
 		must(t, err)
 		c.checkers[v] = k
@@ -181,7 +192,7 @@ func (c *crossing) assertNothingLeft(t *testing.T, on *bed) {
 func (b *bed) assertWell(t *testing.T) {
 	t.Helper()
 	all := doctor(t, b.vc)
-	for _, check := range []string{"libvirt", "daemon", "hook", "engines", "orphans", "exception caches", "stores", "certificates", "other hosts"} {
+	for _, check := range []string{"libvirt", "daemon", "hook", "engines", "orphans", "exception caches", "stores", "snapshots", "certificates", "other hosts"} {
 		for _, f := range all[check] {
 			if f.Result == "problem" || f.Result == "warning" && check != "certificates" { // the lab's are good for a day
 				t.Errorf("doctor on %s: %+v", b.Name, f)
@@ -216,15 +227,17 @@ func (c *crossing) bootOn(t *testing.T, b *bed) {
 func (c *crossing) anew(t *testing.T, logs map[string]records.Log) {
 	t.Helper()
 	on := c.on()
+	c.held = map[string][]uint64{}
 	for v, log := range logs {
 		on.await(t, v, "attached", lab.Attached)
-		on.verifyServed(t, v, log)
+		c.held[v] = on.verifyServed(t, v, log)
 	}
 	c.write(t)
 }
 
-// verifyServed checks the records on a volume that is served there, to a guest that does not write yet.
-func (b *bed) verifyServed(t *testing.T, volume string, log records.Log) {
+// verifyServed checks the records on a volume that is served there, to a guest that does not write yet, and returns what its
+// slots hold.
+func (b *bed) verifyServed(t *testing.T, volume string, log records.Log) []uint64 {
 	t.Helper()
 	raw := filepath.Join(b.Dir, "live.raw")
 	_, err := b.Run(t.Context(), "qemu-img", "convert", "-f", "raw", "-O", "raw", "nbd+unix:///?socket=/run/virt-cow/"+volume+".sock", raw)
@@ -233,6 +246,9 @@ func (b *bed) verifyServed(t *testing.T, volume string, log records.Log) {
 	must(t, err)
 	defer f.Close()
 	b.verify(t, f, log)
+	held, err := records.Held(f, len(log.Slots), func(n int) []byte { return make([]byte, n) })
+	must(t, err)
+	return held
 }
 
 // finish moves the guest once more, plainly, and has everything verified: in the guest, and from outside once that is off.

@@ -73,7 +73,7 @@ func image(t *testing.T, dir string) (kernel, initramfs string) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "virt-cow")
-	if err := lab.Build("./cmd/virt-cow", program, "-ldflags=-s -w"); err != nil {
+	if err := lab.Build("./cmd/virt-cow", program, "-ldflags=-s -w", "-tags=virtcow_lean"); err != nil {
 		t.Fatal(err)
 	}
 	err = errors.Join(

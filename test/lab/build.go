@@ -40,6 +40,15 @@ func Build(pkg, out string, flags ...string) error {
 	return nil
 }
 
+// BuildVirtCow makes the programs as they are installed: virt-cow at path out, and virt-cow-full beside it. Flags are those of
+// `go build`, but for -tags.
+func BuildVirtCow(out string, flags ...string) error {
+	if err := Build("./cmd/virt-cow", out, append(flags, "-tags=virtcow_lean")...); err != nil {
+		return err
+	}
+	return Build("./cmd/virt-cow", filepath.Join(filepath.Dir(out), "virt-cow-full"), flags...)
+}
+
 // buildGo makes a static binary of a package of this module.
 func buildGo(pkg string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "virt-cow-lab-build-")

@@ -127,6 +127,7 @@ type StoreInfo struct {
 	Owner    json.RawMessage `json:"owner"`
 	Cache    string          `json:"cache"`
 	Grants   int             `json:"grants"`
+	Stack    int             `json:"stack"` // its snapshots
 }
 
 // StoreInfo asks the program of a store.

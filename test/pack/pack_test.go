@@ -54,7 +54,7 @@ func deb(t testing.TB, dir string) string {
 	return path
 }
 
-// built makes sure of bin/virt-cow, which goes into the package.
+// built makes sure of the programs in bin, which go into the package.
 func built(t testing.TB) {
 	t.Helper()
 	cmd := exec.Command("make", "-s", "build")

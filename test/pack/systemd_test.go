@@ -173,6 +173,8 @@ func TestUnits(t *testing.T) {
 		starting(t, m, volume, lun, lun)
 	})
 
+	t.Run("image node", func(t *testing.T) { imageNode(t, m, pkg) })
+
 	t.Run("stopped", func(t *testing.T) {
 		fails(t, m, "volumes are being served", "dpkg", "-r", "virt-cow")
 		run(t, m, insideProgram, insideArg, "stop", volume)
@@ -184,7 +186,43 @@ func TestUnits(t *testing.T) {
 		if out, err := m.Run(t.Context(), "systemctl", "cat", "virt-cow.service"); err == nil {
 			t.Errorf("purged, systemd still knows: %s", out)
 		}
+		if out := run(t, m, "find", "/etc/systemd", "-name", "*virt-cow*"); out != "" {
+			t.Errorf("purged, there is still: %s", out)
+		}
+		run(t, m, "test", "-e", "/srv/archive", "-a", "-e", "/etc/virt-cow/archive.passphrase")
 	})
+}
+
+// imageNode enables what only the admin does, and upgrades the package under it.
+func imageNode(t *testing.T, m *machine.Machine, pkg string) {
+	const unit, timer = "virt-cow-image-node.service", "virt-cow-backup@web-1.timer"
+	enabled := func(unit string) string {
+		out, _ := m.Run(t.Context(), "systemctl", "is-enabled", unit) // it exits 1 for one that is not
+		return strings.TrimSpace(out)
+	}
+	run(t, m, "systemctl", "preset", unit, timer)
+	for _, u := range []string{unit, timer} {
+		if got := enabled(u); got != "disabled" {
+			t.Errorf("installed, %s is %s", u, got)
+		}
+	}
+	run(t, m, "sh", "-c", `umask 077; sed -i 's|^# uri = ""|uri = "/srv/archive"|' /etc/virt-cow/config.toml && echo a phrase of no use >/etc/virt-cow/archive.passphrase`)
+	run(t, m, "virt-cow", "archive", "create")
+	run(t, m, "systemctl", "enable", "--now", unit, timer)
+	pid := show(t, m, unit, "MainPID")
+	if got := run(t, m, "readlink", "/proc/"+pid+"/exe"); got != "/usr/lib/virt-cow/virt-cow-full" {
+		t.Errorf("the image node runs %s", got)
+	}
+	run(t, m, "virt-cow", "backup", "jobs")
+	run(t, m, "dpkg", "-i", pkg)
+	for _, u := range []string{unit, timer} {
+		if got := enabled(u); got != "enabled" || show(t, m, u, "ActiveState") != "active" {
+			t.Errorf("upgraded, %s is %s and %s", u, got, show(t, m, u, "ActiveState"))
+		}
+	}
+	if show(t, m, unit, "MainPID") == pid {
+		t.Error("after the upgrade the old image node runs")
+	}
 }
 
 // TestShutdown turns the machine off under a guest that writes to its disk until it ends.

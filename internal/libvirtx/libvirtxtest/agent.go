@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,14 +129,20 @@ func (g frozenGuest) again(c libvirtx.Conn) {
 	g.run("mount /dev/vda /mnt")
 }
 
-// hooks: one that fails before the freeze prevents it, one that fails after the thaw does not.
+// hooks: one that fails before the freeze prevents it, and a thaw calls it all the same; one that fails after the thaw does not.
 func (g frozenGuest) hooks(c libvirtx.Conn) {
 	ctx := g.t.Context()
-	g.hook("[ $1 = thaw ]")
+	g.hook("echo $1 >>/run/hooked; [ $1 = thaw ]")
 	if _, err := c.Freeze(ctx, g.d); !errors.Is(err, libvirtx.ErrHook) {
 		g.t.Fatal(err)
 	}
 	g.is(c, false)
+	if n, err := c.Thaw(ctx, g.d); n != 0 || err != nil {
+		g.t.Fatal(n, err)
+	}
+	if called := strings.Fields(g.run("cat /run/hooked")); !slices.Equal(called, []string{"freeze", "thaw"}) {
+		g.t.Fatal("the hook was called with", called)
+	}
 	g.hook("[ $1 = freeze ]")
 	if n, err := c.Freeze(ctx, g.d); n != 1 || err != nil {
 		g.t.Fatal(n, err)

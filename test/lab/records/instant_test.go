@@ -29,7 +29,7 @@ func TestInstant(t *testing.T) {
 	}
 	close(stop)
 	log := <-done
-	upTo, err := w.Instant(f, plain)
+	upTo, err := w.Instant(f, nil, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,12 +42,19 @@ func TestInstant(t *testing.T) {
 			t.Errorf("worker %d had come to %d, not %d", id, last, at)
 		}
 	}
+	under, err := Held(f, 64, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if upTo, err := (&Writer{Slots: 64, Workers: 2, Seed: 8}).Instant(f, under, plain); err != nil || upTo[0]+upTo[1] != 0 {
+		t.Errorf("a writer that has not begun has come to %d: %v", upTo, err)
+	}
 	spoil := func(slot int, seq uint64) error {
 		buf, was := plain(Size), plain(Size)
 		_, _ = f.ReadAt(was, int64(slot)*Size)
 		Fill(buf, slot, seq)
 		_, _ = f.WriteAt(buf, int64(slot)*Size)
-		_, err := w.Instant(f, plain)
+		_, err := w.Instant(f, nil, plain)
 		_, _ = f.WriteAt(was, int64(slot)*Size)
 		return err
 	}

@@ -123,7 +123,7 @@ func instruct(site *lab.Site) error {
 func prepare(ctx context.Context, site *lab.Site) error {
 	say("two hosts run, %s and %s", site.Hosts[0].Name, site.Hosts[1].Name)
 	program := filepath.Join(site.Dir, "virt-cow")
-	if err := lab.Build("./cmd/virt-cow", program); err != nil {
+	if err := lab.BuildVirtCow(program); err != nil {
 		return err
 	}
 	if err := os.Mkdir(commands(site), 0o755); err != nil {

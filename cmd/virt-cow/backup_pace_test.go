@@ -1,0 +1,39 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/virt-cow/virt-cow/internal/api"
+)
+
+// Rates are of the last while, ETA of them, and a job that went back to its checkpoint has no rates of before.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	const mi = 1 << 20
+	began := time.Unix(1_700_000_000, 0)
+	s := api.JobStatus{State: api.JobCopying, Started: began.Unix(), Size: 1000 * mi}
+	fill, low := int64(250*mi), int64(0)
+	s.Disks = []api.JobDisk{{Target: "vda", Size: 500 * mi, Saved: &low}, {Target: "vdb", Size: 500 * mi, Saved: &fill}, {Target: "vdc", Size: 500 * mi}}
+	var p pace
+	now := began
+	for range 100 { // for a minute and forty seconds 1 MiB/s, a tenth of it written
+		s.Seen, s.Read, s.Written, s.Zero = s.Seen+mi, s.Read+mi, s.Written+mi/10, s.Zero+mi/2
+		now = now.Add(time.Second)
+		p.add(now, &s)
+	}
+	for range 20 { // and then ten
+		s.Seen, s.Read, s.Written = s.Seen+10*mi, s.Read+10*mi, s.Written+mi
+		now = now.Add(time.Second)
+		p.add(now, &s)
+	}
+	got, want := p.progress(&s).text(&s, now), " 30.0% (300 MiB of 1000 MiB) in 2m0s, ETA 1m10s, read 10 MiB/s, write 1 MiB/s, snapshot of vdb 50.0% full, sparse 5.0%, reused 0.0%"
+	if got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	s.Seen, s.Read, s.Written = 200*mi, 200*mi, 20*mi
+	p.add(now.Add(time.Second), &s)
+	if got := p.progress(&s); got.ReadRate != 0 || got.ETA != nil {
+		t.Errorf("%+v", got)
+	}
+}
