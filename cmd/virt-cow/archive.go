@@ -55,5 +55,15 @@ func (c *ArchiveMaintainCmd) Run(env *Env) error {
 	if c.Full {
 		how = archive.UpkeepFull
 	}
-	return a.Maintain(env.Context, how, c.TakeOver)
+	began := time.Now()
+	done, err := a.Maintain(env.Context, how, c.TakeOver)
+	switch {
+	case err != nil:
+		return err
+	case done == archive.UpkeepNone:
+		fmt.Fprintln(env.Stderr, "nothing is due: --full does all of it now")
+	default:
+		fmt.Fprintf(env.Stderr, "archive maintained, %s, in %s\n", done, time.Since(began).Round(100*time.Millisecond))
+	}
+	return nil
 }

@@ -24,6 +24,9 @@ type ArchiveMaintainCmd struct {
 // ImageNodeCmd copies guests' disks into the archive.
 type ImageNodeCmd struct{}
 
+// ExportCutCmd is a host's side of a disk that the image node can't see: the daemon runs it, with api.PullSpec as its input.
+type ExportCutCmd struct{}
+
 // BackupListCmd lists backups.
 type BackupListCmd struct {
 	Domain string `arg:"" optional:"" help:"Only this domain's." complete:"domain"`
@@ -98,6 +101,3 @@ type RestoreDiskCmd struct {
 type RestoreCleanCmd struct {
 	Domain string `arg:"" help:"Name of the guest that was being restored."`
 }
-
-// ExportCutCmd is a host's side of a disk that the image node can't see: the daemon runs it, with api.PullSpec as its input.
-type ExportCutCmd struct{}

@@ -36,7 +36,7 @@ type BackupFlags struct {
 	Hooks    bool          `help:"The guest has freeze hooks for its databases: then the grade may be app."`
 	OnError  string        `help:"What gives way where the guest's old data can't be saved in time: the snapshot, or the guest's write." enum:"break-snapshot,break-guest-write" default:"break-snapshot"`
 	Rate     Size          `help:"Limit of copying, bytes a second; the image node's by default." placeholder:"SIZE"`
-	Wait     time.Duration `help:"How long to wait for a migration to end." default:"10m" placeholder:"TIME"`
+	Wait     time.Duration `help:"How long to wait for a migration to end, a day at most." default:"10m" placeholder:"TIME"`
 	NoWait   bool          `help:"Return as soon as the image node has the job."`
 	Folder   string        `help:"Where the snapshot's stores are made." type:"path" placeholder:"DIR"`
 	Pool     string        `help:"Storage pool of libvirt that the snapshot's stores are made in." placeholder:"POOL"`

@@ -16,10 +16,12 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/archive"
 	"github.com/virt-cow/virt-cow/internal/backup"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/config"
+	"github.com/virt-cow/virt-cow/internal/metrics"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
 
@@ -52,13 +54,20 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 	log := env.Log.With().Str("part", "other hosts").Logger()
 	id := peer.NewIdentity(conf.Migration.Files(), log)
 	node, err := backup.Open(backup.Config{
-		StateDir: state, Archive: backup.OpenArchive(where), Peers: &peer.Client{Identity: id}, Identity: id,
+		StateDir: state, Version: version, Archive: backup.OpenArchive(where), Peers: &peer.Client{Identity: id}, Identity: id,
 		Sources: backup.NewSources(nodePlaces(conf), env.Log),
 		Jobs:    conf.ImageNode.Jobs, Readers: conf.ImageNode.Readers, Rate: rate, Patience: time.Duration(conf.ImageNode.Patience), Log: env.Log,
 	})
 	if err != nil {
 		return err
 	}
+	shown := metrics.NodeHandler(func(ctx context.Context) *api.NodeStatus {
+		s, err := node.Status(ctx, struct{}{})
+		if err != nil {
+			return nil
+		}
+		return &s
+	})
 	g, ctx := errgroup.WithContext(env.Context)
 	if len(hosts) == 0 {
 		log.Warn().Msg(`no host may ask: add those whose guests are backed up to hosts in [image_node] of the configuration, such as hosts = ["*.hv.example.com"]`)
@@ -67,10 +76,18 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 		if err != nil {
 			return fmt.Errorf("listen for hosts: %w: change listen in [image_node] of the configuration", err)
 		}
-		server := peer.Server{Identity: id, Hosts: hosts, Handler: node.Handler(), MaxBody: backup.MaxBody, Log: log}
+		server := peer.Server{Identity: id, Hosts: hosts, Section: "image_node", Handler: node.Handler(), MaxBody: backup.MaxBody, Log: log}
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
-	g.Go(func() error { return node.ServeLocal(ctx, conf.RunDir) })
+	g.Go(func() error { return node.ServeLocal(ctx, conf.RunDir, shown) })
+	if address := conf.ImageNode.Metrics; address != "" {
+		g.Go(func() error {
+			if err := metrics.Serve(ctx, address, shown, env.Log); err != nil && ctx.Err() == nil {
+				env.Log.Error().Err(err).Str("address", address).Msg("no metrics over TCP")
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		node.Run(ctx)
 		return nil

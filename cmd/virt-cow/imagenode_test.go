@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -158,7 +160,8 @@ func (n *imageNode) disk(job string, size int) (content []byte, m api.Manifest) 
 func TestBackupWatch(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	n := b.imageNode(`rate = "8M"`, "")
+	metrics := freePort(t)
+	n := b.imageNode("rate = \"8M\"\nmetrics = \""+metrics+"\"", "")
 	n.run("backup", "watch", uuid.NewString()).exits(exitFailed).says("no such job")
 	job := n.reserve()
 	watch := func(args ...string) *exec.Cmd {
@@ -231,5 +234,20 @@ func TestBackupWatch(t *testing.T) {
 	if !bytes.Equal(b.read("restored"), content) {
 		t.Error("the disk is not as it was")
 	}
+	resp, err := http.Get("http://" + metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	exposed, err := io.ReadAll(resp.Body)
+	for _, line := range []string{`virt_cow_node_backup_bytes{domain="web",kind="size"} 1.00663296e+08`, `virt_cow_node_backup_hold_seconds{domain="web"} 0.0123`,
+		`virt_cow_node_jobs{state="done"} 1`, "virt_cow_node_archive_up 1"} {
+		if err != nil || !strings.Contains(string(exposed), line) {
+			t.Errorf("no %s: %v\n%s", line, err, exposed)
+		}
+	}
+	n.run("archive", "maintain").exits(0)
+	n.run("archive", "maintain").exits(0).says("nothing is due")
+	n.run("archive", "maintain", "--full").exits(0).says("maintained, full, in ")
 	n.stop()
 }

@@ -19,6 +19,7 @@ type StoreBreakSnapshotCmd struct {
 	Store    string `arg:"" help:"Store of the volume: a file or block device. Nobody may have it open." type:"path"`
 	Snapshot string `arg:"" help:"UUID of the snapshot; store info lists them."`
 	Yes      bool   `help:"Do not ask." short:"y"`
+	Drop     bool   `help:"Take it off the volume's list: its job has ended." hidden:""`
 }
 
 // Run asks first, on a terminal, unless told not to.
@@ -57,18 +58,22 @@ If its store is only away, bring it back instead.
 			return fmt.Errorf("%w: the snapshot stays", err)
 		}
 	}
-	if err := breakSnapshot(env, st, dev, id); err != nil {
+	if err := c.stepIn(env, st, dev, id); err != nil {
 		return err
 	}
-	fmt.Fprintf(env.Stdout, "%s: snapshot %v of volume %s is broken: the volume can be opened without it\n", c.Store, id, h.Name)
+	fmt.Fprintf(env.Stdout, "%s: the volume %s can be opened without snapshot %v\n", c.Store, h.Name, id)
 	return nil
 }
 
-func breakSnapshot(env *Env, st *store.Store, dev *blockdev.File, id uuid.UUID) error {
+func (c *StoreBreakSnapshotCmd) stepIn(env *Env, st *store.Store, dev *blockdev.File, id uuid.UUID) error {
 	me, err := serve.Host(env.Config.Engine.HostUUID)
 	if err != nil {
 		return err
 	}
 	me.Instance = uuid.New()
-	return st.BreakSnapshot(env.Context, me, id, store.Claiming{Shared: dev.Shared()})
+	how := store.Claiming{Shared: dev.Shared()}
+	if c.Drop {
+		return st.DropSnapshot(env.Context, me, id, how)
+	}
+	return st.BreakSnapshot(env.Context, me, id, how)
 }

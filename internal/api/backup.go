@@ -2,6 +2,7 @@ package api
 
 // Paths that an image node answers: hosts' daemons over TLS, commands on its own host on a unix socket (NodeSocket). All are POST.
 const (
+	PathNodeStatus  = "/v1/node/status"  // {} -> NodeStatus
 	PathNodeReserve = "/v1/node/reserve" // ReserveRequest -> JobStatus: a job that waits for its cut. ErrorBusy: the domain has one
 	PathNodeStart   = "/v1/node/start"   // StartRequest -> JobStatus: the cut is made, copy
 	PathNodeJobs    = "/v1/node/jobs"    // {} -> JobList
@@ -23,6 +24,9 @@ const (
 	PathBackupJob    = "/v1/backup/job"    // POST JobRequest -> JobStatus
 	PathBackupCancel = "/v1/backup/cancel" // POST JobRequest -> JobStatus
 )
+
+// PathNodeMetrics is a path of NodeSocket alone: GET, for Prometheus.
+const PathNodeMetrics = "/metrics"
 
 // NodeSocket is the name of the image node's socket in its run folder.
 const NodeSocket = "image-node.sock"
@@ -67,7 +71,7 @@ type BackupRequest struct {
 	Exclude      []string `json:"exclude,omitempty"`      // targets of disks to leave out
 	LeaveForeign bool     `json:"leaveForeign,omitempty"` // leave out what can't be backed up; else it is refused
 	ChunkSize    int64    `json:"chunkSize,omitempty"`    // bytes, of the snapshots of linear volumes; 0: the volume's
-	WaitSeconds  int64    `json:"waitSeconds,omitempty"`  // for a migration to end, at most; 0: ten minutes
+	WaitSeconds  int64    `json:"waitSeconds,omitempty"`  // for a migration to end, MaxWait at most; 0: ten minutes
 
 	// Where snapshot stores are made; by default where the configuration says.
 	Folder   string `json:"folder,omitempty"`   // absolute path
@@ -75,7 +79,7 @@ type BackupRequest struct {
 	Provider string `json:"provider,omitempty"` // plugin
 }
 
-// BackupStatus tells of the last backup of a domain whose cut this daemon made. Times are Unix seconds, sizes bytes.
+// BackupStatus tells of the last backup of a domain: a daemon's, whose cut it made, or an image node's. Times are Unix seconds, sizes bytes.
 type BackupStatus struct {
 	Domain      string `json:"domain"` // name
 	UUID        string `json:"uuid"`   // of the domain
@@ -91,8 +95,22 @@ type BackupStatus struct {
 	LastSuccess int64  `json:"lastSuccess,omitempty"` // when the last one was done, this or one before; 0: never
 	Size        int64  `json:"size,omitempty"`        // of all disks
 	Read        int64  `json:"read,omitempty"`
+	Zero        int64  `json:"zero,omitempty"`        // holes and zeros
+	Reused      int64  `json:"reused,omitempty"`      // the archive had it already
 	Written     int64  `json:"written,omitempty"`     // to the archive
 	MaybeFrozen bool   `json:"maybeFrozen,omitempty"` // its thaw has not succeeded yet, and is being tried on
+
+	// How the guest's writes were since the backup before, or since the engines were started, and since just before the cut. A
+	// daemon's, for as long as it follows the job and the guest is on its host.
+	WritesBefore *WriteLatency `json:"writesBefore,omitempty"`
+	WritesDuring *WriteLatency `json:"writesDuring,omitempty"`
+}
+
+// WriteLatency is how long requests to write took, of all disks of a backup together.
+type WriteLatency struct {
+	Writes     uint64 `json:"writes"`
+	MeanMicros uint64 `json:"meanMicros"`
+	P99Micros  uint64 `json:"p99Micros"` // no more than this, a power of two; of the slowest bucket, no less than half of it
 }
 
 // SnapshotNote is a snapshot that this host knows of.
@@ -113,7 +131,12 @@ type ReserveRequest struct {
 	Host    string   `json:"host"`    // host name of the one that asks
 	Address string   `json:"address"` // of its daemon, for other hosts
 	Volumes []string `json:"volumes"` // UUIDs
+
+	WaitSeconds int64 `json:"waitSeconds,omitempty"` // that the cut may wait for a migration, besides what it takes; MaxWait at most
 }
+
+// MaxWait is how long a cut may wait for a migration to end, at most, in seconds.
+const MaxWait = 24 * 60 * 60
 
 // StartRequest hands over what the cut made.
 type StartRequest struct {
@@ -217,6 +240,26 @@ type JobDisk struct {
 // JobList is the image node's jobs, youngest first.
 type JobList struct {
 	Jobs []JobStatus `json:"jobs"`
+}
+
+// NodeStatus tells of an image node.
+type NodeStatus struct {
+	Version string         `json:"version"`
+	Started int64          `json:"started"` // Unix seconds
+	Jobs    map[string]int `json:"jobs"`    // how many are in each state, of those that are remembered
+	Running []JobStatus    `json:"running"` // that have not ended
+	Backups []BackupStatus `json:"backups"` // the last of each domain
+	Archive ArchiveStatus  `json:"archive"`
+}
+
+// ArchiveStatus tells of the archive as the image node has found it last. Times are Unix seconds, 0: not since it was started.
+type ArchiveStatus struct {
+	Up               bool   `json:"up"`                         // it could be opened
+	Error            string `json:"error,omitempty"`            // why not
+	Seen             int64  `json:"seen,omitempty"`             // when it was opened last
+	NotOurs          bool   `json:"notOurs,omitempty"`          // another host does its maintenance
+	Maintained       int64  `json:"maintained,omitempty"`       // when maintenance was done last
+	MaintenanceError string `json:"maintenanceError,omitempty"` // of the last one
 }
 
 // PeerSnapshot names a snapshot of a volume.

@@ -13,6 +13,12 @@ type Node struct{ c *client }
 // NewNode makes a client for the image node with this run folder.
 func NewNode(runDir string) *Node { return &Node{newClient(filepath.Join(runDir, NodeSocket))} }
 
+// Status tells of it.
+func (n *Node) Status(ctx context.Context) (*NodeStatus, error) {
+	var s NodeStatus
+	return &s, n.call(ctx, PathNodeStatus, struct{}{}, &s)
+}
+
 // BackupJobs lists its jobs.
 func (n *Node) BackupJobs(ctx context.Context) (*JobList, error) {
 	var l JobList

@@ -10,7 +10,7 @@ const (
 	PathPeerOwner    = "/v1/peer/owner"     // PeerSnapshot -> PeerStanding, by the volume's header
 )
 
-// PeerPull asks for a volume as of the cut. Its Cursor is, for a look, up to where the archive has what was read.
+// PeerPull asks for a volume as of the cut. Its Cursor is, for a look, PullLook's Released.
 type PeerPull struct {
 	PeerSnapshot
 	Size   int64  `json:"size"`             // bytes
@@ -33,6 +33,7 @@ type PullAnswer struct {
 	Cursor int64  `json:"cursor"`          // bytes below it are not kept any more
 	Error  string `json:"error,omitempty"` // then the rest is empty
 	Final  bool   `json:"final,omitempty"` // the error can't get better: the snapshot is broken, gone, or of something else
+	Broken bool   `json:"broken,omitempty"`
 }
 
 // PullSpec is what the process of an export is given, as the first line of its input. It answers with a PullAnswer, and then so each
@@ -51,5 +52,5 @@ type PullSpec struct {
 
 // PullLook asks for a look at the volume's header.
 type PullLook struct {
-	Released int64 `json:"released"`
+	Released int64 `json:"released"` // -1: no look, but what the last ones have found
 }

@@ -53,6 +53,8 @@ var (
 	ErrNoSpace = errors.New("no space left in the archive")
 	// ErrNotOwner says that another host does the archive's maintenance.
 	ErrNotOwner = errors.New("another host maintains the archive")
+	// ErrCheckpoint says that what is to be resumed from is no checkpoint.
+	ErrCheckpoint = errors.New("not the checkpoint of a backup")
 	// ErrFinished says that the backup of a checkpoint is in the archive already.
 	ErrFinished = errors.New("finished already")
 )

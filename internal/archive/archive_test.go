@@ -158,8 +158,11 @@ func TestBackup(t *testing.T) {
 	if _, err := a.Get(ctx, id); !errors.Is(err, ErrNotFound) {
 		t.Errorf("deleted: %v", err)
 	}
-	if err := a.Maintain(ctx, UpkeepFull, false); err != nil {
-		t.Fatal(err)
+	if done, err := a.Maintain(ctx, UpkeepFull, false); err != nil || done != UpkeepFull {
+		t.Fatal(done, err)
+	}
+	if done, err := a.Maintain(ctx, UpkeepDue, false); err != nil || done != UpkeepNone {
+		t.Error("due again at once:", done, err)
 	}
 	same(t, a, again, "vda", vda)
 	for _, id := range []string{"", "../x", id, strings.Repeat("0", 32)} {
@@ -243,10 +246,10 @@ func TestTwoAtOnce(t *testing.T) {
 		same(t, a, id, "vda", images[i])
 		same(t, b, id, "vda", images[i])
 	}
-	if err := b.Maintain(t.Context(), UpkeepQuick, false); !errors.Is(err, ErrNotOwner) {
+	if _, err := b.Maintain(t.Context(), UpkeepQuick, false); !errors.Is(err, ErrNotOwner) {
 		t.Errorf("maintenance by another host: %v", err)
 	}
-	if err := b.Maintain(t.Context(), UpkeepQuick, true); err != nil {
+	if _, err := b.Maintain(t.Context(), UpkeepQuick, true); err != nil {
 		t.Errorf("taken over: %v", err)
 	}
 }

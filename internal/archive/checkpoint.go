@@ -79,7 +79,7 @@ func parseToken(b []byte) (t token, err error) {
 		err = errors.New("no job in it")
 	}
 	if err != nil {
-		return token{}, fmt.Errorf("checkpoint of a backup: %w", err)
+		return token{}, fmt.Errorf("%w: %w", ErrCheckpoint, err)
 	}
 	return t, nil
 }

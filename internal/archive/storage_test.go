@@ -189,6 +189,44 @@ func TestUnmounted(t *testing.T) {
 	same(t, a, finish(t, w), "vda", vdb)
 }
 
+// TestUnmountedAmidWrites takes the repository away in the middle of a blob's write: it is not written into the folder beneath when
+// that is tried again.
+func TestUnmountedAmidWrites(t *testing.T) {
+	c := fresh(t)
+	a := open(t, c)
+	gone := make(chan error, 1)
+	unmounted := sync.OnceValue(func() time.Time {
+		gone <- errors.Join(os.Rename(c.URI, c.URI+".away"), os.Mkdir(c.URI, 0o700))
+		return time.Now()
+	})
+	a.st.Storage = &failing{Storage: a.st.Storage, fail: func(int64) error {
+		if time.Since(unmounted()) > 500*time.Millisecond { // else it was under way at that moment
+			return nil
+		}
+		return fmt.Errorf("somewhere: %w", syscall.ESTALE)
+	}}
+	vda := pieces("abc", SmallPiece, SmallPiece)
+	w := begin(t, a, meta("g1"))
+	var all sync.WaitGroup
+	all.Go(func() {
+		writeDisk(t, disk(t, w, "vda", vda, SmallPiece), vda)
+		if _, err := w.Checkpoint(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	err := <-gone
+	time.Sleep(1500 * time.Millisecond) // for it to be tried again
+	left, lerr := os.ReadDir(c.URI)
+	if err := errors.Join(err, lerr); err != nil || len(left) != 0 {
+		t.Errorf("%v, %v: written into the folder beneath", left, err)
+	}
+	if err := errors.Join(os.RemoveAll(c.URI), os.Rename(c.URI+".away", c.URI)); err != nil {
+		t.Fatal(err)
+	}
+	all.Wait()
+	same(t, a, finish(t, w), "vda", vda)
+}
+
 // TestFull runs out of space on a real file system; with more of it the same backup goes on.
 func TestFull(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -66,7 +66,7 @@ func (n *Node) fail(j *job, state string, why error) {
 	ctx, cancel := context.WithTimeout(context.Background(), forgetting)
 	defer cancel()
 	id := ""
-	err := n.withArchive(ctx, j, func(a Archive) (err error) {
+	err := n.withArchive(ctx, j.waitsFor, func(a Archive) (err error) {
 		if id, err = a.Entered(ctx, j.id); err != nil || id != "" {
 			return err
 		}
@@ -115,11 +115,15 @@ func (n *Node) finally(j *job, change func(*record) error) {
 	n.prune()
 }
 
-func (n *Node) withArchive(ctx context.Context, j *job, do func(Archive) error) (err error) {
-	a, err := n.config.Archive(ctx, j.waitsFor)
+func (n *Node) withArchive(ctx context.Context, waits func(string), do func(Archive) error) (err error) {
+	a, err := n.config.Archive(ctx, waits)
 	if err != nil {
+		if ctx.Err() == nil {
+			n.noteArchive(func(s *api.ArchiveStatus) { s.Up, s.Error = false, err.Error() })
+		}
 		return fmt.Errorf("archive: %w", err)
 	}
+	n.noteArchive(func(s *api.ArchiveStatus) { s.Up, s.Error, s.Seen = true, "", time.Now().Unix() })
 	defer func() { err = errors.Join(err, a.Close(context.WithoutCancel(ctx))) }()
 	return do(a)
 }
@@ -128,7 +132,7 @@ func (n *Node) withArchive(ctx context.Context, j *job, do func(Archive) error) 
 func (n *Node) attempt(ctx context.Context, j *job) (id string, err error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	err = n.withArchive(ctx, j, func(a Archive) error {
+	err = n.withArchive(ctx, j.waitsFor, func(a Archive) error {
 		n.mu.Lock()
 		state := j.rec.State
 		n.mu.Unlock()
@@ -178,7 +182,7 @@ func (n *Node) begin(ctx context.Context, giveUp context.CancelCauseFunc, j *job
 		c.close()
 		return nil, err
 	}
-	c.cursors = n.reportCursors(ctx, giveUp, j, m, c.sources)
+	c.cursors = n.reportCursors(ctx, giveUp, j, m, c.sources, &c.at)
 	return c, nil
 }
 
@@ -192,17 +196,22 @@ func (c *copying) open(ctx context.Context, a Archive) error {
 		}
 		c.sources = append(c.sources, s)
 		how, why := s.Via()
-		vias = append(vias, via{how, why})
+		vias = append(vias, via{Via: how, Why: why})
 	}
-	c.node.mu.Lock()
-	c.job.via = vias
-	c.node.mu.Unlock()
+	if err := c.job.change(func(r *record) error {
+		r.Via = vias
+		return nil
+	}); err != nil {
+		return err
+	}
 
 	if err := c.resume(ctx, a); err != nil {
 		return fmt.Errorf("archive: %w", err)
 	}
-	if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 {
-		return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+	for i := range c.manifest.Disks {
+		if len(c.at.Pieces) != len(c.manifest.Disks) || c.at.Piece <= 0 || c.at.Pieces[i] > c.pieces(i) {
+			return fmt.Errorf("%w: the checkpoint is of other disks", ErrGivenUp)
+		}
 	}
 	c.job.count(&c.at)
 	for _, d := range c.manifest.Disks {

@@ -45,6 +45,8 @@ var (
 	ErrForbidden = errors.New("not allowed")
 	// ErrState says that a job is not in the state that the request is for.
 	ErrState = errors.New("the job has gone on")
+	// ErrNotOurs says that another host does the archive's maintenance.
+	ErrNotOurs = errors.New("not this host's to maintain")
 	// ErrGivenUp says that waiting does not help: a snapshot that is broken, a passphrase that is wrong. What a Source or an
 	// Archive returns wraps it where that is so.
 	ErrGivenUp = errors.New("can't be completed")
@@ -91,6 +93,8 @@ type Archive interface {
 	Resume(ctx context.Context, checkpoint []byte) (Writer, error)
 	// Entered is the id of the backup that this job has entered, "" if it has not.
 	Entered(ctx context.Context, job string) (string, error)
+	// Maintain does the maintenance that is due, and says which: quick, full, "" for none. ErrNotOurs: another host does it.
+	Maintain(ctx context.Context) (done string, err error)
 	// Forget takes out what an unfinished backup has left.
 	Forget(ctx context.Context, job string) error
 	Close(ctx context.Context) error
@@ -131,6 +135,7 @@ type Peers interface {
 // Config is what a Node needs. Durations that are 0 have a default.
 type Config struct {
 	StateDir string                                                         // the journal is in a folder below
+	Version  string                                                         // of the program, for who asks
 	Archive  func(ctx context.Context, waits func(string)) (Archive, error) // waits is told for what it waits, "" for nothing
 	Sources  Sources
 	Peers    Peers
@@ -146,6 +151,7 @@ type Config struct {
 	Look       time.Duration // between two questions how full the snapshots are, default 5 s
 	Patience   time.Duration // without a step forward, default an hour
 	Reserve    time.Duration // that a cut may take, default half an hour
+	Upkeep     time.Duration // between two looks at the archive: whether it can be reached, and whether maintenance is due; default 10 min
 	Remove     time.Duration // for how long the owner is asked to remove snapshots, default a day
 	Retry      time.Duration // the first pause, default a second; it doubles up to a minute
 }
@@ -158,6 +164,7 @@ func (c *Config) defaults() {
 	def(&c.Look, 5*time.Second)
 	def(&c.Patience, time.Hour)
 	def(&c.Reserve, 30*time.Minute)
+	def(&c.Upkeep, 10*time.Minute)
 	def(&c.Remove, 24*time.Hour)
 	def(&c.Retry, time.Second)
 }

@@ -60,7 +60,7 @@ func (n *Node) reason(ctx context.Context, j *job, err error) error {
 	n.mu.Unlock()
 	for i := 0; errors.Is(err, reader.ErrBroken) && i < len(m.Disks); i++ {
 		d := &m.Disks[i]
-		now, failed := n.config.Sources.Owner(ctx, d)
+		now, failed := n.standing(ctx, j, d)
 		if failed != nil || now.Address == "" {
 			continue
 		}
@@ -116,10 +116,14 @@ type cursors struct {
 	told []int64
 }
 
-func (n *Node) reportCursors(ctx context.Context, giveUp context.CancelCauseFunc, j *job, m *api.Manifest, sources []Source) *cursors {
+// reportCursors begins with what is durable already: looks are from there on.
+func (n *Node) reportCursors(ctx context.Context, giveUp context.CancelCauseFunc, j *job, m *api.Manifest, sources []Source, p *progress) *cursors {
 	c := &cursors{
 		node: n, job: j, disks: m.Disks, sources: sources, giveUp: giveUp, wake: make(chan struct{}, 1),
 		at: make([]int64, len(m.Disks)), told: make([]int64, len(m.Disks)),
+	}
+	for i := range c.at {
+		c.at[i] = p.done(i, c.disks[i].Size)
 	}
 	ctx, c.cancel = context.WithCancel(ctx)
 	c.running.Go(func() {
@@ -291,7 +295,7 @@ func (n *Node) cleanOnce(ctx context.Context, j *job, r *record) error {
 func (n *Node) forget(ctx context.Context, j *job) error {
 	ctx, cancel := context.WithTimeout(ctx, forgetting)
 	defer cancel()
-	if err := n.withArchive(ctx, j, func(a Archive) error { return a.Forget(ctx, j.id) }); err != nil {
+	if err := n.withArchive(ctx, j.waitsFor, func(a Archive) error { return a.Forget(ctx, j.id) }); err != nil {
 		return err
 	}
 	if err := n.journal.dropCheckpoint(j.id); err != nil {

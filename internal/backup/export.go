@@ -18,6 +18,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/nbd"
 	"github.com/virt-cow/virt-cow/internal/peer"
+	"github.com/virt-cow/virt-cow/internal/reader"
 )
 
 // How long an export lasts that nobody is connected to: before the first connection, and after the last.
@@ -126,10 +127,16 @@ func listenIn(ctx context.Context, spec *api.PullSpec) (net.Listener, error) {
 }
 
 func failed(err error) *api.PullAnswer {
-	return &api.PullAnswer{Error: err.Error(), Final: errors.Is(err, ErrGivenUp)}
+	return &api.PullAnswer{Error: err.Error(), Final: errors.Is(err, ErrGivenUp), Broken: errors.Is(err, reader.ErrBroken)}
 }
 
 func (x *export) look(ctx context.Context, released int64) *api.PullAnswer {
+	if released < 0 {
+		if err := x.Flush(); err != nil {
+			return failed(judge(err))
+		}
+		return &api.PullAnswer{Cursor: x.Cursor()}
+	}
 	now, err := x.Look(ctx, released)
 	if err != nil {
 		return failed(err)

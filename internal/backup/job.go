@@ -26,15 +26,11 @@ type job struct {
 	changed uint64
 	notify  chan struct{} // closed at the next change
 	cancel  context.CancelCauseFunc
-	via     []via
 	saved   map[string]int64 // bytes that a snapshot's store holds, by its UUID
 
 	// Of this attempt; what the record and the checkpoint have is what was durable.
 	seen, read, zero, reused, written atomic.Int64
 }
-
-// via is how a disk is read.
-type via struct{ via, why string }
 
 func (n *Node) newJob(r record) *job {
 	j := &job{
@@ -163,8 +159,8 @@ func (j *job) status() api.JobStatus {
 	s.Grade, s.GradeWhy, s.Held = r.Manifest.Grade, r.Manifest.GradeWhy, r.Manifest.HeldMicros
 	for i, d := range r.Manifest.Disks {
 		disk := api.JobDisk{Target: d.Target, Volume: d.Volume, Size: d.Size, Done: r.Progress.done(i, d.Size)}
-		if i < len(j.via) {
-			disk.Via, disk.Why = j.via[i].via, j.via[i].why
+		if i < len(r.Via) {
+			disk.Via, disk.Why = r.Via[i].Via, r.Via[i].Why
 		}
 		if saved, known := j.saved[d.Snapshot]; known {
 			saved = min(saved, d.Size)

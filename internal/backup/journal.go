@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/durable"
 )
 
@@ -31,10 +32,17 @@ type record struct {
 	Ended    int64              `json:"ended,omitempty"`
 	Manifest *api.Manifest      `json:"manifest,omitempty"`
 	Rate     int64              `json:"rate,omitempty"`
+	Via      []via              `json:"via,omitempty"`      // how each disk was read last
 	Removed  []string           `json:"removed,omitempty"`  // snapshots that are gone
 	LeftOver bool               `json:"leftOver,omitempty"` // owners and archive were asked for long enough: it is theirs to remove what is stale
 	Stored   bool               `json:"stored,omitempty"`   // the archive may have what was copied, though nothing comes of it
 	Progress progress           `json:"progress"`           // at the end
+}
+
+// via is how a disk is read: api.JobDisk's Via and Why.
+type via struct {
+	Via string `json:"via"`
+	Why string `json:"why,omitempty"`
 }
 
 // progress is how far a job is, as of its last checkpoint.
@@ -112,15 +120,29 @@ func readRecord(path, id string) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseRecord(b, id)
+}
+
+// parseRecord reads the record of a job. What it returns is as Reserve and Start would have let it in.
+func parseRecord(b []byte, id string) (*record, error) {
 	var r record
 	if err := json.Unmarshal(b, &r); err != nil {
 		return nil, err
+	}
+	if r.Manifest != nil {
+		if err := checkManifest(r.Manifest); err != nil {
+			return nil, fmt.Errorf("manifest: %w", err)
+		}
 	}
 	switch parsed, err := uuid.Parse(r.Job); {
 	case r.Version != recordVersion:
 		return nil, fmt.Errorf("version %d, this program knows %d", r.Version, recordVersion)
 	case err != nil || parsed.String() != id:
 		return nil, fmt.Errorf("it is of job %q", r.Job)
+	case !api.IsUUID(r.Reserve.UUID) || r.Manifest != nil && (r.Manifest.UUID != r.Reserve.UUID || r.Manifest.Cut != r.Job):
+		return nil, fmt.Errorf("it is of domain %q, and its manifest is not", r.Reserve.UUID)
+	case r.Rate < 0 || r.Reserve.WaitSeconds < 0 || r.Reserve.WaitSeconds > api.MaxWait:
+		return nil, fmt.Errorf("rate %d, waitSeconds %d", r.Rate, r.Reserve.WaitSeconds)
 	case r.Manifest == nil && r.State != api.JobReserved && !r.ended():
 		return nil, fmt.Errorf("state %q without a manifest", r.State)
 	}
@@ -180,12 +202,24 @@ func (j *journal) checkpoint(job string) (p progress, archive []byte, err error)
 	if err != nil {
 		return p, nil, err
 	}
+	if p, archive, err = parseCheckpoint(b); err != nil {
+		return progress{}, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return p, archive, nil
+}
+
+func parseCheckpoint(b []byte) (p progress, archive []byte, err error) {
 	line, archive, found := bytes.Cut(b, []byte{'\n'})
 	if !found {
-		return p, nil, fmt.Errorf("%s: no checkpoint", path)
+		return p, nil, errors.New("no checkpoint")
 	}
 	if err := json.Unmarshal(line, &p); err != nil {
-		return p, nil, fmt.Errorf("%s: %w", path, err)
+		return p, nil, err
+	}
+	for _, n := range p.Pieces {
+		if n < 0 || p.Piece <= 0 || n > cowfmt.MaxSize/p.Piece+1 {
+			return p, nil, fmt.Errorf("%d pieces of %d bytes", n, p.Piece)
+		}
 	}
 	return p, archive, nil
 }

@@ -56,6 +56,15 @@ func (k *kopia) Forget(ctx context.Context, job string) error {
 	return judgeArchive(k.Archive.Forget(ctx, job))
 }
 
+// Maintain implements Archive.
+func (k *kopia) Maintain(ctx context.Context) (done string, err error) {
+	what, err := k.Archive.Maintain(ctx, archive.UpkeepDue, false)
+	if errors.Is(err, archive.ErrNotOwner) {
+		return "", fmt.Errorf("%w: %w", ErrNotOurs, err)
+	}
+	return string(what), err
+}
+
 // kopiaWriter is a backup that is being written. ctx is of the attempt.
 type kopiaWriter struct {
 	*archive.Writer
@@ -108,10 +117,13 @@ func (d kopiaDisk) Write(ctx context.Context, index int64, data []byte) error {
 	return judgeArchive(d.DiskWriter.Write(ctx, int(index), data))
 }
 
-// judgeArchive says of what only an operator can mend that waiting does not help.
+// judgeArchive says of what never gets better that waiting does not help. An archive that is full, not mounted, or refuses is waited for:
+// an operator can mend that, and what was copied is kept.
 func judgeArchive(err error) error {
-	if errors.Is(err, archive.ErrPassphrase) || errors.Is(err, archive.ErrDamaged) || errors.Is(err, archive.ErrNotFound) {
-		return fmt.Errorf("%w: %w", ErrGivenUp, err)
+	for _, final := range []error{archive.ErrPassphrase, archive.ErrDamaged, archive.ErrNotFound, archive.ErrCheckpoint} {
+		if errors.Is(err, final) {
+			return fmt.Errorf("%w: %w", ErrGivenUp, err)
+		}
 	}
 	return err
 }

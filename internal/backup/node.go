@@ -21,11 +21,14 @@ type Node struct {
 	limit   *rate.Limiter // nil: none
 	running sync.WaitGroup
 
-	mu     sync.Mutex
-	jobs   map[string]*job
-	queue  []*job
-	copied int             // jobs that are being copied
-	life   context.Context // nil: Run was not called, or has ended
+	started time.Time
+
+	mu      sync.Mutex
+	archive api.ArchiveStatus
+	jobs    map[string]*job
+	queue   []*job
+	copied  int             // jobs that are being copied
+	life    context.Context // nil: Run was not called, or has ended
 }
 
 // keep is how many jobs that are all over are remembered.
@@ -38,7 +41,7 @@ func Open(c Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{config: c, journal: journal, limit: limiter(c.Rate, c.Piece), jobs: map[string]*job{}}
+	n := &Node{config: c, journal: journal, limit: limiter(c.Rate, c.Piece), jobs: map[string]*job{}, started: time.Now()}
 	all, err := journal.load(func(path string, err error) {
 		c.Log.Error().Err(err).Str("file", path).Msg("damaged record of a job: left alone; its snapshots are stale now")
 	})
@@ -80,6 +83,7 @@ func (n *Node) Run(ctx context.Context) {
 	}
 	n.kick()
 	n.mu.Unlock()
+	n.running.Go(func() { n.upkeep(ctx) })
 
 	tick := time.NewTicker(max(n.config.Reserve/20, 10*time.Millisecond))
 	defer tick.Stop()
@@ -132,7 +136,7 @@ func (n *Node) expire() {
 	n.mu.Lock()
 	var late []*job
 	for _, j := range n.jobs {
-		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)) > n.config.Reserve {
+		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)) > n.mayTake(&j.rec) {
 			late = append(late, j)
 		}
 	}
@@ -142,7 +146,7 @@ func (n *Node) expire() {
 			if r.State != api.JobReserved {
 				return ErrState
 			}
-			return end(api.JobFailed, fmt.Errorf("host %s has handed over no cut within %s", r.Reserve.Host, n.config.Reserve))(r)
+			return end(api.JobFailed, fmt.Errorf("host %s has handed over no cut within %s", r.Reserve.Host, n.mayTake(r)))(r)
 		})
 		if err != nil && !errors.Is(err, ErrState) {
 			j.log.Error().Err(err).Msg("can't be ended")
@@ -150,12 +154,23 @@ func (n *Node) expire() {
 	}
 }
 
-// prune forgets the oldest jobs that are all over.
+// mayTake is how long the cut of a reserved job may take.
+func (n *Node) mayTake(r *record) time.Duration {
+	return n.config.Reserve + time.Duration(r.Reserve.WaitSeconds)*time.Second
+}
+
+// prune forgets the oldest jobs that are all over, but for the last that was done of each domain.
 func (n *Node) prune() {
 	n.mu.Lock()
 	var over []*job
+	last := map[string]*job{}
 	for _, j := range n.jobs {
-		if j.rec.settled() {
+		if l := last[j.rec.Reserve.UUID]; j.rec.State == api.JobDone && (l == nil || j.rec.Ended > l.rec.Ended) {
+			last[j.rec.Reserve.UUID] = j
+		}
+	}
+	for _, j := range n.jobs {
+		if j.rec.settled() && last[j.rec.Reserve.UUID] != j {
 			over = append(over, j)
 		}
 	}

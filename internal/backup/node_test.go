@@ -33,6 +33,11 @@ func TestBackup(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, b, err)
 		}
 	}
+	r.stop()
+	r.start()
+	if after := r.await(m.Cut, state(api.JobDone)); after.Disks[1].Via != "lun" {
+		t.Errorf("after a restart: %+v", after)
+	}
 	var kept api.Manifest
 	b, _ := os.ReadFile(filepath.Join(r.shelf.dir, s.Backup, "manifest"))
 	if err := json.Unmarshal(b, &kept); err != nil || len(kept.Files) != 2 || kept.Files["nvram"] != nil || kept.XML != m.XML {
@@ -188,6 +193,21 @@ func TestReservationExpires(t *testing.T) {
 	r.stop()
 	r.config.Reserve = time.Millisecond
 	r.start()
+	// One whose cut may wait for longer is kept for so long.
+	patient := api.ReserveRequest{Domain: "patient", UUID: "5b0f2b5e-0001-4d5c-9d0a-000000000002", Host: "hv1", Address: "hv1", WaitSeconds: api.MaxWait + 1}
+	if _, err := r.node.Reserve(t.Context(), patient); !errors.Is(err, ErrInvalid) {
+		t.Error(err)
+	}
+	patient.WaitSeconds--
+	kept, err := r.node.Reserve(t.Context(), patient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if s, err := r.node.Job(t.Context(), api.JobRequest{Job: kept.Job}); err != nil || s.State != api.JobReserved {
+			t.Errorf("%+v %v", s, err)
+		}
+	}()
 	job := r.reserve()
 	if s := r.await(job, state(api.JobFailed)); !strings.Contains(s.Error, "host hv1 has handed over no cut") {
 		t.Error(s.Error)
@@ -475,5 +495,35 @@ func TestBandwidth(t *testing.T) {
 	r.await(m.Cut, state(api.JobDone))
 	if took := time.Since(begin); took < 17*time.Second/40 {
 		t.Errorf("19 pieces in %s at 40 a second", took)
+	}
+}
+
+// The node's limit is one for all jobs together.
+func TestBandwidthOfAll(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.config.Rate, r.config.Jobs = 40*piece, 2
+	r.start()
+	begin := time.Now()
+	var jobs []string
+	for i := range 2 {
+		s, err := r.node.Reserve(t.Context(), api.ReserveRequest{
+			Domain: fmt.Sprint("web", i), UUID: fmt.Sprintf("5b0f2b5e-0001-4d5c-9d0a-00000000001%d", i), Host: "hv1", Address: "hv1",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := r.manifest(s.Job, 20)
+		m.UUID = s.UUID
+		r.begin(&m)
+		jobs = append(jobs, s.Job)
+	}
+	for _, job := range jobs {
+		r.await(job, state(api.JobDone))
+	}
+	// 19 pieces of each are read; the first of all is free, as a burst.
+	if took := time.Since(begin); took < 37*time.Second/40 {
+		t.Errorf("38 pieces in %s at 40 a second", took)
 	}
 }

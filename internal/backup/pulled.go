@@ -122,6 +122,9 @@ func (n *Node) pull(ctx context.Context, j *job, d *api.ManifestDisk, address st
 	defer cancel()
 	p := &pulled{node: n, job: j, disk: d, address: address, ask: api.PeerPull{PeerSnapshot: j.snapshot(d), Size: d.Size}}
 	a, err := p.call(ctx, api.PathPeerPull, p.ask)
+	if remote := new(api.RemoteError); errors.As(err, &remote) && remote.Older {
+		return nil, fmt.Errorf("its virt-cow is of a version that exports nothing: upgrade it: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -152,9 +155,12 @@ func (p *pulled) call(ctx context.Context, path string, in any) (*api.PullAnswer
 		return nil, err
 	}
 	if a.Error != "" {
-		err := errors.New(a.Error)
+		err := &told{text: a.Error}
 		if a.Final {
-			err = fmt.Errorf("%w: %w", ErrGivenUp, err)
+			err.is = append(err.is, ErrGivenUp)
+		}
+		if a.Broken {
+			err.is = append(err.is, reader.ErrBroken)
 		}
 		return nil, err
 	}
@@ -164,6 +170,15 @@ func (p *pulled) call(ctx context.Context, path string, in any) (*api.PullAnswer
 	p.job.owner(p.disk, Standing(a.PeerStanding))
 	return &a, nil
 }
+
+// told is an error that a host's reader had: it is the same here.
+type told struct {
+	text string
+	is   []error
+}
+
+func (t *told) Error() string   { return t.text }
+func (t *told) Unwrap() []error { return t.is }
 
 // check is the reader's own: what can't be read any more fails for good, as it does for a node that sees the disk.
 func (p *pulled) check(off int64) error {
@@ -181,10 +196,16 @@ func (p *pulled) ReadAt(b []byte, off int64) (int, error) {
 		return 0, err
 	}
 	n, err := p.Device.ReadAt(b, off)
-	if err != nil {
-		err = fmt.Errorf("host %s, whose journalctl -u virt-cow may say more: %w", p.address, err)
+	if err == nil {
+		return n, nil
 	}
-	return n, err
+	// NBD has no words for what is for good.
+	ctx, cancel := context.WithTimeout(context.Background(), asking)
+	defer cancel()
+	if _, fate := p.look(ctx, -1); errors.Is(fate, ErrGivenUp) {
+		return n, fate
+	}
+	return n, fmt.Errorf("host %s, whose journalctl -u virt-cow may say more: %w", p.address, err)
 }
 
 // ahead is how far ahead a host is asked for what reads as zeros, bytes: a disk of zeros would be all questions otherwise.
@@ -222,18 +243,27 @@ func (p *pulled) Look(ctx context.Context, released int64) (Standing, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
+	a, err := p.look(ctx, released)
+	if err != nil {
+		return Standing{}, err
+	}
+	return Standing(a.PeerStanding), nil
+}
+
+func (p *pulled) look(ctx context.Context, released int64) (*api.PullAnswer, error) {
 	ask := p.ask
 	ask.Cursor = released
 	a, err := p.call(ctx, api.PathPeerPullLook, ask)
+	if err == nil {
+		return a, nil
+	}
+	err = fmt.Errorf("host %s: %w", p.address, err)
 	if errors.Is(err, ErrGivenUp) {
 		p.mu.Lock()
 		p.fate = err
 		p.mu.Unlock()
 	}
-	if err != nil {
-		return Standing{}, fmt.Errorf("host %s: %w", p.address, err)
-	}
-	return Standing(a.PeerStanding), nil
+	return nil, err
 }
 
 // Via implements Source.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/rs/zerolog"
@@ -241,7 +242,7 @@ func (h hooked) Call(ctx context.Context, address, path string, in, out any) err
 func TestPulledAgain(t *testing.T) {
 	t.Parallel()
 	w, p, _ := pulling(t)
-	w.config.Rate = 16 << 20
+	w.config.Rate, w.config.Look = 4<<20, time.Millisecond
 	r := w.rig()
 	job := r.reserveAt()
 	v := raw(t, w.path("far"), "a", 12<<20)
@@ -252,6 +253,7 @@ func TestPulledAgain(t *testing.T) {
 	r.begin(&m)
 	first := r.await(job, func(s api.JobStatus) bool { return s.Done > 2<<20 || ended(s) })
 	p.kill()
+	v.check(v.store.SetSnapshot(v.snapshot.Header().UUID, func(e *cowfmt.StackEntry) { e.Cursor = first.Done })) // as its owner was told
 	v.overwrite(180)
 	s := r.await(job, ended)
 	if s.State != api.JobDone || ended(first) {

@@ -21,6 +21,9 @@ func (n *Node) Reserve(_ context.Context, r api.ReserveRequest) (api.JobStatus, 
 	if !api.IsUUID(r.UUID) || r.Domain == "" || r.Address == "" {
 		return api.JobStatus{}, fmt.Errorf("%w: domain %q, UUID %q, address %q", ErrInvalid, r.Domain, r.UUID, r.Address)
 	}
+	if r.WaitSeconds < 0 || r.WaitSeconds > api.MaxWait {
+		return api.JobStatus{}, fmt.Errorf("%w: waitSeconds %d: want 0 to %d", ErrInvalid, r.WaitSeconds, api.MaxWait)
+	}
 	j := n.newJob(record{
 		Version: recordVersion, Job: uuid.NewString(), State: api.JobReserved, Reserve: r, Reserved: time.Now().Unix(),
 	})

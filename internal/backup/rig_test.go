@@ -58,6 +58,8 @@ func (s *shelf) Entered(_ context.Context, job string) (string, error) {
 	return "backup-" + job, s.op("entered")
 }
 
+func (s *shelf) Maintain(context.Context) (string, error) { return "quick", s.op("maintain") }
+
 func (s *shelf) Forget(_ context.Context, job string) error {
 	if err := s.op("forget"); err != nil {
 		return err

@@ -26,6 +26,7 @@ const MaxBody = 32 << 20
 // Handler answers hosts' daemons, and commands.
 func (n *Node) Handler() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+api.PathNodeStatus, call(n.Status))
 	mux.HandleFunc("POST "+api.PathNodeReserve, call(n.reserveFor))
 	mux.HandleFunc("POST "+api.PathNodeStart, call(n.Start))
 	mux.HandleFunc("POST "+api.PathNodeJobs, call(n.Jobs))
@@ -84,15 +85,18 @@ func answer(w http.ResponseWriter, out any, err error) {
 	_ = json.NewEncoder(w).Encode(out) // a client that is gone needs no answer
 }
 
-// ServeLocal answers commands of this host on NodeSocket in the run folder, until ctx ends. Only root, and the user that this
+// ServeLocal answers commands of this host on NodeSocket in the run folder, and metrics to who scrapes them there, until ctx ends. Only root, and the user that this
 // process runs as, may ask. The caller makes sure that no other node has the folder.
-func (n *Node) ServeLocal(ctx context.Context, runDir string) error {
+func (n *Node) ServeLocal(ctx context.Context, runDir string, metrics http.Handler) error {
 	l, err := listenLocal(filepath.Join(runDir, api.NodeSocket))
 	if err != nil {
 		return err
 	}
+	mux := http.NewServeMux()
+	mux.Handle("/", n.Handler())
+	mux.Handle("GET "+api.PathNodeMetrics, metrics)
 	s := &http.Server{
-		Handler: n.Handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second,
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second,
 		MaxHeaderBytes: 16 << 10, ErrorLog: stdlog.New(n.config.Log.With().Str("part", "control API").Logger(), "", 0),
 	}
 	ended := make(chan error, 1)

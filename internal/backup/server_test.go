@@ -73,7 +73,7 @@ func TestLocal(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- r.node.ServeLocal(ctx, dir) }()
+	go func() { ended <- r.node.ServeLocal(ctx, dir, http.NotFoundHandler()) }()
 	job := r.reserve()
 	c := api.NewNode(dir)
 	var list *api.JobList

@@ -118,6 +118,7 @@ type ImageNode struct {
 	Readers  int      `toml:"readers" env:"VIRT_COW_NODE_READERS"` // pieces of a job that are read at once
 	Rate     string   `toml:"rate" env:"VIRT_COW_NODE_RATE"`       // bytes a second of all jobs, such as 200M; "" for no limit
 	Patience Duration `toml:"patience" env:"VIRT_COW_NODE_PATIENCE"`
+	Metrics  string   `toml:"metrics" env:"VIRT_COW_NODE_METRICS"` // where Prometheus may read, besides the image node's socket; "" for nowhere
 }
 
 // Archive is where backups are.

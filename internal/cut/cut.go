@@ -60,6 +60,9 @@ type Engines interface {
 	// Listed says whether a volume's stack has a snapshot: its engine here says so, or its header. One that is no volume
 	// any more has none.
 	Listed(ctx context.Context, volume, snapshot string) (bool, error)
+	// Unlist takes a snapshot out of the stack of a volume that nobody has open, without an engine. After an error, as where
+	// somebody has it open, it is an engine's to do: Hold.
+	Unlist(ctx context.Context, volume, snapshot string) error
 }
 
 // Stores makes and deletes snapshot stores.

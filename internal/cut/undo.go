@@ -195,7 +195,7 @@ func (k *Cutter) Remove(ctx context.Context, volume, snapshot string) error {
 
 func (k *Cutter) unlist(ctx context.Context, volume, snapshot string) error {
 	listed, err := k.c.Engines.Listed(ctx, volume, snapshot)
-	if err == nil && !listed {
+	if err == nil && (!listed || k.c.Engines.Unlist(ctx, volume, snapshot) == nil) {
 		return nil
 	}
 	e, release, err := k.c.Engines.Hold(ctx, volume)

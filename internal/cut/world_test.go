@@ -248,6 +248,18 @@ func (c caller) Listed(ctx context.Context, id, snapshot string) (is bool, err e
 	return is, err
 }
 
+// Unlist implements Engines: one volume has no engine unless it is held, the other always has one.
+func (c caller) Unlist(ctx context.Context, id, snapshot string) error {
+	v := c.w.volumes[id]
+	return c.call(ctx, "unlist", v, func() error {
+		if v.name != "v0" || v.opens > 0 || v.cut != "" {
+			return errors.New("served")
+		}
+		delete(v.stack, snapshot)
+		return nil
+	})
+}
+
 // Make implements Stores.
 func (c caller) Make(ctx context.Context, s Snapshot) (string, error) {
 	return "/" + s.Snapshot, c.call(ctx, "make", c.w.volumes[s.Volume], func() error {

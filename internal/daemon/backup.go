@@ -87,6 +87,8 @@ func checkBackup(r api.BackupRequest) error {
 		return bad("backup: onError %q: want %s or %s", r.OnError, api.BreakSnapshot, api.BreakGuestWrite)
 	case r.Rate < 0 || r.ChunkSize < 0 || r.WaitSeconds < 0:
 		return bad("backup: rate %d, chunkSize %d, waitSeconds %d: none may be less than 0", r.Rate, r.ChunkSize, r.WaitSeconds)
+	case r.WaitSeconds > api.MaxWait:
+		return bad("backup: waitSeconds %d: at most %d, a day", r.WaitSeconds, api.MaxWait)
 	case places > 1:
 		return bad("backup: folder %q, pool %q, provider %q: snapshot stores are made in one of them", r.Folder, r.Pool, r.Provider)
 	}
@@ -102,7 +104,7 @@ func (d *Daemon) backUp(ctx context.Context, b *backup) (*api.JobStatus, error) 
 	}
 	defer end()
 	now := time.Now().Unix()
-	job, err := d.reserve(ctx, p)
+	job, err := d.reserve(ctx, p, b.request.WaitSeconds)
 	if err != nil {
 		d.newBackup(p.domain, api.BackupStatus{State: api.JobFailed, Error: err.Error(), Begun: now})
 		return nil, err
@@ -110,6 +112,7 @@ func (d *Daemon) backUp(ctx context.Context, b *backup) (*api.JobStatus, error) 
 	b.job = job.Job
 	log := d.log.With().Str("job", b.job).Str("domain", p.domain.Name).Logger()
 	d.newBackup(p.domain, api.BackupStatus{Job: b.job, State: api.JobReserved, Begun: now})
+	d.writesBefore(ctx, p.domain.UUID, p.volumes())
 	began := time.Now()
 	r, err := d.cutter.Make(ctx, d.cutRequest(b))
 	var manifest *api.Manifest
@@ -187,14 +190,13 @@ func (d *Daemon) cutRequest(b *backup) cut.Request {
 	return out
 }
 
-// reserve has the image node make a job.
-func (d *Daemon) reserve(ctx context.Context, p *backupPlan) (*api.JobStatus, error) {
+// reserve has the image node make a job, whose cut may wait for so many seconds.
+func (d *Daemon) reserve(ctx context.Context, p *backupPlan, wait int64) (*api.JobStatus, error) {
 	r := api.ReserveRequest{
 		Domain: p.domain.Name, UUID: p.domain.UUID.String(), Host: d.config.Peers.Self().HostName, Address: d.config.Peers.Address(),
+		WaitSeconds: wait,
 	}
-	for _, disk := range p.disks {
-		r.Volumes = append(r.Volumes, disk.uuid)
-	}
+	r.Volumes = p.volumes()
 	var s api.JobStatus
 	if err := d.askNode(ctx, api.PathNodeReserve, r, &s); err != nil {
 		return nil, fmt.Errorf("backup of %s: %w", p.domain.Name, err)

@@ -141,6 +141,14 @@ func unfit(format string, args ...any) error { return unfitError{fmt.Errorf(form
 
 type unfitError struct{ error }
 
+// volumes are the UUIDs of those that are backed up.
+func (p *backupPlan) volumes() (ids []string) {
+	for _, disk := range p.disks {
+		ids = append(ids, disk.uuid)
+	}
+	return ids
+}
+
 // manifest tells of a cut that was made. That the domain had the same disks then is made sure of: one may have been plugged in
 // between.
 func (d *Daemon) manifest(ctx context.Context, b *backup, r *cut.Result) (*api.Manifest, error) {

@@ -144,11 +144,15 @@ func (d *Daemon) backupStatuses() []api.BackupStatus {
 	return list
 }
 
+// writesEvery is how often the guest's writes are looked at during a backup.
+const writesEvery = 10 * time.Second
+
 // followJob has it noted what becomes of a job.
 func (d *Daemon) followJob(x libvirtx.Domain, job string) {
 	d.tasks.Go(func() {
 		var wait time.Duration
 		var changed uint64
+		var looked time.Time
 		for d.root.Err() == nil {
 			began := time.Now()
 			s, err := d.askJob(d.root, api.JobRequest{Job: job, Changed: changed})
@@ -160,6 +164,10 @@ func (d *Daemon) followJob(x libvirtx.Domain, job string) {
 			}
 			if err == nil {
 				wait, changed = 0, s.Changed
+				if ended := jobEnded(s.State); ended || time.Since(looked) > writesEvery {
+					looked = time.Now()
+					d.writesDuring(d.root, x.UUID, ended)
+				}
 				if d.noteJob(x.UUID, s); jobEnded(s.State) {
 					d.lookAtSnapshots() // they are stale by now, if the image node could not have them removed
 					return
@@ -183,14 +191,15 @@ func (d *Daemon) noteJob(id uuid.UUID, j *api.JobStatus) {
 	same := s != nil && s.Job == j.Job && (s.State != j.State || s.Waits != j.Waits || s.Size != j.Size)
 	ended := s != nil && s.Ended != 0
 	if s != nil && s.Job == j.Job {
-		s.Read, s.Written = j.Read, j.Written
+		s.Read, s.Zero, s.Reused, s.Written = j.Read, j.Zero, j.Reused, j.Written
 	}
 	d.mu.Unlock()
 	if !same || ended { // its progress need not outlive the daemon
 		return
 	}
 	d.noteBackup(id, func(s *api.BackupStatus) {
-		s.State, s.Waits, s.Error, s.Size, s.Read, s.Written, s.Ended = j.State, j.Waits, j.Error, j.Size, j.Read, j.Written, j.Ended
+		s.State, s.Waits, s.Error, s.Size, s.Ended = j.State, j.Waits, j.Error, j.Size, j.Ended
+		s.Read, s.Zero, s.Reused, s.Written = j.Read, j.Zero, j.Reused, j.Written
 		if j.State == api.JobDone {
 			s.LastSuccess = j.Ended
 		}

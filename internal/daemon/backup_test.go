@@ -18,6 +18,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/nbd"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
 
@@ -202,6 +203,7 @@ func (d *Daemon) clean(t *testing.T) {
 
 func TestBackup(t *testing.T) {
 	d, n, a := newBackupDaemon(t)
+	d.writeTo(t, "one", 3)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g", Quiesce: api.QuiesceRequire})
 	if err != nil || s.State != api.JobCopying {
 		t.Fatalf("%+v, %v", s, err)
@@ -241,12 +243,32 @@ func TestBackup(t *testing.T) {
 			t.Errorf("%+v", note)
 		}
 	}
+	d.writeTo(t, "one", 2)
+	d.writeTo(t, "two", 5)
 	n.end(s.Job, api.JobDone)
 	d.clean(t)
 	eventually(t, "the success is noted", func() bool { return d.backupStatuses()[0].LastSuccess == 1700000000 })
+	if b := d.backupStatuses()[0]; b.WritesBefore.Writes != 3 || b.WritesDuring.Writes != 7 || b.WritesDuring.MeanMicros == 0 || b.WritesDuring.P99Micros == 0 {
+		t.Errorf("the guest's writes: %+v, then %+v", b.WritesBefore, b.WritesDuring)
+	}
 	// The next daemon knows it too.
 	if err := d.loadBackups(); err != nil || d.backupStatuses()[0].LastSuccess != 1700000000 {
 		t.Errorf("%+v, %v", d.backupStatuses(), err)
+	}
+}
+
+// writeTo writes to a volume that many times.
+func (d *Daemon) writeTo(t *testing.T, volume string, times int) {
+	t.Helper()
+	c, err := nbd.Dial(t.Context(), "nbd+unix:///"+volume+"?socket="+d.socketPath(volume), nbd.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range times {
+		if _, err := c.WriteAt(make([]byte, 4096), int64(i)*4096); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -364,11 +386,12 @@ func TestBackupRefused(t *testing.T) {
 	}
 }
 
-// A volume that no domain has is opened for its cut, and closed again with its snapshot in the stack.
+// A volume that no domain has is opened for its cut, and closed again with its snapshot in the stack; that is taken out without an
+// engine, which would not open the volume when the snapshot's store is lost.
 func TestBackupOfAVolume(t *testing.T) {
 	d, n, _ := newBackupDaemon(t)
 	d.create(t, "alone")
-	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone"})
+	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone", OnError: api.BreakGuestWrite})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -380,6 +403,9 @@ func TestBackupOfAVolume(t *testing.T) {
 	h, err := d.inventory.Header(t.Context(), m.Disks[0].Store.Address)
 	if err != nil || h.Owner != nil || len(h.Stack) != 1 || h.Stack[0].State != api.SnapshotActive {
 		t.Fatalf("%+v, %v", h, err)
+	}
+	if err := os.Remove(m.Disks[0].Saves.Address); err != nil {
+		t.Fatal(err)
 	}
 	n.end(s.Job, api.JobDone)
 	eventually(t, "its snapshot is gone", func() bool {

@@ -160,6 +160,31 @@ func (c cutEngines) Listed(ctx context.Context, id, snapshot string) (bool, erro
 	return slices.ContainsFunc(h.Stack, func(e api.SnapshotStatus) bool { return e.UUID == snapshot }), nil
 }
 
+// Unlist implements cut.Engines. A guest that is to start meanwhile waits for it.
+func (c cutEngines) Unlist(ctx context.Context, id, snapshot string) error {
+	d := c.d
+	v, err := d.takeForCut(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer d.doneWithCut(v)
+	v.op.Lock()
+	defer v.op.Unlock()
+	d.mu.Lock()
+	served, store := v.engine != nil, v.want.Store
+	d.mu.Unlock()
+	if served {
+		return errServed
+	}
+	if err := d.inventory.Unlist(ctx, store, snapshot); err != nil {
+		d.log.Debug().Err(err).Str("volume", v.name).Str("snapshot", snapshot).Msg("its engine has to take the snapshot away")
+		return err
+	}
+	return nil
+}
+
+var errServed = errors.New("it is served")
+
 // cutGuests is libvirt, for cuts.
 type cutGuests struct{ d *Daemon }
 

@@ -99,9 +99,11 @@ type Daemon struct {
 	domains      map[uuid.UUID]*domain
 	orphansAsked bool // engines that no domain claims are looked for once a connection
 
-	backups   map[uuid.UUID]*api.BackupStatus // the last of each domain
-	beginning map[uuid.UUID]bool              // domains whose backup is being begun
-	notes     []api.SnapshotNote              // of the last look at the snapshots
+	backups map[uuid.UUID]*api.BackupStatus // the last of each domain
+
+	guestWrites map[uuid.UUID]*watched // around the backups of each domain
+	beginning   map[uuid.UUID]bool     // domains whose backup is being begun
+	notes       []api.SnapshotNote     // of the last look at the snapshots
 }
 
 // Waits between attempts at what failed.

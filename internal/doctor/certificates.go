@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	whyMigrate = "no guest with volumes can be migrated live from or to this host"
+	whyMigrate = "no guest with volumes can be migrated live from or to this host, nor backed up by the image node"
 	soon       = 30 * 24 * time.Hour
 )
 
@@ -25,7 +25,8 @@ const (
 func certificates(_ context.Context, h *Host) []Finding {
 	m := h.Config.Config.Migration
 	bad := Skipped
-	if len(m.Hosts) > 0 {
+	daemon := len(m.Hosts) > 0 || h.Config.Config.Backup.Node != ""
+	if daemon || h.isImageNode() {
 		bad = Problem
 	}
 	name, err := h.migrationHost()
@@ -65,7 +66,7 @@ func certificates(_ context.Context, h *Host) []Finding {
 	if err != nil {
 		return append(found, Finding{Result: bad, Seen: err.Error(), Why: "other hosts refuse this one: " + whyMigrate, Mend: mend})
 	}
-	if !names.Match(name) {
+	if !names.Match(name) && (daemon || !h.isImageNode()) { // hosts dial an image node by the name that they have for it
 		found = append(found, Finding{
 			Result: bad, Seen: fmt.Sprintf("%s is for %s, but other hosts dial %s", m.Cert, names, name),
 			Why: "they refuse to speak to it under a name that its certificate does not have: " + whyMigrate,

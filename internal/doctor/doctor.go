@@ -85,6 +85,7 @@ var checks = []check{
 	{"PCI ports", pciPorts},
 	{"certificates", certificates},
 	{"other hosts", otherHosts},
+	{"image node", imageNode},
 }
 
 // Names of all checks, in their order.

@@ -44,7 +44,7 @@ func snapshots(_ context.Context, h *Host) []Finding {
 		case s.State == api.SnapshotBroken || s.Why != "":
 			found = append(found, Finding{
 				Result: Warning, Seen: fmt.Sprintf("a snapshot of %s (job %s): %s", s.Volume, s.Job, broken(s)),
-				Why: "its backup fails, or nobody takes it away while the image node does not answer", Mend: "virt-cow backup list",
+				Why: "its backup fails, or nobody takes it away while the image node does not answer", Mend: "virt-cow backup jobs # on a host that has the image node configured, or on the image node",
 			})
 		}
 	}

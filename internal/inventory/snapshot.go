@@ -112,6 +112,12 @@ func checkSnapshot(r SnapshotRequest) error {
 	return nil
 }
 
+// Unlist takes a snapshot out of the stack of the volume with this store, which nobody on any host has open. Once begun it goes
+// to its end: a claim that is left up keeps other hosts out.
+func (inv *Inventory) Unlist(ctx context.Context, volumeStore, snapshot string) error {
+	return inv.call(context.WithoutCancel(ctx), nil, nil, "store", "break-snapshot", "--yes", "--drop", "--", volumeStore, snapshot)
+}
+
 // DeleteSnapshot removes a snapshot's store, or what was begun of one; where it is gone already, its record. ErrInUse
 // while its volume lists it, unless it is broken there: an engine takes it out of the stack first. ErrNotFound.
 func (inv *Inventory) DeleteSnapshot(ctx context.Context, id string) error {

@@ -36,8 +36,8 @@ func (m metric) send(ch chan<- prometheus.Metric, value float64, labels ...strin
 }
 
 var (
-	buildInfo       = gauge("build_info", "The daemon's program; always 1.", "version", "goversion")
-	startTime       = gauge("start_time_seconds", "When the daemon started, Unix time.")
+	buildInfo       = gauge("build_info", "The program, the daemon's or the image node's; always 1.", "version", "goversion")
+	startTime       = gauge("start_time_seconds", "When that process started, Unix time.")
 	libvirtUp       = gauge("libvirt_connected", "Whether the daemon has a connection to libvirt.")
 	catalogue       = gauge("catalogue_volumes", "Volumes in the catalogue, in use or not.")
 	volumes         = gauge("volumes", "Volumes that are in use or failed, by state.", "state")

@@ -20,10 +20,21 @@ const (
 	alertsFile = "../../docs/prometheus-alerts.yml"
 )
 
-// names are the metrics that the daemon exposes.
+// nodeOnly is what an image node exposes and a daemon does not.
+func nodeOnly(t *testing.T) string {
+	var own strings.Builder
+	for line := range strings.Lines(scrapeNode(t)) {
+		if strings.Contains(line, "virt_cow_node_") {
+			own.WriteString(line)
+		}
+	}
+	return own.String()
+}
+
+// names are the metrics that the daemon and the image node expose.
 func names(t *testing.T) []string {
 	var list []string
-	for line := range strings.Lines(scrape(t, fleet(1))) {
+	for line := range strings.Lines(scrape(t, fleet(1)) + nodeOnly(t)) {
 		if rest, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			name, kind, _ := strings.Cut(strings.TrimSpace(rest), " ")
 			if kind == "histogram" {
@@ -140,7 +151,7 @@ func TestDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	want, got := map[string]bool{}, map[string]bool{}
-	for line := range strings.Lines(scrape(t, fleet(1))) {
+	for line := range strings.Lines(scrape(t, fleet(1)) + nodeOnly(t)) {
 		if rest, ok := strings.CutPrefix(line, "# TYPE virt_cow_"); ok {
 			want["virt_cow_"+strings.TrimSpace(rest)] = true
 		}
@@ -220,7 +231,7 @@ func TestAlerts(t *testing.T) {
 func TestExposition(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), promtool(t), "check", "metrics")
 	var own strings.Builder
-	for line := range strings.Lines(scrape(t, fleet(3))) {
+	for line := range strings.Lines(scrape(t, fleet(3)) + nodeOnly(t)) {
 		if strings.Contains(line, "virt_cow_") {
 			own.WriteString(line)
 		}

@@ -1,9 +1,9 @@
-// Package metrics shows to Prometheus what the daemon knows.
+// Package metrics shows to Prometheus what the daemon knows, and what the image node does.
 //
 // Series are few and their number is known: each volume in use has about eighty, with its name as the label volume, and
 // fifteen more while it is handed over; the domain is a label of virt_cow_volume_info only, to be joined where it is
-// wanted, so that a volume that moves to another domain goes on with the same series. Backups are of domains, and have that label. All other labels have a handful of
-// fixed values. Counters of a volume count since its engine process started, those of the daemon since the daemon did:
+// wanted, so that a volume that moves to another domain goes on with the same series. Backups are of domains, and have that
+// label. All other labels have a handful of fixed values. Counters of a volume count since its engine process started, those of the daemon since the daemon did:
 // rate() and increase() see through both.
 package metrics
 
@@ -27,6 +27,16 @@ const (
 // Handler answers GET with the metrics of what status returns at that moment, and of this process. A status of nil
 // is answered with 503.
 func Handler(status func(context.Context) *api.DaemonStatus) http.Handler {
+	return handler(func(ctx context.Context) prometheus.Collector {
+		if s := status(ctx); s != nil {
+			return collector{s, time.Now()}
+		}
+		return nil
+	})
+}
+
+// handler shows what collect returns, a collector a scrape.
+func handler(collect func(context.Context) prometheus.Collector) http.Handler {
 	process := prometheus.NewRegistry()
 	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	places := make(chan struct{}, maxScrapes)
@@ -45,14 +55,14 @@ func Handler(status func(context.Context) *api.DaemonStatus) http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
 		defer cancel()
-		s := status(ctx)
-		if s == nil {
-			http.Error(w, "the daemon has no status", http.StatusServiceUnavailable)
+		c := collect(ctx)
+		if c == nil {
+			http.Error(w, "there is no status", http.StatusServiceUnavailable)
 			return
 		}
 		// One collector a scrape: what it shows is one status, and nothing is shared between scrapes.
 		own := prometheus.NewRegistry()
-		own.MustRegister(collector{s, time.Now()})
+		own.MustRegister(c)
 		promhttp.HandlerFor(prometheus.Gatherers{own, process}, promhttp.HandlerOpts{
 			ErrorHandling: promhttp.ContinueOnError, // what is right is shown, whatever one volume says
 		}).ServeHTTP(w, r)

@@ -55,10 +55,30 @@ func fleet(n int) *api.DaemonStatus {
 	s.Backups = []api.BackupStatus{{
 		Domain: "g0", State: api.JobDone, Grade: api.GradeFS, Begun: 1_700_000_000, Ended: 1_700_000_090, LastSuccess: 1_700_000_090,
 		HeldMicros: 2500, Size: 3 << 30, Read: 2 << 30, Written: 1 << 30, MaybeFrozen: true,
+		WritesBefore: &api.WriteLatency{Writes: 10, MeanMicros: 500, P99Micros: 1024}, WritesDuring: &api.WriteLatency{Writes: 9, MeanMicros: 2000, P99Micros: 8192},
 	}}
 	s.Snapshots = []api.SnapshotNote{{Volume: "vol0", Stale: true}, {Volume: "vol1"}}
 	handOver(&s.Volumes[0])
 	return s
+}
+
+// node is an image node with a backup that is done, and one that goes on.
+func node() *api.NodeStatus {
+	saved := int64(1 << 28)
+	return &api.NodeStatus{
+		Version: "v1.2", Started: 1_700_000_000, Jobs: map[string]int{api.JobDone: 3, api.JobCopying: 1},
+		Backups: []api.BackupStatus{
+			{Domain: "g0", UUID: "b", State: api.JobFailed, Begun: 1, Ended: 2}, // one of before with its name
+			{Domain: "g0", UUID: "a", State: api.JobDone, Grade: api.GradeFS, Begun: 1_700_000_000, Ended: 1_700_000_090, LastSuccess: 1_700_000_090,
+				HeldMicros: 2500, Size: 8 << 30, Read: 6 << 30, Zero: 3 << 30, Reused: 2 << 30, Written: 1 << 30},
+			{Domain: "g1", State: api.JobCopying, Grade: api.GradeCrash, Begun: 1_700_000_000},
+		},
+		Running: []api.JobStatus{{
+			Domain: "g1", State: api.JobCopying, Waits: "the archive", Size: 2 << 30, Seen: 1 << 30,
+			Disks: []api.JobDisk{{Size: 1 << 30, Saved: &saved}, {Size: 1 << 30}},
+		}},
+		Archive: api.ArchiveStatus{Up: true, Seen: 1_700_000_100, Maintained: 1_700_000_050, MaintenanceError: "no space"},
+	}
 }
 
 // handOver has a volume on its way to another host, stuck.
@@ -72,12 +92,50 @@ func handOver(v *api.VolumeStatus) {
 
 func scrape(t testing.TB, s *api.DaemonStatus) string {
 	t.Helper()
+	return exposed(t, Handler(func(context.Context) *api.DaemonStatus { return s }))
+}
+
+// scrapeNode is what an image node exposes.
+func scrapeNode(t testing.TB) string {
+	t.Helper()
+	return exposed(t, NodeHandler(func(context.Context) *api.NodeStatus { return node() }))
+}
+
+func exposed(t testing.TB, h http.Handler) string {
+	t.Helper()
 	w := httptest.NewRecorder()
-	Handler(func(context.Context) *api.DaemonStatus { return s }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	if w.Code != http.StatusOK {
 		t.Fatalf("%d: %s", w.Code, w.Body)
 	}
 	return w.Body.String()
+}
+
+func TestNode(t *testing.T) {
+	text := scrapeNode(t)
+	for _, line := range []string{
+		`virt_cow_build_info{goversion="go`,
+		`virt_cow_node_jobs{state="done"} 3`, `virt_cow_node_jobs{state="failed"} 0`, "virt_cow_node_jobs_waiting 1",
+		`virt_cow_node_backup_last_success_time_seconds{domain="g0"} 1.70000009e+09`, `virt_cow_node_backup_last_success_time_seconds{domain="g1"} 0`,
+		`virt_cow_node_backup_failed{domain="g0"} 0`, `virt_cow_node_backup_grade{domain="g0",grade="fs"} 1`,
+		`virt_cow_node_backup_duration_seconds{domain="g0"} 90`, `virt_cow_node_backup_hold_seconds{domain="g0"} 0.0025`,
+		`virt_cow_node_backup_bytes{domain="g0",kind="zero"} 3.221225472e+09`, `virt_cow_node_backup_bytes{domain="g0",kind="written"} 1.073741824e+09`,
+		`virt_cow_node_backup_done_ratio{domain="g1"} 0.5`, `virt_cow_node_backup_snapshot_fill_ratio{domain="g1"} 0.25`,
+		"virt_cow_node_archive_up 1", "virt_cow_node_archive_seen_time_seconds 1.7000001e+09", "virt_cow_node_archive_maintenance_owner 1",
+		"virt_cow_node_archive_maintenance_time_seconds 1.70000005e+09", "virt_cow_node_archive_maintenance_failed 1", "go_goroutines ",
+	} {
+		if !strings.Contains(text, line) {
+			t.Errorf("no %q", line)
+		}
+	}
+	if strings.Contains(text, `done_ratio{domain="g0"}`) || strings.Contains(text, "virt_cow_volume") {
+		t.Errorf("too much:\n%s", text)
+	}
+	w := httptest.NewRecorder()
+	NodeHandler(func(context.Context) *api.NodeStatus { return nil }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("no status: %d", w.Code)
+	}
 }
 
 func TestValues(t *testing.T) {
@@ -163,7 +221,7 @@ func TestValues(t *testing.T) {
 }
 
 func TestLint(t *testing.T) {
-	problems, err := promlint.New(strings.NewReader(scrape(t, fleet(2)))).Lint()
+	problems, err := promlint.New(strings.NewReader(scrape(t, fleet(2)) + nodeOnly(t))).Lint()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +243,7 @@ func TestCardinality(t *testing.T) {
 		}
 		series++
 		for _, m := range labels.FindAllStringSubmatch(line, -1) {
-			if !slices.Contains([]string{"volume", "domain", "state", "grade", "role", "direction", "kind", "le", "version", "goversion"}, m[1]) {
+			if !slices.Contains([]string{"volume", "domain", "state", "grade", "role", "direction", "kind", "when", "le", "version", "goversion"}, m[1]) {
 				t.Fatalf("label %s: %s", m[1], line)
 			}
 			if m[1] == "domain" && !strings.HasPrefix(line, "virt_cow_volume_info{") && !strings.HasPrefix(line, "virt_cow_backup_") {

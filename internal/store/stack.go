@@ -29,7 +29,12 @@ var (
 
 // AddSnapshot puts a pending snapshot on top of the stack, durably. It is ErrSnapshotChange for one that is there.
 func (s *Store) AddSnapshot(entry cowfmt.StackEntry) error {
-	return s.updateStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mayUpdate(); err != nil {
+		return err
+	}
+	return s.changeStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
 		switch {
 		case findEntry(stack, entry.UUID) >= 0:
 			return nil, fmt.Errorf("%w: %v is in the stack already", ErrSnapshotChange, entry.UUID)
@@ -68,7 +73,17 @@ func (s *Store) setSnapshot(id uuid.UUID, change func(*cowfmt.StackEntry)) error
 
 // RemoveSnapshot takes a snapshot out of the stack, durably. It is ErrNoSnapshot for one that is not there.
 func (s *Store) RemoveSnapshot(id uuid.UUID) error {
-	return s.updateStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mayUpdate(); err != nil {
+		return err
+	}
+	return s.removeSnapshot(id)
+}
+
+// removeSnapshot is RemoveSnapshot without asking who this is. Called with mu held.
+func (s *Store) removeSnapshot(id uuid.UUID) error {
+	return s.changeStack(func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error) {
 		i := findEntry(stack, id)
 		if i < 0 {
 			return nil, fmt.Errorf("%w: %v", ErrNoSnapshot, id)
@@ -105,16 +120,7 @@ func findEntry(stack []cowfmt.StackEntry, id uuid.UUID) int {
 	return slices.IndexFunc(stack, func(e cowfmt.StackEntry) bool { return e.UUID == id })
 }
 
-// updateStack is Update for the stack alone: change gets a copy, and may refuse.
-func (s *Store) updateStack(change func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.mayUpdate(); err != nil {
-		return err
-	}
-	return s.changeStack(change)
-}
-
+// changeStack is update for the stack alone: change gets a copy, and may refuse. Called with mu held.
 func (s *Store) changeStack(change func(stack []cowfmt.StackEntry) ([]cowfmt.StackEntry, error)) error {
 	stack, err := change(slices.Clone(s.Header().Stack))
 	if err != nil {

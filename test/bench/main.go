@@ -33,7 +33,7 @@ type options struct {
 	Bin            string         `default:"bin/virt-cow" help:"The virt-cow under test."`
 	Dir            string         `help:"Where the work folder is made (default: $TMPDIR). A real file system with O_DIRECT." placeholder:"DIR"`
 	JSON           string         `name:"json" default:"bench/out/bench.json" help:"Where every run is written."`
-	Part           []string       `default:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot" enum:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot,before" help:"What to measure: ${enum}."`
+	Part           []string       `default:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot,backup,cut" enum:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot,backup,cut,before" help:"What to measure: ${enum}."`
 	Cells          *regexp.Regexp `help:"Only cells whose name matches." placeholder:"REGEXP"`
 	Peers          *regexp.Regexp `help:"Only peers whose name matches." placeholder:"REGEXP"`
 	Size           size           `default:"1G" help:"Size of the master."`
@@ -41,6 +41,7 @@ type options struct {
 	OurChunk       size           `help:"Chunk of virt-cow's clones (default: virt-cow's own default)." placeholder:"SIZE"`
 	Runtime        time.Duration  `default:"5s" help:"Length of a cell; first writes also end with the disk."`
 	Rounds         int            `default:"3" help:"Runs of each peer in each cell; medians are reported."`
+	BackupSize     size           `default:"1G" help:"Size of the disk of part backup."`
 	SnapshotSize   size           `default:"256M" help:"Size of the disk of part snapshot."`
 	ContentionSize size           `default:"4G" help:"Size of the master which is hydrated while a guest works."`
 	SparseSize     size           `default:"1T" help:"Size of the sparse master of the parts create and idle."`
@@ -54,7 +55,7 @@ type options struct {
 
 func (o *options) AfterApply() error {
 	if o.Quick {
-		o.Size, o.ContentionSize, o.SnapshotSize = 256<<20, 512<<20, 64<<20
+		o.Size, o.ContentionSize, o.SnapshotSize, o.BackupSize = 256<<20, 512<<20, 64<<20, 256<<20
 		o.Runtime, o.Rounds = time.Second, 1
 	}
 	switch {
@@ -64,6 +65,8 @@ func (o *options) AfterApply() error {
 		return fmt.Errorf("--chunk %v: must be a power of two of at least 4K", o.Chunk)
 	case o.OurChunk > o.Chunk:
 		return fmt.Errorf("--our-chunk %v is more than --chunk %v: a first write would not hit each chunk once", o.OurChunk, o.Chunk)
+	case o.BackupSize%(1<<20) != 0 || o.BackupSize < 16<<20:
+		return fmt.Errorf("--backup-size %v: must be whole megabytes, 16M or more", o.BackupSize)
 	case o.Size%(1<<20) != 0 || o.Size < 16<<20:
 		return fmt.Errorf("--size %v: must be whole megabytes, 16M or more", o.Size)
 	}
@@ -72,6 +75,13 @@ func (o *options) AfterApply() error {
 
 func main() {
 	lab.Main()
+	if folder := os.Getenv(kopiaOf); folder != "" {
+		if err := kopiaBackup(context.Background(), folder, os.Args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	kong.Parse(&o, kong.Name("bench"), kong.Description("Measure virt-cow beside its peers."))
 	st, err := os.Stderr.Stat()
@@ -111,7 +121,8 @@ func run(ctx context.Context, o *options, log zerolog.Logger) error {
 		name string
 		run  func(context.Context, *bench, *report) error
 	}{{"cells", runCells}, {"create", runCreate}, {"idle", runIdle}, {"hydration", runHydration}, {"hydration", runContention}, {"hook", runHook},
-		{"cacheoff", runCacheOff}, {"epoch", runEpoch}, {"before", runBefore}, {"switch", runSwitch}, {"migrate", runMigrate}, {"snapshot", runSnapshot}}
+		{"cacheoff", runCacheOff}, {"epoch", runEpoch}, {"before", runBefore}, {"switch", runSwitch}, {"migrate", runMigrate}, {"snapshot", runSnapshot},
+		{"backup", runBackup}, {"cut", runCut}}
 	var errs []error
 	for _, p := range parts {
 		if !slices.Contains(o.Part, p.name) || ctx.Err() != nil {

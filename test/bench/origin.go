@@ -11,6 +11,7 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
@@ -110,26 +111,38 @@ func newOurOrigin(ctx context.Context, b *bench, folder string, size int64) (o *
 	return o, nil
 }
 
-func (o *ourOrigin) snapshot(ctx context.Context) error {
-	path, cut := o.kept.Name(), uuid.NewString()
-	argv := []string{o.b.o.Bin, "store", "create", "--force", "--snapshot-of", o.state, "--cut", cut}
-	if o.b.o.OurChunk > 0 {
-		argv = append(argv, "--chunk", o.b.o.OurChunk.String())
-	}
-	if err := command(ctx, append(argv, path), o.b.env()...); err != nil {
+func (o *ourOrigin) snapshot(ctx context.Context) (err error) {
+	cut := uuid.NewString()
+	if o.id, err = o.b.addSnapshot(ctx, o.engine, o.state, o.kept.Name(), cut); err != nil {
 		return err
 	}
-	var err error
-	if o.id, err = storeUUID(ctx, path); err != nil {
+	return cutOne(ctx, o.engine, cut)
+}
+
+// addSnapshot makes a snapshot store of a volume, over what is at path, and has its engine open it for a cut. It returns its UUID.
+func (b *bench) addSnapshot(ctx context.Context, engine *api.Engine, volume, path, cut string) (string, error) {
+	argv := []string{b.o.Bin, "store", "create", "--force", "--snapshot-of", volume, "--cut", cut}
+	if b.o.OurChunk > 0 {
+		argv = append(argv, "--chunk", b.o.OurChunk.String())
+	}
+	if err := command(ctx, append(argv, path), b.env()...); err != nil {
+		return "", err
+	}
+	h, err := header(ctx, path)
+	if err != nil {
+		return "", err
+	}
+	id := h.UUID.String()
+	_, err = engine.AddSnapshot(ctx, api.SnapshotAddRequest{UUID: id, Store: path, Cut: cut})
+	return id, err
+}
+
+// cutOne makes a cut of one volume.
+func cutOne(ctx context.Context, engine *api.Engine, cut string) error {
+	if _, err := engine.Cut(ctx, api.CutRequest{Cut: cut, DeadlineMillis: cutDeadline.Milliseconds()}); err != nil {
 		return err
 	}
-	if _, err := o.engine.AddSnapshot(ctx, api.SnapshotAddRequest{UUID: o.id, Store: path, Cut: cut}); err != nil {
-		return err
-	}
-	if _, err := o.engine.Cut(ctx, api.CutRequest{Cut: cut, DeadlineMillis: cutDeadline.Milliseconds()}); err != nil {
-		return err
-	}
-	_, err = o.engine.EndCut(ctx, api.CutEndRequest{Cut: cut, Keep: true})
+	_, err := engine.EndCut(ctx, api.CutEndRequest{Cut: cut, Keep: true})
 	return err
 }
 
@@ -147,18 +160,18 @@ func (o *ourOrigin) drop(ctx context.Context) error {
 	return errors.Join(err, rerr)
 }
 
-// storeUUID reads which store is at path.
-func storeUUID(ctx context.Context, path string) (string, error) {
+// header reads that of the store at path.
+func header(ctx context.Context, path string) (*cowfmt.Header, error) {
 	dev, err := blockdev.OpenFile(ctx, path, blockdev.FileOptions{ReadOnly: true, Direct: true})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer dev.Close()
 	choice, err := store.Peek(dev)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return choice.Header.UUID.String(), nil
+	return choice.Header, nil
 }
 
 // qemuOrigin is a raw disk in a qemu-storage-daemon, whose backup job copies before guests write, to a raw disk.

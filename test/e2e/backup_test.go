@@ -157,7 +157,7 @@ func (r *rescue) atMost(t *testing.T, at *beganAt) {
 	t.Helper()
 	at.most = map[string]int{}
 	for v, k := range at.checkers {
-		acked, err := k.Acked(t.Context())
+		acked, err := k.AckedNow(t.Context())
 		must(t, err)
 		at.most[v] = acked
 	}

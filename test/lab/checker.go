@@ -49,9 +49,20 @@ func (g *Guest) StartChecker(ctx context.Context, c CheckerConfig) (*Checker, er
 	return k, k.Await(ctx, 50)
 }
 
-// Acked is how many writes the guest has had acknowledged.
+// Acked is how many writes the guest has had acknowledged, as it noted it last: it may have more by now.
 func (c *Checker) Acked(ctx context.Context) (int, error) {
 	out, err := c.Guest.Run(ctx, "cat /tmp/"+c.Name+".progress")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(out))
+}
+
+// AckedNow is how many writes the guest has had acknowledged at a moment after the call. It must be writing.
+func (c *Checker) AckedNow(ctx context.Context) (int, error) {
+	// The note that comes next may have been begun before.
+	out, err := c.Guest.Run(ctx, `f=/tmp/`+c.Name+`.progress
+for i in 1 2; do a=$(cat $f); while [ "$(cat $f)" = "$a" ]; do sleep 0.1; done; done; cat $f`)
 	if err != nil {
 		return 0, err
 	}

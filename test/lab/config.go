@@ -16,6 +16,8 @@ func qemuConf(user string) string {
 	return fmt.Sprintf(`security_driver = "none"
 user = "%[1]s"
 group = "%[1]s"
+swtpm_user = "root"
+swtpm_group = "root"
 namespaces = []
 cgroup_controllers = []
 remember_owner = 0

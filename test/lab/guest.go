@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ type GuestConfig struct {
 	Name     string
 	Metadata string // XML put inside <metadata>
 	Devices  string // XML put inside <devices>
+	OS       string // XML put inside <os>
 	Ports    int    // free PCI ports for hot-plug, 0 for six, -1 for none
 	Agent    bool   // with QEMU's guest agent in it, and its channel
 }
@@ -27,6 +29,8 @@ type GuestConfig struct {
 type Guest struct {
 	Name string
 
+	copied string // the guest that it is a copy of, whose consoles its definition has; "" for none
+
 	mu      sync.Mutex
 	host    *Host
 	console *console      // nil while nobody is connected
@@ -34,6 +38,9 @@ type Guest struct {
 	moves   int
 	nextID  uint64 // of a request to its agent
 }
+
+// consoles are the name that its consoles go by.
+func (g *Guest) consoles() string { return cmp.Or(g.copied, g.Name) }
 
 // Host is where the guest is.
 func (g *Guest) Host() *Host {
@@ -52,6 +59,7 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='qemu'>
   <metadata>{{.Metadata}}</metadata>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
+    {{.OS}}
     <kernel>{{.Kernel}}</kernel>
     <initrd>{{.Initrd}}</initrd>
     <cmdline>console=ttyS0 quiet oops=panic panic=-1 random.trust_cpu=on</cmdline>
@@ -107,7 +115,7 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 	g := &Guest{Name: c.Name, host: h}
 	var b bytes.Buffer
 	if err := domainXML.Execute(&b, map[string]any{
-		"Name": c.Name, "Metadata": c.Metadata, "Devices": c.Devices, "PortList": make([]int, c.Ports),
+		"Name": c.Name, "Metadata": c.Metadata, "Devices": c.Devices, "OS": c.OS, "PortList": make([]int, c.Ports),
 		"Kernel": image, "Initrd": initrd, "Log": g.logPath(), "Append": h.site != nil, "Serial": g.serialPath(),
 	}); err != nil {
 		return nil, err
@@ -119,6 +127,12 @@ func (h *Host) Define(ctx context.Context, c GuestConfig) (*Guest, error) {
 	h.guests = append(h.guests, g)
 	h.mu.Unlock()
 	return g, nil
+}
+
+// CopyOf is a domain of this host that was defined as a copy of a guest of another one, or in its place: it has the paths of that
+// one's consoles, so no two of them may run on one host.
+func (h *Host) CopyOf(g *Guest, name string) *Guest {
+	return &Guest{Name: name, copied: g.Name, host: h}
 }
 
 // makeOnce makes a file that is not there yet.
@@ -172,9 +186,9 @@ func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
 // logPath is the console's log, inside.
 func (g *Guest) logPath() string {
 	if s := g.Host().site; s != nil {
-		return filepath.Join(s.consoles(), g.Name+".log")
+		return filepath.Join(s.consoles(), g.consoles()+".log")
 	}
-	return "/var/log/libvirt/qemu/" + g.Name + "-console.log"
+	return "/var/log/libvirt/qemu/" + g.consoles() + "-console.log"
 }
 
 // ConsolePath is the file, outside, that has what the guest's kernel, init and checkers said: since the domain was
@@ -184,10 +198,10 @@ func (g *Guest) ConsolePath() string {
 	if h.site != nil {
 		return g.logPath()
 	}
-	return filepath.Join(h.Dir, "log", "libvirt", "qemu", g.Name+"-console.log")
+	return filepath.Join(h.Dir, "log", "libvirt", "qemu", g.consoles()+"-console.log")
 }
 
-func (g *Guest) serialPath() string { return "/run/lab/" + g.Name + ".serial" }
+func (g *Guest) serialPath() string { return "/run/lab/" + g.consoles() + ".serial" }
 
 // Boot starts the domain and waits until its agent answers.
 func (g *Guest) Boot(ctx context.Context) error {
