@@ -74,7 +74,7 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 		if err != nil {
 			return fmt.Errorf("listen for hosts: %w: change listen in [image_node] of the configuration", err)
 		}
-		server := peer.Server{Identity: id, Hosts: hosts, Handler: node.Handler(), MaxBody: backup.MaxBody, Log: log}
+		server := peer.Server{Identity: id, Hosts: hosts, Section: "image_node", Handler: node.Handler(), MaxBody: backup.MaxBody, Log: log}
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
 	g.Go(func() error { return node.ServeLocal(ctx, conf.RunDir, shown) })
