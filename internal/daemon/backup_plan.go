@@ -136,6 +136,11 @@ func conflict(format string, args ...any) error { return conflictError{fmt.Error
 
 type conflictError struct{ error }
 
+// unfit is an error over what something is: asking again later is of no use.
+func unfit(format string, args ...any) error { return unfitError{fmt.Errorf(format, args...)} }
+
+type unfitError struct{ error }
+
 // volumes are the UUIDs of those that are backed up.
 func (p *backupPlan) volumes() (ids []string) {
 	for _, disk := range p.disks {
@@ -143,11 +148,6 @@ func (p *backupPlan) volumes() (ids []string) {
 	}
 	return ids
 }
-
-// unfit is an error over what something is: asking again later is of no use.
-func unfit(format string, args ...any) error { return unfitError{fmt.Errorf(format, args...)} }
-
-type unfitError struct{ error }
 
 // manifest tells of a cut that was made. That the domain had the same disks then is made sure of: one may have been plugged in
 // between.

@@ -44,6 +44,15 @@ func TestRestoreRefused(t *testing.T) {
 	refused(4, "exists already", b, "--as", "full")
 	s.virsh(t, "undefine", "full")
 
+	foreign, err := s.Start("qemu-nbd", "-t", "-f", "raw", "-k", "/run/foreign.sock", other)
+	must(t, err)
+	eventually(t, "somebody's QEMU has the file", func() bool {
+		_, err := os.Stat(s.Path("/run/foreign.sock"))
+		return err == nil
+	})
+	refused(4, "has it open", b, "--disk", "vda="+other, "--force")
+	must(t, foreign.Stop(syscall.SIGTERM))
+
 	m := api.Manifest{Version: 1, Domain: "v", UUID: "6f0a4c1e-5d1b-4d0e-9d51-7f6d2d2f7c11"}
 	refused(1, "`virt-cow restore disk`", s.put(t, &m))
 
