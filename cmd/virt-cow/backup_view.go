@@ -44,7 +44,7 @@ func (v *jobView) print(s *api.JobStatus) error {
 
 // phases are the states of a job that has not ended, for people.
 var phases = map[string]string{
-	api.JobReserved: "the cut is being made", api.JobQueued: "queued, other jobs are copied first", api.JobCopying: "copying",
+	api.JobReserved: "the cut is being made", api.JobQueued: "queued", api.JobCopying: "copying",
 	api.JobCompleting: "all is copied; its owners are asked whether it is as of the cut",
 }
 

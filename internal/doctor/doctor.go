@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,6 +89,12 @@ var checks = []check{
 	{"image node", imageNode},
 }
 
+// ofHypervisors are the checks that make no sense on an image node without guests.
+var ofHypervisors = []string{
+	"libvirt", "daemon", "hook", "control socket", "NBD sockets", "AppArmor", "SELinux", "engines", "orphans", "exception caches", "snapshots",
+	"PCI ports", "other hosts",
+}
+
 // Names of all checks, in their order.
 func Names() []string {
 	names := make([]string, len(checks))
@@ -108,6 +115,9 @@ func (h *Host) Examine(ctx context.Context) []Finding {
 	}
 	var all []Finding
 	for _, c := range checks {
+		if h.onlyImageNode() && slices.Contains(ofHypervisors, c.name) {
+			continue
+		}
 		one, cancel := context.WithTimeout(ctx, checkTime)
 		for _, f := range c.look(one, h) {
 			f.Check = c.name

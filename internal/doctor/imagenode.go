@@ -46,6 +46,12 @@ func (h *Host) isImageNode() bool {
 	return c.Archive.URI != "" || len(c.ImageNode.Hosts) > 0
 }
 
+// onlyImageNode says that this host is one and no hypervisor: no libvirt, and no daemon.
+func (h *Host) onlyImageNode() bool {
+	c := h.Config.Config
+	return h.isImageNode() && h.daemon == nil && c.Backup.Node == "" && len(c.Migration.Hosts) == 0 && !h.exists(c.Libvirt.Socket)
+}
+
 func (h *Host) peers() *peer.Client {
 	m := h.Config.Config.Migration
 	files := peer.Files{CA: h.path(m.CA), Cert: h.path(m.Cert), Key: h.path(m.Key)}

@@ -182,6 +182,11 @@ func TestImageNodeItself(t *testing.T) {
 				h.node(c.status)
 			}
 			h.status = nil
+			for _, f := range h.examine() {
+				if f.Result == Problem && slices.Contains(ofHypervisors, f.Check) {
+					t.Errorf("of an image node that is no hypervisor: %+v", f)
+				}
+			}
 			for _, w := range c.want {
 				h.wants("image node", w.result, w.says)
 			}

@@ -132,10 +132,10 @@ func (s *cutSite) Listed(ctx context.Context, volume, snapshot string) (bool, er
 	return cut.Entry(st, snapshot) != nil, nil
 }
 
-// Unlist implements cut.Engines: all are served.
-func (s *cutSite) Unlist(context.Context, string, string) error { return errServed }
-
-var errServed = errors.New("it is served")
+// Unlist implements cut.Engines: all volumes are open.
+func (s *cutSite) Unlist(_ context.Context, volume, _ string) error {
+	return fmt.Errorf("volume %s is open", volume)
+}
 
 // Make implements cut.Stores: on the disk's own LUN for it.
 func (s *cutSite) Make(ctx context.Context, m cut.Snapshot) (string, error) {
