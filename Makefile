@@ -17,7 +17,7 @@ FUZZTIME ?= 60s
 STATES   ?= 3000000
 ROUNDS   ?= 10
 
-.PHONY: build test unit s3 pack iscsi e2e e2e-trixie demo lab bench lint fuzz crash soak deps deb install install-files clean
+.PHONY: build test unit unit-race unit-engine unit-fast unit-cgo unit-store s3 pack iscsi e2e e2e-trixie demo lab bench lint fuzz crash soak deps deb install install-files clean
 
 # Two programs of one grammar: engines and the hook pay for no archive; see cmd/virt-cow/lean.go.
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
@@ -26,16 +26,28 @@ build:
 	$(BUILD) $(LEAN) -o bin/virt-cow ./cmd/virt-cow
 	$(BUILD) -o bin/virt-cow-full ./cmd/virt-cow
 
-test: deps build lint unit s3 pack iscsi e2e
+# Much of it waits, for guests, daemons and time-outs: so what does not need the machine for itself runs three at a time.
+test: deps build lint
+	$(MAKE) --no-print-directory -j3 $(UNIT) s3 pack
+	$(MAKE) --no-print-directory iscsi e2e
 
 # Everything with the race detector, then without it what explores states, or finds something else at full speed. What takes the
-# engine's tests longest, and is the same at any speed, runs once.
+# engine's tests longest, and is the same at any speed, runs once. Keys are made of passphrases without the detector: that is
+# arithmetic, takes ten times as long with it, and was most of what the archive's tests took.
+UNIT := unit-race unit-engine unit-fast unit-cgo unit-store
+RACE := $(TEST) -timeout 20m -race
 unit:
-	$(TEST) -timeout 20m -race $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$ -e /internal/handover$$)
-	$(TEST) -timeout 20m -race $(CGO) ./internal/libvirtx/cgo
-	$(TEST) -timeout 20m -race -skip '^TestPowerCutFindsMutants$$' ./internal/engine -crash.states=2000
+	$(MAKE) --no-print-directory -j3 $(UNIT)
+unit-race:
+	$(RACE) -parallel 4 -gcflags=golang.org/x/crypto/scrypt=-race=false $$($(GO) list ./internal/... ./cmd/... | grep -v -e /internal/engine$$ -e /internal/store$$ -e /internal/handover$$)
+unit-cgo:
+	$(RACE) $(CGO) ./internal/libvirtx/cgo
+unit-engine:
+	$(RACE) -skip '^TestPowerCutFindsMutants$$' ./internal/engine -crash.states=2000
 	$(TEST) -timeout 20m -tags virtcow_stale -run '^TestStaleTable$$' ./internal/engine
-	$(TEST) -timeout 20m -race ./internal/store -claim.seeds=300 -claim.deaths=false
+unit-store:
+	$(RACE) ./internal/store -claim.seeds=300 -claim.deaths=false
+unit-fast:
 	$(TEST) -timeout 20m -skip '^(TestConformance|TestEachFailure|TestMigrationOutlives)' \
 	  ./internal/engine ./internal/store ./internal/handover ./test/bench/... ./test/lab/... ./hooks
 

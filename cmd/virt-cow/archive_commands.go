@@ -24,9 +24,6 @@ type ArchiveMaintainCmd struct {
 // ImageNodeCmd copies guests' disks into the archive.
 type ImageNodeCmd struct{}
 
-// ExportCutCmd is a host's side of a disk that the image node can't see: the daemon runs it, with api.PullSpec as its input.
-type ExportCutCmd struct{}
-
 // BackupListCmd lists backups.
 type BackupListCmd struct {
 	Domain string `arg:"" optional:"" help:"Only this domain's." complete:"domain"`

@@ -151,7 +151,7 @@ func (c *BackupVerifyCmd) Run(env *Env) error {
 		}
 	} else {
 		outcome := "all as it was written"
-		if len(damage) > 0 {
+		if err != nil {
 			outcome = "damaged"
 		}
 		p.end(report.Done, report.Size, outcome)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/virt-cow/virt-cow/internal/archive"
@@ -32,6 +33,18 @@ func (f *DiskFlags) open(env *Env) (*backupDisk, error) {
 	return d, nil
 }
 
+// ReadAt says what to do about damage.
+func (d *backupDisk) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.Device.ReadAt(p, off)
+	if errors.Is(err, archive.ErrDamaged) {
+		err = fmt.Errorf("%w; --skip-bad takes zeros for what is damaged", err)
+	}
+	if err != nil {
+		d.failed.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
 // openDisk opens a disk in an archive that stays open.
 func openDisk(env *Env, a *archive.Archive, id, disk string, skipBad bool) (*backupDisk, error) {
 	d := &backupDisk{}
@@ -50,8 +63,9 @@ func openDisk(env *Env, a *archive.Archive, id, disk string, skipBad bool) (*bac
 // backupDisk is a disk of a backup.
 type backupDisk struct {
 	blockdev.Device
-	archive *archive.Archive // closed with it; nil for one that is somebody else's
-	bad     int              // times that zeros were taken for what is damaged
+	archive *archive.Archive      // closed with it; nil for one that is somebody else's
+	bad     int                   // times that zeros were taken for what is damaged
+	failed  atomic.Pointer[error] // the first read that did
 }
 
 func (d *backupDisk) Close() error {
@@ -159,6 +173,9 @@ func (c *BackupExportCmd) qcow2(env *Env, d *backupDisk) error {
 	convert := exec.CommandContext(ctx, "qemu-img", append(args, "-f", "raw", "-O", "qcow2", "nbd+unix:///?socket="+socket, part)...)
 	convert.Stdout, convert.Stderr = env.Stderr, env.Stderr
 	if err := convert.Run(); err != nil {
+		if failed := d.failed.Load(); failed != nil { // qemu-img knows only that it failed
+			err = *failed
+		}
 		return errors.Join(fmt.Errorf("qemu-img convert: %w", err), os.Remove(part))
 	}
 	cancel()

@@ -9,12 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/archive"
@@ -76,7 +74,7 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 		if err != nil {
 			return fmt.Errorf("listen for hosts: %w: change listen in [image_node] of the configuration", err)
 		}
-		server := peer.Server{Identity: id, Hosts: hosts, Handler: node.Handler(), MaxBody: backup.MaxBody, Log: log}
+		server := peer.Server{Identity: id, Hosts: hosts, Section: "image_node", Handler: node.Handler(), MaxBody: backup.MaxBody, Log: log}
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
 	g.Go(func() error { return node.ServeLocal(ctx, conf.RunDir, shown) })
@@ -94,23 +92,6 @@ func (c *ImageNodeCmd) Run(env *Env) error {
 	})
 	_, _ = sddaemon.SdNotify(false, sddaemon.SdNotifyReady) // false without systemd
 	return g.Wait()
-}
-
-// exportNice is how nice it is to guests.
-const exportNice = 10
-
-// Run ends with its input.
-func (c *ExportCutCmd) Run(env *Env) error {
-	tasks, err := os.ReadDir("/proc/self/task") // threads that come later take after these
-	if err != nil {
-		return err
-	}
-	for _, t := range tasks {
-		if id, err := strconv.Atoi(t.Name()); err == nil {
-			_ = unix.Setpriority(unix.PRIO_PROCESS, id, exportNice) // a thread that has ended meanwhile
-		}
-	}
-	return backup.Export(env.Context, os.Stdin, env.Stdout, env.Log)
 }
 
 // lockNode makes the folders, and makes sure that no other image node has them.

@@ -42,6 +42,8 @@ func (b *bench) archived() (config, backup string) {
 	data := make([]byte, mib)
 	copy(data, "the disk")
 	try(d.Write(ctx, 0, data))
+	_, err = w.Checkpoint(ctx) // what comes now is in other packs
+	try(err)
 	backup, err = w.Finish(ctx, []byte("{}"))
 	try(err)
 	return config, backup

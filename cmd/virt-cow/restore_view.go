@@ -48,10 +48,10 @@ func planJSON(p *restore.Plan, done *restore.Done) restoredJSON {
 		j.Disks = append(j.Disks, disk)
 	}
 	for _, name := range p.State {
-		if name == "nvram" {
-			j.NVRAM = p.Places.NVRAM
+		if place, _ := p.Places.Of(name); place == p.Places.NVRAM {
+			j.NVRAM = place
 		} else {
-			j.TPM = p.Places.TPM
+			j.TPM = place
 		}
 	}
 	for _, l := range p.Left {

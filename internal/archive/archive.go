@@ -145,7 +145,7 @@ func (a *Archive) open(ctx context.Context, second bool) (o opened, err error) {
 	id, err := identity(ctx, st)
 	if err != nil {
 		if errors.Is(err, blob.ErrBlobNotFound) {
-			return o, fmt.Errorf("archive %s: there is %w yet: make one with `virt-cow archive create`, or look whether it is mounted", a.config.URI, ErrNoRepository)
+			return o, fmt.Errorf("archive %s: %w", a.config.URI, errNone)
 		}
 		return o, fmt.Errorf("archive %s: %w", a.config.URI, st.damaged(err))
 	}

@@ -22,6 +22,7 @@ import (
 
 // TestPlainKopia has kopia itself list, verify and restore what was written, through what its commands call.
 func TestPlainKopia(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	a := open(t, c)
 	vda, vdb := pieces("abc..a.d", LargePiece, LargePiece), pieces(".e..f.", SmallPiece, 512)
@@ -101,6 +102,7 @@ func TestPlainKopia(t *testing.T) {
 
 // TestBackup reads a backup through our own API, and looks at what it tells.
 func TestBackup(t *testing.T) {
+	t.Parallel()
 	a := open(t, fresh(t))
 	ctx := t.Context()
 	vda := pieces("ab.ab..c", LargePiece, 512*3)
@@ -180,6 +182,7 @@ func TestBackup(t *testing.T) {
 
 // TestDevice holds an opened disk to what a block device is.
 func TestDevice(t *testing.T) {
+	t.Parallel()
 	a := open(t, fresh(t))
 	vda := pieces("a..b", SmallPiece, 512*5)
 	id := backup(t, a, meta("g1"), vda, SmallPiece)
@@ -218,6 +221,7 @@ func TestDevice(t *testing.T) {
 
 // TestTwoAtOnce writes two backups at once through one connection, and a third through another.
 func TestTwoAtOnce(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	a := open(t, c)
 	far := c
@@ -256,6 +260,7 @@ func TestTwoAtOnce(t *testing.T) {
 
 // TestOtherArchive has another archive in the place of one, with the same caches.
 func TestOtherArchive(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	image := pieces("ab.", SmallPiece, SmallPiece)
 	backup(t, open(t, c), meta("g1"), image, SmallPiece)

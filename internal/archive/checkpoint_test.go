@@ -12,6 +12,7 @@ import (
 // TestResume lets a writer die after each checkpoint: the next one goes on, in another process as far as kopia can tell, and writes
 // nothing again that was durable.
 func TestResume(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	ctx := t.Context()
 	vda := pieces("abcd..efgh.i", SmallPiece, 512)
@@ -82,6 +83,7 @@ func TestResume(t *testing.T) {
 
 // TestOlderToken resumes with a token that was noted before a newer checkpoint was made.
 func TestOlderToken(t *testing.T) {
+	t.Parallel()
 	a := open(t, fresh(t))
 	vda := pieces("ab", SmallPiece, SmallPiece)
 	w := begin(t, a, meta("g1"))
@@ -116,6 +118,7 @@ func TestOlderToken(t *testing.T) {
 
 // TestManyCheckpoints makes more of them than a disk has segments.
 func TestManyCheckpoints(t *testing.T) {
+	t.Parallel()
 	a := open(t, fresh(t))
 	n := maxSegments + 3
 	w := begin(t, a, meta("g1"))
@@ -155,6 +158,7 @@ func TestManyCheckpoints(t *testing.T) {
 
 // TestIncomplete refuses to enter a backup of which a piece is missing.
 func TestIncomplete(t *testing.T) {
+	t.Parallel()
 	a := open(t, fresh(t))
 	vda := pieces("ab", SmallPiece, SmallPiece)
 	w := begin(t, a, meta("g1"))
@@ -181,6 +185,7 @@ func TestIncomplete(t *testing.T) {
 
 // TestLostPiece refuses to resume where the archive has lost what a checkpoint names.
 func TestLostPiece(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	a := open(t, c)
 	vda := pieces("ab", SmallPiece, SmallPiece)

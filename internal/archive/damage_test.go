@@ -11,6 +11,7 @@ import (
 
 // TestDamage spoils packs of data in several ways: verify names disk and range, reading refuses, and SkipBad says what is zeros.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	for name, spoil := range map[string]func(path string) error{
 		"flipped": func(path string) error {
 			b, err := os.ReadFile(path)
@@ -108,6 +109,7 @@ func sizeOf(t testing.TB, path string) int64 {
 
 // TestDamagedIndex spoils everything but data: nothing of it is taken for zeros, or for an empty archive.
 func TestDamagedIndex(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	a := open(t, c)
 	id := backup(t, a, meta("g1"), pieces("abc", SmallPiece, SmallPiece), SmallPiece)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/kopia/kopia/repo"
@@ -67,7 +68,11 @@ type img struct {
 func openImage(ctx context.Context, r repo.Repository, d *Details, disk string) (*img, error) {
 	i := slices.IndexFunc(d.Disks, func(have Disk) bool { return have.Name == disk })
 	if i < 0 {
-		return nil, fmt.Errorf("%w: the backup has no such disk", ErrNotFound)
+		var names []string
+		for _, have := range d.Disks {
+			names = append(names, have.Name)
+		}
+		return nil, fmt.Errorf("%w: the backup has no such disk, but %s", ErrNotFound, strings.Join(names, ", "))
 	}
 	im := &img{Disk: d.Disks[i], r: r, empty: map[object.ID]bool{}}
 	im.geometry = geometry{size: im.Size, piece: im.Piece}

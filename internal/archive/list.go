@@ -156,12 +156,12 @@ func (a *Archive) get(ctx context.Context, r repo.Repository, id string) (*Detai
 // load finds a backup by its id.
 func load(ctx context.Context, r repo.Repository, id string) (*snapshot.Manifest, error) {
 	if b, err := hex.DecodeString(id); err != nil || len(b) != 16 {
-		return nil, fmt.Errorf("%w: %q is not the id of a backup", ErrNotFound, id)
+		return nil, fmt.Errorf("%w: %q is not the id of a backup: `virt-cow backup list` prints those there are", ErrNotFound, id)
 	}
 	s, err := snapshot.LoadSnapshot(ctx, r, manifest.ID(id))
 	switch {
 	case errors.Is(err, snapshot.ErrSnapshotNotFound):
-		return nil, fmt.Errorf("%w: there is no such backup", ErrNotFound)
+		return nil, fmt.Errorf("%w: there is no such backup: `virt-cow backup list` prints those there are", ErrNotFound)
 	case err != nil:
 		return nil, err
 	case s.Tags[tagOurs] == "":

@@ -152,6 +152,9 @@ func (p *place) connect(ctx context.Context, c *Config, create bool) (*storage, 
 		case err == nil && !st.IsDir():
 			return nil, fmt.Errorf("archive %s: %w: it is not a folder", c.URI, ErrUnreachable)
 		}
+		if _, err := os.Stat(s.repository()); !create && errors.Is(err, os.ErrNotExist) { // kopia would leave a file behind
+			return nil, fmt.Errorf("archive %s: %w", c.URI, errNone)
+		}
 	}
 	st, err := blob.NewStorage(ctx, p.info, create)
 	if err != nil {

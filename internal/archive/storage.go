@@ -125,11 +125,19 @@ func (s *storage) here() error {
 	if s.folder == "" || !s.open.Load() {
 		return nil
 	}
-	if _, err := os.Stat(filepath.Join(s.folder, format.KopiaRepositoryBlobID+".f")); err != nil {
+	if _, err := os.Stat(s.repository()); err != nil {
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
 	return nil
 }
+
+// repository is the file in the folder that makes it one.
+func (s *storage) repository() string {
+	return filepath.Join(s.folder, format.KopiaRepositoryBlobID+".f")
+}
+
+// errNone says that a storage is there, and has no repository.
+var errNone = fmt.Errorf("there is %w yet: make one with `virt-cow archive create`, or look whether it is mounted", ErrNoRepository)
 
 // PutBlob implements blob.Storage. When it returns the blob survives a power cut.
 func (s *storage) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, o blob.PutOptions) error {

@@ -41,6 +41,7 @@ func (f *failing) DeleteBlob(ctx context.Context, id blob.ID) error {
 // TestNthFails has the Nth operation that changes the storage fail for good, for every N until none does: checkpoint and end fail, or what
 // they said is true; trying again then succeeds, and there is one backup, and nothing else.
 func TestNthFails(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	a, b := open(t, c), open(t, c)
 	f := &failing{Storage: a.st.Storage}
@@ -103,6 +104,7 @@ func TestNthFails(t *testing.T) {
 
 // TestAway has the storage not answer for a while: a backup waits and goes on.
 func TestAway(t *testing.T) {
+	t.Parallel()
 	a := open(t, fresh(t))
 	var away atomic.Bool
 	a.st.Storage = &failing{Storage: a.st.Storage, fail: func(int64) error {
@@ -153,6 +155,7 @@ func TestAway(t *testing.T) {
 // TestUnmounted takes the repository away as an unmount does, and brings it back: nothing is written into the folder beneath, and
 // nothing in it is taken for missing.
 func TestUnmounted(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	a := open(t, c)
 	vda := pieces("abc", SmallPiece, SmallPiece)
@@ -229,6 +232,7 @@ func TestUnmountedAmidWrites(t *testing.T) {
 
 // TestFull runs out of space on a real file system; with more of it the same backup goes on.
 func TestFull(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a small file system needs root")
 	}
@@ -335,6 +339,7 @@ func TestOpen(t *testing.T) {
 
 // TestNoSecrets looks for secrets in what is left on this host.
 func TestNoSecrets(t *testing.T) {
+	t.Parallel()
 	c := fresh(t)
 	var log bytes.Buffer
 	c.Log = c.Log.Output(&log).Level(-1)

@@ -163,7 +163,7 @@ func (f *finder) raw(ctx context.Context, p api.Place) (*blockdev.File, error) {
 		return nil, err
 	}
 	if size := dev.Info().Size; p.Size > 0 && size < p.Size {
-		return nil, errors.Join(fmt.Errorf("%s has %d bytes, the raw disk has %d", path, size, p.Size), dev.Close())
+		return nil, errors.Join(fmt.Errorf("raw disk %s: %w: it has %d bytes here, the right one has %d", path, ErrNotSeen, size, p.Size), dev.Close())
 	}
 	return dev, nil
 }

@@ -134,6 +134,7 @@ func TestFindRaw(t *testing.T) {
 		{api.Place{Address: at("lun1")}, "", "is the LUN naa.1"},
 		{api.Place{Address: at("plain"), Size: 8192}, at("plain"), ""},
 		{api.Place{Address: at("plain"), Size: 8704}, "", "has 8192 bytes"},
+		{api.Place{Address: at("nothing"), Size: 8192}, "", "there is nothing"},
 		{api.Place{Address: "/etc/passwd"}, "", "not in folders or devices"},
 		{api.Place{Address: in + "/../x"}, "", "not in folders or devices"},
 	} {
@@ -141,6 +142,8 @@ func TestFindRaw(t *testing.T) {
 		switch {
 		case c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)):
 			t.Errorf("%+v: %v", c.place, err)
+		case err != nil && !errors.Is(err, ErrNotSeen):
+			t.Errorf("%+v: %v, which does not say that it is not seen", c.place, err)
 		case c.says == "" && err != nil:
 			t.Errorf("%+v: %v", c.place, err)
 		case err == nil:

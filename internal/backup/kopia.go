@@ -1,3 +1,7 @@
+//go:build !virtcow_lean
+
+// What exports a disk on a host has no archive: see cmd/virt-cow/lean.go.
+
 package backup
 
 import (

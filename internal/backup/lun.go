@@ -126,7 +126,7 @@ func (l *luns) origin(ctx context.Context, d *api.ManifestDisk, h *cowfmt.Header
 	}
 	s.under = append(s.under, raw)
 	c.Origin = raw
-	return master.CheckOrigin(raw, h.OriginIdentity)
+	return otherThing(master.CheckOrigin(raw, h.OriginIdentity))
 }
 
 // master opens what a clone is made of, wherever that is on this host: its identity says whether it is the right one.
@@ -157,11 +157,19 @@ func (l *luns) master(ctx context.Context, d *api.ManifestDisk, snapshot *cowfmt
 	}
 	dev, err := master.Open(ctx, at, snapshot.MasterIdentity, l.log)
 	if err != nil {
-		return fmt.Errorf("master of volume %s: %w", d.Volume, err)
+		return fmt.Errorf("master of volume %s: %w", d.Volume, otherThing(err))
 	}
 	s.under = append(s.under, dev)
 	c.Master = dev
 	return nil
+}
+
+// otherThing says of what is something else than it should be that the right one is not seen: on another host it may be there.
+func otherThing(err error) error {
+	if errors.Is(err, master.ErrWrong) {
+		return fmt.Errorf("%w: %w", ErrNotSeen, err)
+	}
+	return err
 }
 
 // ReadAt implements Source.

@@ -123,10 +123,10 @@ func (d *Daemon) planDomain(ctx context.Context, c libvirtx.Conn, x libvirtx.Dom
 		p.disks = append(p.disks, plannedDisk{disk.Target, disk.Volume, id})
 	}
 	if refused != nil {
-		return nil, conflict("domain %s can't be backed up whole: %s: leave them out with --exclude or --leave-foreign", x.Name, strings.Join(refused, "; "))
+		return nil, unfit("domain %s can't be backed up whole: %s: leave them out with --exclude or --leave-foreign", x.Name, strings.Join(refused, "; "))
 	}
 	if p.disks == nil {
-		return nil, conflict("domain %s has no disk of virt-cow that could be backed up: `virt-cow volume adopt` makes one of a raw disk", x.Name)
+		return nil, unfit("domain %s has no disk of virt-cow that could be backed up: `virt-cow volume adopt` makes one of a raw disk", x.Name)
 	}
 	return p, nil
 }
@@ -135,6 +135,11 @@ func (d *Daemon) planDomain(ctx context.Context, c libvirtx.Conn, x libvirtx.Dom
 func conflict(format string, args ...any) error { return conflictError{fmt.Errorf(format, args...)} }
 
 type conflictError struct{ error }
+
+// unfit is an error over what something is: asking again later is of no use.
+func unfit(format string, args ...any) error { return unfitError{fmt.Errorf(format, args...)} }
+
+type unfitError struct{ error }
 
 // volumes are the UUIDs of those that are backed up.
 func (p *backupPlan) volumes() (ids []string) {

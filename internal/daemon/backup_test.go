@@ -202,6 +202,7 @@ func (d *Daemon) clean(t *testing.T) {
 }
 
 func TestBackup(t *testing.T) {
+	t.Parallel()
 	d, n, a := newBackupDaemon(t)
 	d.writeTo(t, "one", 3)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g", Quiesce: api.QuiesceRequire})
@@ -274,6 +275,7 @@ func (d *Daemon) writeTo(t *testing.T, volume string, times int) {
 
 // Whatever goes wrong, nothing is left: no snapshot, no store, no job, and no guest frozen.
 func TestBackupFails(t *testing.T) {
+	t.Parallel()
 	d, n, a := newBackupDaemon(t)
 	request := api.BackupRequest{Domain: "g", Quiesce: api.QuiesceRequire}
 	fails := func(what, says string) {
@@ -336,6 +338,7 @@ func TestBackupFails(t *testing.T) {
 }
 
 func TestBackupRefused(t *testing.T) {
+	t.Parallel()
 	d, n, a := newBackupDaemon(t)
 	a.xml += `<disk type='file' device='disk'><source file='/x.img'/><target dev='vdc'/></disk>` +
 		`<disk type='block' device='disk'><source dev='/dev/x'/><target dev='vdd'/><shareable/></disk>`
@@ -344,7 +347,7 @@ func TestBackupRefused(t *testing.T) {
 		code int
 		says []string
 	}{
-		{api.BackupRequest{Domain: "g"}, 409, []string{"disk vdc: file /x.img", "disk vdd: block /dev/x is shareable", "--exclude"}},
+		{api.BackupRequest{Domain: "g"}, 422, []string{"disk vdc: file /x.img", "disk vdd: block /dev/x is shareable", "--exclude"}},
 		{api.BackupRequest{Domain: "h"}, 404, []string{"h"}},
 		{api.BackupRequest{Domain: "g", Exclude: []string{"vdz"}}, 400, []string{"vdz"}},
 		{api.BackupRequest{}, 400, []string{"a domain or a volume"}},
@@ -355,7 +358,7 @@ func TestBackupRefused(t *testing.T) {
 		{api.BackupRequest{Domain: "g", Pool: "a", Folder: "/b"}, 400, []string{"one of them"}},
 		{api.BackupRequest{Volume: "three"}, 404, []string{"three"}},
 		{api.BackupRequest{Volume: "../three"}, 400, []string{"three"}},
-		{api.BackupRequest{Domain: "g", Exclude: []string{"vda", "vdb", "vdc", "vdd"}}, 409, []string{"no disk of virt-cow"}},
+		{api.BackupRequest{Domain: "g", Exclude: []string{"vda", "vdb", "vdc", "vdd"}}, 422, []string{"no disk of virt-cow"}},
 	} {
 		_, err := d.Backup(t.Context(), c.r)
 		if err == nil || httpStatus(err) != c.code {
@@ -389,6 +392,7 @@ func TestBackupRefused(t *testing.T) {
 // A volume that no domain has is opened for its cut, and closed again with its snapshot in the stack; that is taken out without an
 // engine, which would not open the volume when the snapshot's store is lost.
 func TestBackupOfAVolume(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	d.create(t, "alone")
 	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone", OnError: api.BreakGuestWrite})
@@ -416,6 +420,7 @@ func TestBackupOfAVolume(t *testing.T) {
 
 // What the image node may ask, and nobody else; and that it may ask nothing else.
 func TestImageNodeAsks(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g"})
 	if err != nil {
@@ -495,6 +500,7 @@ func TestImageNodeAsks(t *testing.T) {
 
 // While the image node does not answer, or does not know what it is asked, snapshots stay.
 func TestStaleSnapshots(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	s, err := d.Backup(t.Context(), api.BackupRequest{Domain: "g"})
 	if err != nil {
@@ -520,6 +526,7 @@ func TestStaleSnapshots(t *testing.T) {
 
 // A cut that was made and not handed over is handed over by the next daemon; one that was not made is the image node's to forget.
 func TestNextDaemonHandsOver(t *testing.T) {
+	t.Parallel()
 	d, n, a := idleBackupDaemon(t)
 	job := uuid.NewString()
 	n.jobs[job] = &api.JobStatus{Job: job, UUID: a.id.UUID.String(), State: api.JobReserved}
@@ -551,6 +558,7 @@ func TestNextDaemonHandsOver(t *testing.T) {
 
 // A job that the image node has taken is not cancelled by the next daemon, even if this one has not heard of it since.
 func TestTakenJobIsNotCancelled(t *testing.T) {
+	t.Parallel()
 	d, n, a := idleBackupDaemon(t)
 	job := uuid.NewString()
 	n.jobs[job] = &api.JobStatus{Job: job, UUID: a.id.UUID.String(), State: api.JobReserved}
@@ -577,6 +585,7 @@ func TestTakenJobIsNotCancelled(t *testing.T) {
 
 // An engine that is started finds its snapshots' stores: where the header says, or where they were moved to.
 func TestSnapshotsAreFoundAgain(t *testing.T) {
+	t.Parallel()
 	d, n, _ := newBackupDaemon(t)
 	d.create(t, "alone")
 	s, err := d.Backup(t.Context(), api.BackupRequest{Volume: "alone", OnError: api.BreakGuestWrite})
@@ -631,6 +640,7 @@ func (m movedStores) Path(string) string { return m.path }
 
 // A migration waits for a cut, and hears of it when that takes too long; a guest that comes frozen is thawed here.
 func TestMigrationAndCut(t *testing.T) {
+	t.Parallel()
 	d, n, a := idleBackupDaemon(t)
 	held := make(chan struct{})
 	n.answer(api.PathNodeStart, func(any) (any, error) { return nil, peer.ErrUnreachable })

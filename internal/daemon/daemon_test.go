@@ -52,6 +52,7 @@ func newTestDaemonWith(t *testing.T, change func(*Config)) *Daemon {
 }
 
 func TestClaim(t *testing.T) {
+	t.Parallel()
 	d := newTestDaemon(t)
 	a := newDomain(d, libvirtx.Domain{Name: "a", UUID: uuid.New()})
 	b := newDomain(d, libvirtx.Domain{Name: "b", UUID: uuid.New()})
@@ -85,6 +86,7 @@ func TestClaim(t *testing.T) {
 }
 
 func TestPlace(t *testing.T) {
+	t.Parallel()
 	v := view{
 		wants: []libvirtx.Want{{Volume: "w", Target: "vdb"}},
 		taken: map[string]bool{"vda": true, "sda": true},
@@ -118,6 +120,7 @@ func TestPlace(t *testing.T) {
 }
 
 func TestVolumeOfSocket(t *testing.T) {
+	t.Parallel()
 	d := newTestDaemon(t)
 	run := d.config.RunDir
 	for path, want := range map[string]string{
@@ -132,6 +135,7 @@ func TestVolumeOfSocket(t *testing.T) {
 
 // TestAdoptWithDamagedSpecs: one bad spec harms no other, and nothing is taken for an engine that is none.
 func TestAdoptWithDamagedSpecs(t *testing.T) {
+	t.Parallel()
 	d := newTestDaemon(t)
 	write := func(name, text string) {
 		t.Helper()
@@ -180,6 +184,7 @@ func TestAdoptWithDamagedSpecs(t *testing.T) {
 }
 
 func TestOneDaemonARunFolder(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	unlock, err := lockRunDir(dir)
 	if err != nil {

@@ -29,6 +29,7 @@ func (d *Daemon) pausedGuest(t *testing.T) (*domain, *said) {
 // TestResumedWhateverElseIsWrong: a guest goes on once its own disks are served. A volume that it can't be given, or one
 // that it has to let go of, for which it has to run, is no reason to leave it paused.
 func TestResumedWhateverElseIsWrong(t *testing.T) {
+	t.Parallel()
 	for what, change := range map[string]func(d *Daemon, m *domain, c *said){
 		"a volume that is not there": func(_ *Daemon, _ *domain, c *said) {
 			c.wants = []libvirtx.Want{{Volume: "missing", Store: "/missing.vcow", Target: "vdb"}}
@@ -53,6 +54,7 @@ func TestResumedWhateverElseIsWrong(t *testing.T) {
 
 // TestNotResumedUnserved: it would only be paused again.
 func TestNotResumedUnserved(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	m, libvirt := d.pausedGuest(t)
 	d.create(t, "w")
@@ -66,6 +68,7 @@ func TestNotResumedUnserved(t *testing.T) {
 // TestDetachAfterRestore: a guest was saved with a disk that this daemon had plugged in, and restored: it has it from the
 // start now, and a detach still takes it back.
 func TestDetachAfterRestore(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	m, libvirt := d.pausedGuest(t)
 	libvirt.state = libvirtx.State{Active: true}
@@ -87,6 +90,7 @@ func TestDetachAfterRestore(t *testing.T) {
 // TestAttachWithoutAnswer: libvirt may plug the disk in yet. The volume stays the domain's and served, and the disk the
 // daemon's to take back.
 func TestAttachWithoutAnswer(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	store := d.create(t, "v").Store
 	m := d.domainHere("g")
@@ -105,6 +109,7 @@ func TestAttachWithoutAnswer(t *testing.T) {
 
 // TestEngineThatHangs: one that accepts and does not answer holds up its own volume, for seconds, and no call for ever.
 func TestEngineThatHangs(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	v, engine := d.adoptedBy(t, nil, 0)
 	if err := d.startVolume(t.Context(), v); err != nil {
@@ -136,6 +141,7 @@ func TestEngineThatHangs(t *testing.T) {
 
 // TestStopWithoutEnd: an engine that was asked to end and does not is not waited for by whoever needs it next.
 func TestStopWithoutEnd(t *testing.T) {
+	t.Parallel()
 	e := newTestDaemon(t).newEngine("v")
 	e.set(func() { e.stopping = true })
 	if err := e.wait(t.Context()); err == nil {
@@ -149,6 +155,7 @@ func TestStopWithoutEnd(t *testing.T) {
 
 // TestBootDiskOfADomainThatIsOff is no free volume: it was there before this daemon.
 func TestBootDiskOfADomainThatIsOff(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	d.create(t, "v")
 	m := d.domainHere("g")

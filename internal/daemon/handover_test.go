@@ -84,6 +84,7 @@ func (a *answers) change(f func(*api.EngineStatus)) {
 // TestGuestKeepsItsEpoch: what a guest has it has since its epoch. An engine that handed the volume over says the next one, which
 // is not its guest's: or that could get the volume back, stale, once the other host has closed it.
 func TestGuestKeepsItsEpoch(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	m := d.domainHere("g")
 	v, engine := d.adoptedBy(t, m, 1)
@@ -103,6 +104,7 @@ func TestGuestKeepsItsEpoch(t *testing.T) {
 // TestEpochIsNoted: systemd starts an engine again by the spec as it is. One of before would have it take this host's own epoch, as
 // after the end of a grant whose host died, for another host's.
 func TestEpochIsNoted(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	v, engine := d.adoptedBy(t, d.domainHere("g"), 1)
 	for _, epoch := range []uint32{5, 6} {
@@ -145,6 +147,7 @@ func (d *Daemon) isIncoming(v *volume) bool {
 
 // TestAdoptedHasCome: the daemon was not there when the engine became the owner.
 func TestAdoptedHasCome(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	d.config.Peers = &others{}
 	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
@@ -159,6 +162,7 @@ func TestAdoptedHasCome(t *testing.T) {
 
 // TestAdoptedKnowsItsGiver: whoever goes on with a volume that is to come must be able to speak to its owner, and to have it fenced.
 func TestAdoptedKnowsItsGiver(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	d.config.Peers = &others{}
 	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
@@ -301,6 +305,7 @@ func TestComesBackAtOnce(t *testing.T) {
 
 // TestNotResumedOnGivenDisk: its requests would fail for ever, and it would go on for a moment each time.
 func TestNotResumedOnGivenDisk(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	m, libvirt := d.pausedGuest(t)
 	if err := m.reconcile(t.Context()); err == nil || libvirt.resumes != 1 {
@@ -316,6 +321,7 @@ func TestNotResumedOnGivenDisk(t *testing.T) {
 
 // TestNotHeldWhileItComes: held it would stay open, and its owner's cache off, when the migration has failed.
 func TestNotHeldWhileItComes(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	d.config.Peers = &others{}
 	v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
@@ -329,6 +335,7 @@ func TestNotHeldWhileItComes(t *testing.T) {
 
 // TestFencedNames: a name is no host. Only what the dead host owns counts, in the epoch it is in.
 func TestFencedNames(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	d.config.Peers = &others{}
 	owns := func(name, host, called, granted, grantedName string) {
@@ -361,6 +368,7 @@ func TestFencedNames(t *testing.T) {
 // TestProofOfOneThatLives: an operator's word is kept until it is used. Meanwhile the host may be back that was only cut off, with the
 // same engine, whose guest writes.
 func TestProofOfOneThatLives(t *testing.T) {
+	t.Parallel()
 	for boot, takes := range map[string]bool{bootA: false, grant: true} {
 		d := newRealDaemon(t)
 		d.config.PeerTimeout = patience
@@ -389,6 +397,7 @@ func TestProofOfOneThatLives(t *testing.T) {
 
 // TestOnlyItsReceiverEndsAGrant: also when it was an earlier daemon that gave it.
 func TestOnlyItsReceiverEndsAGrant(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	d.config.Peers = &others{}
 	v, engine := d.adoptedBy(t, d.domainHere("g"), 1)
@@ -438,6 +447,7 @@ func TestReleasesWhatItLeft(t *testing.T) {
 // TestGuestIsToldWhileOthersAreAsked: a host that does not answer takes seconds to find out. Meanwhile the guest may be suspended,
 // and wait on the other host for this one's engine, which waits to be told.
 func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
+	t.Parallel()
 	for what, h := range map[string]api.Handover{
 		api.PathPeerOpen: {Role: api.RoleGiver, State: "open"},
 		api.PathPeerSeal: {Role: api.RoleReceiver, State: "active", PeerState: "sealed"},
@@ -475,6 +485,7 @@ func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
 
 // TestNotFencedWhileItComesUp: a daemon that is being restarted does not answer for a moment, and its host is well.
 func TestNotFencedWhileItComesUp(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	dir := t.TempDir()
 	fenced := filepath.Join(dir, "fenced")
@@ -506,6 +517,7 @@ func TestNotFencedWhileItComesUp(t *testing.T) {
 
 // TestNotFencedByItself: after a takeover the header names this host before its engine says that the hand-over is over.
 func TestNotFencedByItself(t *testing.T) {
+	t.Parallel()
 	for owner, fences := range map[string]bool{hostA: true, hostB: false} {
 		d := newRealDaemon(t)
 		dir := t.TempDir()

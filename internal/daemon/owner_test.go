@@ -35,6 +35,7 @@ func (d *Daemon) adoptedBy(t *testing.T, owner *domain, connections int) (v *vol
 // TestAdoptedStaysWithItsGuest: a site may define two guests with one volume, as long as it runs one. A new daemon has
 // not looked at the one that runs yet when the other is looked at, or is about to start.
 func TestAdoptedStaysWithItsGuest(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	runs, off := d.domainHere("runs"), d.domainHere("off")
 	v, engine := d.adoptedBy(t, runs, 1)
@@ -60,6 +61,7 @@ func TestAdoptedStaysWithItsGuest(t *testing.T) {
 
 // TestNobodyElseHasItOpen: the record of whose it is may be lost, the connection is not.
 func TestNobodyElseHasItOpen(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	v, engine := d.adoptedBy(t, nil, 1)
 	other := d.domainHere("other")
@@ -81,6 +83,7 @@ func TestNobodyElseHasItOpen(t *testing.T) {
 
 // TestRunningGuestKeepsItsClaim: whose engine can't be started at the moment.
 func TestRunningGuestKeepsItsClaim(t *testing.T) {
+	t.Parallel()
 	d := newTestDaemon(t)
 	a, b := d.domainHere("a"), d.domainHere("b")
 	w := libvirtx.Want{Volume: "v", Store: "/s/v"}
@@ -108,6 +111,7 @@ func TestRunningGuestKeepsItsClaim(t *testing.T) {
 // TestForgottenWhileHeld: what is served from now on is not dropped, and what was dropped is not served: nobody would
 // ever stop it.
 func TestForgottenWhileHeld(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	store := d.create(t, "v").Store
 	m := d.domainHere("g")
@@ -150,6 +154,7 @@ func TestForgottenWhileHeld(t *testing.T) {
 
 // TestPreparedIsNotForgotten: a domain that went away and comes back at once.
 func TestPreparedIsNotForgotten(t *testing.T) {
+	t.Parallel()
 	d := newTestDaemon(t)
 	m := d.domainHere("g")
 	v, err := d.claim(m, libvirtx.Want{Volume: "v", Store: "/s/v"}, true)
@@ -171,6 +176,7 @@ func TestPreparedIsNotForgotten(t *testing.T) {
 // TestMovedStore: a definition names a volume, and the catalogue knows where that is by now. What the metadata of a
 // domain that is off says of the store is not asked.
 func TestMovedStore(t *testing.T) {
+	t.Parallel()
 	d := newRealDaemon(t)
 	store := d.create(t, "v").Store
 	for _, stale := range []string{"/gone/v.vcow", ""} {
@@ -184,6 +190,7 @@ func TestMovedStore(t *testing.T) {
 
 // TestUnknownEngine: one that can't be asked keeps what was noted of it.
 func TestUnknownEngine(t *testing.T) {
+	t.Parallel()
 	d := newTestDaemon(t)
 	was := &volume{name: "v", want: libvirtx.Want{Volume: "v", Store: "/s/v"}, plugged: true, held: api.HeldRequest}
 	if _, err := d.note(was); err != nil {

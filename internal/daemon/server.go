@@ -171,6 +171,7 @@ func code(err error) string {
 func httpStatus(err error) int {
 	var busy *busyError
 	var conflict conflictError
+	var unfit unfitError
 	var remote *api.RemoteError
 	var b badRequest
 	var n noVolumeError
@@ -185,6 +186,8 @@ func httpStatus(err error) int {
 		return http.StatusNotFound
 	case errors.As(err, &remote) && remote.Code/100 == 4 && !remote.Older: // the image node's own word
 		return remote.Code
+	case errors.As(err, &unfit):
+		return http.StatusUnprocessableEntity
 	case errors.As(err, &busy), errors.As(err, &conflict), errors.Is(err, cut.ErrBusy), errors.Is(err, cut.ErrElsewhere):
 		return http.StatusConflict
 	case errors.As(err, &runs), errors.As(err, &inUse), errors.As(err, &taken), errors.Is(err, inventory.ErrExists),

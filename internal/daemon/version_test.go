@@ -19,6 +19,7 @@ import (
 // TestDrivesEngineOfVersion1: an engine that an older program started is adopted with the record of that program's
 // daemon, and is asked for nothing that it does not know. Its answer is one that such an engine gave.
 func TestDrivesEngineOfVersion1(t *testing.T) {
+	t.Parallel()
 	d := newTestDaemon(t)
 	d.config.Version = "2"
 	recorded, err := os.ReadFile("testdata/engine-v1-status.json")

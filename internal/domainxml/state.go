@@ -19,8 +19,16 @@ const (
 	tpmPrefix = "tpm/"
 )
 
-// IsState says whether a file of a backup (api.Manifest.Files) is state of the domain.
-func IsState(name string) bool { return name == nvramName || strings.HasPrefix(name, tpmPrefix) }
+// Of is the place, "" for none, of what has this name in a backup (api.Manifest.Files); false for what is no state.
+func (p Places) Of(name string) (string, bool) {
+	switch {
+	case name == nvramName:
+		return p.NVRAM, true
+	case strings.HasPrefix(name, tpmPrefix):
+		return p.TPM, true
+	}
+	return "", false
+}
 
 // CheckState says why WriteState would refuse files of these names, and changes nothing.
 func CheckState(p Places, names []string, replace bool) error {

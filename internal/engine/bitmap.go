@@ -76,6 +76,20 @@ func (b *bitmap) lookup(c, limit int64) (set bool, n int64, known bool) {
 	}
 }
 
+// countSet is how many flags of chunks [c, c+n) are known to be set. It takes no lock.
+func (b *bitmap) countSet(c, n int64) (ones int64) {
+	for end := c + n; c < end; {
+		set, m, known := b.lookup(c, end-c)
+		if !known {
+			m = store.LeafChunks - c%store.LeafChunks
+		} else if set {
+			ones += m
+		}
+		c += m
+	}
+	return ones
+}
+
 // run is lookup that loads what it must, and goes on over leaves.
 func (b *bitmap) run(c, limit int64) (set bool, n int64, err error) {
 	limit = min(limit, b.chunks-c)

@@ -21,7 +21,10 @@ import (
 //	commit   flush; flags; flush
 //
 // Only after that a chunk's flag is set in memory, and whoever asked for it goes on. One batch is copied at a time and one
-// round is committed at a time, each by a goroutine that lives while there is something to do.
+// round is committed at a time, by goroutines that live while there is something to do: one, or two where both are.
+//
+// A round costs two flushes, whatever is in it. So where the guest has begun to write, its next writes are met: neighbours of a chunk
+// are saved with it (ahead).
 //
 // A chunk that fails fails those who asked for it, and may be asked for again. A flush that failed fails all that follow.
 
@@ -30,6 +33,10 @@ const (
 	copyBytes  = 1 << 20 // of one request of it
 	copyAtOnce = 16      // requests
 )
+
+// aheadSteps are what a chunk is saved with: the largest of these pieces, whose multiples they begin at, of which so many parts in
+// 64 are saved already. The first write to a piece saves what it is to change and no more; one more, and all of the piece is.
+var aheadSteps = []struct{ bytes, parts int64 }{{64 << 10, 1}, {256 << 10, 32}, {1 << 20, 32}}
 
 var errEnded = errors.New("the snapshot has ended")
 
@@ -41,9 +48,10 @@ type copier struct {
 	asked      map[int64]*batch // by chunk; batches that have not ended
 	queue      []*batch         // not begun; the last may take more
 	copied     []*batch         // to be committed
-	copying    bool
-	committing bool
-	idle       chan struct{} // closed once nothing is left to do; nil: nobody waits
+	workers    int              // goroutines
+	copying    bool             // one of them
+	committing bool             // one of them
+	idle       chan struct{}    // closed once nothing is left to do; nil: nobody waits
 }
 
 // batch is chunks that are saved together.
@@ -82,19 +90,26 @@ func (c *copier) ask(first, count int64, to []*batch) []*batch {
 	for chunk := first; chunk < first+count; chunk++ {
 		b := c.asked[chunk]
 		if b == nil {
-			b = c.open()
-			b.chunks = append(b.chunks, chunk)
-			c.asked[chunk] = b
+			b = c.add(chunk)
 		}
 		if n := len(to); n == 0 || to[n-1] != b {
 			to = append(to, b)
 		}
 	}
-	if !c.copying && len(c.queue) > 0 {
-		c.copying = true
-		go c.copyAll()
+	c.meet(first)
+	if last := first + count - 1; last != first {
+		c.meet(last)
 	}
+	c.hire()
 	return to
+}
+
+// add puts a chunk that nobody has asked for into a batch. Called with mu held.
+func (c *copier) add(chunk int64) *batch {
+	b := c.open()
+	b.chunks = append(b.chunks, chunk)
+	c.asked[chunk] = b
+	return b
 }
 
 // open is a batch that takes one more chunk. Called with mu held.
@@ -107,23 +122,79 @@ func (c *copier) open() *batch {
 	return b
 }
 
-// copyAll copies until nothing is asked for.
-func (c *copier) copyAll() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for len(c.queue) > 0 {
-		b := c.queue[0]
-		c.queue = c.queue[1:]
-		c.mu.Unlock()
-		c.copy(b)
-		c.mu.Lock()
-		c.copied = append(c.copied, b)
-		if !c.committing {
-			c.committing = true
-			go c.commitAll()
+// meet adds what is to be saved ahead around a chunk. Called with mu held.
+func (c *copier) meet(chunk int64) {
+	first, count := c.s.ahead(chunk)
+	for next := first; next < first+count; next++ {
+		if set, _, known := c.s.saved.lookup(next, 1); c.asked[next] == nil && (!known || !set) {
+			c.add(next)
 		}
 	}
+}
+
+// hire sees to it that what is asked for is copied. Called with mu held.
+func (c *copier) hire() {
+	busy := 0
+	if c.committing {
+		busy = 1
+	}
+	if len(c.queue) > 0 && !c.copying && c.workers == busy {
+		c.workers++
+		go c.work()
+	}
+}
+
+// work copies and commits until nothing is left that nobody else does.
+func (c *copier) work() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		switch {
+		case len(c.copied) > 0 && !c.committing:
+			c.commitNext()
+		case len(c.queue) > 0 && !c.copying:
+			c.copyNext()
+		default:
+			if c.workers--; c.workers == 0 && c.idle != nil {
+				close(c.idle)
+				c.idle = nil
+			}
+			return
+		}
+	}
+}
+
+// copyNext copies a batch. Called with mu held, and gives it up meanwhile.
+func (c *copier) copyNext() {
+	b := c.queue[0]
+	c.queue = c.queue[1:]
+	c.copying = true
+	c.mu.Unlock()
+	c.copy(b)
+	c.mu.Lock()
 	c.copying = false
+	c.copied = append(c.copied, b)
+}
+
+// commitNext commits all that is copied, while another goroutine copies what is asked for. Called with mu held, and gives it
+// up meanwhile.
+func (c *copier) commitNext() {
+	round := c.copied
+	c.copied, c.committing = nil, true
+	c.hire()
+	c.mu.Unlock()
+	err := c.commit(round)
+	c.mu.Lock()
+	c.committing = false
+	for _, b := range round {
+		if err != nil {
+			b.fail(b.needed, err)
+		}
+		for _, chunk := range b.chunks {
+			delete(c.asked, chunk)
+		}
+		close(b.done)
+	}
 }
 
 // copy brings the data of a batch into the snapshot's data area; what need not be saved is left out.
@@ -147,16 +218,39 @@ func (c *copier) copy(b *batch) {
 		}
 		run := rest[:n]
 		rest = rest[n:]
-		group.Go(func() error {
-			if err := c.copyRun(run[0], int64(n)); err != nil {
+		save := func() error {
+			for chunk, err := range c.save(run) {
 				mu.Lock()
-				defer mu.Unlock()
-				b.fail(run, err)
+				b.fail([]int64{chunk}, err)
+				mu.Unlock()
 			}
 			return nil
-		})
+		}
+		if len(rest) == 0 { // here: most batches are one run
+			_ = save()
+			break
+		}
+		group.Go(save)
 	}
 	_ = group.Wait()
+}
+
+// save copies neighbouring chunks, and says which could not be: one by one, so that no chunk fails for another's sake.
+func (c *copier) save(run []int64) map[int64]error {
+	err := c.copyRun(run[0], int64(len(run)))
+	if err == nil {
+		return nil
+	}
+	failed := map[int64]error{}
+	for _, chunk := range run {
+		if len(run) > 1 && !c.s.ended() {
+			err = c.copyRun(chunk, 1)
+		}
+		if err != nil {
+			failed[chunk] = err
+		}
+	}
+	return failed
 }
 
 // copyRun copies neighbouring chunks. Behind the end of what the volume is on there are zeros.
@@ -176,33 +270,6 @@ func (c *copier) copyRun(first, count int64) error {
 		return fmt.Errorf("save: %w", err)
 	}
 	return nil
-}
-
-// commitAll commits until nothing is copied.
-func (c *copier) commitAll() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for len(c.copied) > 0 {
-		round := c.copied
-		c.copied = nil
-		c.mu.Unlock()
-		err := c.commit(round)
-		c.mu.Lock()
-		for _, b := range round {
-			if err != nil {
-				b.fail(b.needed, err)
-			}
-			for _, chunk := range b.chunks {
-				delete(c.asked, chunk)
-			}
-			close(b.done)
-		}
-	}
-	c.committing = false
-	if c.idle != nil && !c.copying {
-		close(c.idle)
-		c.idle = nil
-	}
 }
 
 // commit makes the data, then the flags of batches durable.
@@ -240,7 +307,7 @@ func (c *copier) rest() <-chan struct{} {
 		c.idle = make(chan struct{})
 	}
 	idle := c.idle
-	if !c.copying && !c.committing {
+	if c.workers == 0 {
 		close(idle)
 		c.idle = nil
 	}

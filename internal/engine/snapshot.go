@@ -171,6 +171,22 @@ func (s *snapshot) needs(chunk int64) (bool, error) {
 	return !set, nil
 }
 
+// ahead is the range of chunks that is to be saved with a chunk, none where what is around it was not written to yet.
+func (s *snapshot) ahead(chunk int64) (first, count int64) {
+	for _, step := range aheadSteps {
+		n := step.bytes / s.chunk
+		if n < 2 {
+			continue
+		}
+		at := chunk / n * n
+		most := min(n, s.saved.chunks-at)
+		if s.saved.countSet(at, most)*64 >= most*step.parts {
+			first, count = at, most
+		}
+	}
+	return first, count
+}
+
 // want is what a writer waits for.
 type want struct {
 	s           *snapshot

@@ -97,6 +97,7 @@ func TestExportName(t *testing.T) {
 
 // Handshakes that end the connection: each is logged once, and the server goes on.
 func TestBadHandshake(t *testing.T) {
+	t.Parallel()
 	eachLoop(t, func(t *testing.T, noRing bool) {
 		m := newMemory(1 << 20)
 		s := testServer(m, noRing)

@@ -28,7 +28,8 @@ type Server struct {
 	Identity *Identity
 	Hosts    []Host // that may ask
 	Handler  http.Handler
-	MaxBody  int64 // bytes of a question; 0: 64 KiB
+	Section  string // of the configuration, that Hosts is from; "" for migration
+	MaxBody  int64  // bytes of a question; 0: 64 KiB
 	Log      zerolog.Logger
 
 	patience time.Duration // for tests; 0: patience
@@ -104,9 +105,9 @@ func (s *Server) believed(n Names) error {
 		}
 	}
 	if len(s.Hosts) == 0 {
-		return distrustf("is for %s, but no host may ask: add it to hosts in [migration] of the configuration", n)
+		return distrustf("is for %s, but no host may ask: add it to hosts in [%s] of the configuration", n, cmp.Or(s.Section, "migration"))
 	}
-	return distrustf("is for %s, which is not among hosts in [migration] of the configuration: add it if it may ask", n)
+	return distrustf("is for %s, which is not among hosts in [%s] of the configuration: add it if it may ask", n, cmp.Or(s.Section, "migration"))
 }
 
 // errFull is why a host is sent away that has, with others, too many connections.

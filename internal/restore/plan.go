@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -73,13 +74,7 @@ func NewPlan(ctx context.Context, backup string, m *api.Manifest, volumes Volume
 	if m.InactiveXML == "" {
 		return nil, fmt.Errorf("backup %s: %w", backup, ErrNoDomain)
 	}
-	p := &Plan{Backup: backup, Left: m.Left, options: o, definition: m.InactiveXML}
-	for name := range m.Files {
-		if domainxml.IsState(name) {
-			p.State = append(p.State, name)
-		}
-	}
-	slices.Sort(p.State)
+	p := &Plan{Backup: backup, Left: slices.Clone(m.Left), options: o, definition: m.InactiveXML}
 	if err := p.targets(m); err != nil {
 		return nil, err
 	}
@@ -98,7 +93,22 @@ func NewPlan(ctx context.Context, backup string, m *api.Manifest, volumes Volume
 	}
 	p.Domain, p.Places = r.Domain, r.Places
 	p.Dropped, p.Unplaced, p.Shared = r.Dropped, r.Unplaced, r.Shared
+	p.state(m)
 	return p, nil
+}
+
+// state chooses the files with state. The definition may have no place for one: it is what the domain was to be at its next start.
+func (p *Plan) state(m *api.Manifest) {
+	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
+		place, is := p.Places.Of(name)
+		switch {
+		case !is:
+		case place == "":
+			p.Left = append(p.Left, api.LeftDisk{Target: name, Why: "the definition has no place for it"})
+		default:
+			p.State = append(p.State, name)
+		}
+	}
 }
 
 // targets refuses options about disks that the backup has not.

@@ -132,6 +132,11 @@ func (s *cutSite) Listed(ctx context.Context, volume, snapshot string) (bool, er
 	return cut.Entry(st, snapshot) != nil, nil
 }
 
+// Unlist implements cut.Engines: all volumes are open.
+func (s *cutSite) Unlist(_ context.Context, volume, _ string) error {
+	return fmt.Errorf("volume %s is open", volume)
+}
+
 // Make implements cut.Stores: on the disk's own LUN for it.
 func (s *cutSite) Make(ctx context.Context, m cut.Snapshot) (string, error) {
 	o := s.disks[m.Volume]

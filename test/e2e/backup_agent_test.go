@@ -17,7 +17,7 @@ func newQuiet(t *testing.T) *rescue {
 	t.Helper()
 	r := newRescueOf(t, rescueConfig{
 		siteConfig: siteConfig{volumes: []string{"v1", "files"}, made: clones(), guest: lab.GuestConfig{Agent: true}}, snapshots: 2,
-		backup: "hold = \"60s\"\nfreeze_timeout = \"20s\"\nfrozen_for = \"60s\"\n", // it is frozen for as long as the test needs
+		backup: "hold = \"60s\"\nfreeze_timeout = \"15s\"\nfrozen_for = \"60s\"\n", // it is frozen for as long as the test needs
 	})
 	k := r.checkers["files"]
 	_, err := k.Stop(t.Context())
@@ -66,6 +66,12 @@ func (r *rescue) maybeFrozen(t *testing.T) bool {
 	return len(s.Backups) == 1 && s.Backups[0].MaybeFrozen
 }
 
+// hook has the agent call this script with freeze and thaw.
+func (r *rescue) hook(t *testing.T, script string) {
+	t.Helper()
+	in(t, r.guest, fmt.Sprintf("printf '#!/bin/sh\n%s\n' >%[2]s.new && chmod +x %[2]s.new && mv %[2]s.new %[2]s", script, lab.AgentHook))
+}
+
 // TestBackupAgent: a backup is of grade fs with an agent that is well. With one that hangs, or dies while the guest is frozen, it is of
 // grade crash or refused, as was asked for, and the guest is thawed as soon as there is an agent.
 func TestBackupAgent(t *testing.T) {
@@ -90,18 +96,28 @@ func TestBackupAgent(t *testing.T) {
 	t.Log("== it hangs")
 	in(t, r.guest, "kill -STOP $(cat /run/qemu-ga.pid)")
 	at = r.begins(t)
+	j = r.backsUp(t, 3, []string{"grade crash", "does not answer"}, "--quiesce", "try")
+	if j.Grade != api.GradeCrash {
+		t.Errorf("the job: %+v", j)
+	}
+	r.node.exits(t, 0, []string{"crash", "does not answer"}, "backup", "show", j.Backup)
+	r.restored(t, j.Backup, at)
+	in(t, r.guest, "kill -CONT $(cat /run/qemu-ga.pid)")
+	r.thaws(t)
+	r.nothingLeft(t, 2)
+
+	t.Log("== it freezes too late")
+	r.hook(t, "[ $1 = thaw ] || sleep 15")
 	j = r.backsUp(t, 3, []string{"grade crash", "may not have been frozen"}, "--quiesce", "try")
 	if j.Grade != api.GradeCrash || !r.maybeFrozen(t) {
 		t.Errorf("the job: %+v", j)
 	}
-	r.node.exits(t, 0, []string{"crash", "may not have been frozen"}, "backup", "show", j.Backup)
-	r.restored(t, j.Backup, at)
-	in(t, r.guest, "kill -CONT $(cat /run/qemu-ga.pid)") // it freezes now
+	in(t, r.guest, "rm "+lab.AgentHook)
 	r.thaws(t)
-	r.nothingLeft(t, 2)
+	r.nothingLeft(t, 3)
 
 	t.Log("== it dies while the guest is frozen")
-	in(t, r.guest, fmt.Sprintf("printf '#!/bin/sh\ntouch /run/freezing; sleep 3\n' >%[1]s.new && chmod +x %[1]s.new && mv %[1]s.new %[1]s", lab.AgentHook))
+	r.hook(t, "touch /run/freezing; sleep 2")
 	refused := make(chan struct{})
 	go func() {
 		defer close(refused)
@@ -120,14 +136,14 @@ rm `+lab.AgentHook+`; kill -KILL $(cat /run/qemu-ga.pid)`)
 	}
 	in(t, r.guest, "start-agent")
 	r.thaws(t)
-	r.nothingLeft(t, 2)
+	r.nothingLeft(t, 3)
 
 	t.Log("== and is well again")
 	if j = r.backsUp(t, 0, nil, "--quiesce", "require"); j.Grade != api.GradeFS {
 		t.Errorf("the job: %+v", j)
 	}
 	r.files(t, j.Backup, "/file")
-	r.nothingLeft(t, 3)
+	r.nothingLeft(t, 4)
 	logs, err := r.stop(t)
 	must(t, err)
 	r.verifyAll(t, r.on(), logs)

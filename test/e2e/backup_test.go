@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/test/lab"
@@ -156,11 +159,18 @@ func (r *rescue) begins(t *testing.T) beganAt {
 func (r *rescue) atMost(t *testing.T, at *beganAt) {
 	t.Helper()
 	at.most = map[string]int{}
+	var mu sync.Mutex
+	var all errgroup.Group
 	for v, k := range at.checkers {
-		acked, err := k.AckedNow(t.Context())
-		must(t, err)
-		at.most[v] = acked
+		all.Go(func() error {
+			acked, err := k.AckedNow(t.Context())
+			mu.Lock()
+			defer mu.Unlock()
+			at.most[v] = acked
+			return err
+		})
 	}
+	must(t, all.Wait())
 }
 
 // jobs is what the image node knows.

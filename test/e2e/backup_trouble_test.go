@@ -113,6 +113,9 @@ func TestBackupTrouble(t *testing.T) {
 	on := r.on()
 	const archive = "/var/lib/archive"
 
+	t.Log("== what is refused")
+	r.refused(t)
+
 	t.Log("== no room to make the snapshots' stores")
 	must(t, r.pool.Leave(0))
 	on.exits(t, 1, []string{"no space left", "v1"}, "backup", "domain", "g1", "--quiesce", "off")

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -22,10 +21,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/virt-cow/virt-cow/internal/archive"
+	"github.com/virt-cow/virt-cow/test/s3/gateway"
 )
-
-// versitygw is installed and not required by go.mod: its modules are no business of the product.
-const versitygw = "github.com/versity/versitygw/cmd/versitygw@v1.0.14"
 
 // server is a versitygw on a folder.
 type server struct {
@@ -36,22 +33,18 @@ type server struct {
 	process *exec.Cmd
 }
 
-const keyID, keySecret = "tester", "not-so-secret"
-
 func newServer(t *testing.T) *server {
 	t.Helper()
-	bin := t.TempDir()
-	install := exec.Command("go", "install", versitygw)
-	install.Dir, install.Env = bin, append(os.Environ(), "GOBIN="+bin, "GOFLAGS=-mod=mod", "CGO_ENABLED=0")
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("go install %s: %v\n%s", versitygw, err, out)
+	program, err := gateway.Build(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s := &server{t: t, program: filepath.Join(bin, "versitygw"), data: t.TempDir(), address: l.Addr().String()}
+	s := &server{t: t, program: program, data: t.TempDir(), address: l.Addr().String()}
 	t.Cleanup(s.kill)
 	return s
 }
@@ -60,7 +53,7 @@ func newServer(t *testing.T) *server {
 func (s *server) start() {
 	s.t.Helper()
 	s.process = exec.Command(s.program, "--port", s.address, "posix", s.data)
-	s.process.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+keyID, "ROOT_SECRET_KEY="+keySecret)
+	s.process.Env = append(os.Environ(), gateway.Env...)
 	if err := s.process.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -86,7 +79,7 @@ func (s *server) kill() {
 
 func (s *server) bucket(name string) {
 	s.t.Helper()
-	c, err := minio.New(s.address, &minio.Options{Creds: credentials.NewStaticV4(keyID, keySecret, "")})
+	c, err := minio.New(s.address, &minio.Options{Creds: credentials.NewStaticV4(gateway.KeyID, gateway.Secret, "")})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -108,7 +101,7 @@ func (s *server) config() archive.Config {
 	return archive.Config{
 		URI:             "s3://backups/a/b?insecure=1&region=us-east-1&endpoint=" + s.address,
 		PassphraseFile:  file("passphrase", "correct horse"),
-		CredentialsFile: file("credentials", fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", keyID, keySecret)),
+		CredentialsFile: file("credentials", gateway.Credentials),
 		Folder:          filepath.Join(dir, "node"),
 		Log:             zerolog.New(zerolog.NewTestWriter(s.t)).Level(zerolog.InfoLevel),
 	}
