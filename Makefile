@@ -53,7 +53,7 @@ unit-fast:
 
 # TestUpgrade builds older programs: make soak has it.
 e2e: deps build
-	$(TEST) -timeout 30m -v -skip '^TestUpgrade$$' ./test/e2e/...
+	$(TEST) -timeout 50m -v -skip '^TestUpgrade$$' ./test/e2e/...
 
 # Hosts with the libvirt and QEMU of Debian 13: the tests of what may differ there. E2E picks others.
 E2E ?= Migrat|Hook|BootDisk|Save|Clone|Libvirtd|Paused|Reboot

@@ -1,3 +1,5 @@
+//go:build !virtcow_lean
+
 package main
 
 import (

@@ -142,7 +142,7 @@ func TestBackupKilled(t *testing.T) {
 		b.strike(t, r)()
 		r.writes(t, 50)
 	}
-	seen = r.copied(t, job, seen)
+	r.copied(t, job, seen)
 	// Its engine copies nothing below the cursor any more, and readers are refused there: a node that began anew would fail.
 	eventually(t, "the first disk is in the archive", func() bool {
 		s, err := r.on().vc.Volume(t.Context(), linear)

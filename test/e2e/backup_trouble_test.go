@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/test/lab"
@@ -106,12 +107,42 @@ func (r *rescue) good(t *testing.T, job string, at beganAt, backups int) {
 	r.tidy(t, backups)
 }
 
+// shelfAt is where the archive is on the image node, and shelfAway where it is mounted meanwhile.
+const shelfAt, shelfAway = "/var/lib/archive", "/var/lib/away"
+
+// smallArchive puts the archive on a small file system of its own.
+func (r *rescue) smallArchive(t *testing.T) {
+	t.Helper()
+	r.node.sh(t, "mkdir "+shelfAway+" && mount -t tmpfs -o size=32m archive "+shelfAway+" && cp -a "+shelfAt+"/. "+shelfAway+
+		" && rm -r "+shelfAt+" && mkdir "+shelfAt+" && mount --move "+shelfAway+" "+shelfAt)
+}
+
+// trouble is what a backup may meet; the function it returns ends it.
+type trouble struct {
+	name  string
+	begin func(t *testing.T, r *rescue) (end func())
+}
+
+var (
+	storesFull = trouble{"stores full", func(t *testing.T, r *rescue) func() {
+		must(t, r.pool.Leave(0))
+		return func() { must(t, r.pool.Leave(48<<20)) }
+	}}
+	archiveFull = trouble{"archive full", func(t *testing.T, r *rescue) func() {
+		r.node.sh(t, "dd if=/dev/zero of="+shelfAt+"/ballast bs=4k 2>/dev/null || [ -s "+shelfAt+"/ballast ]")
+		return func() { r.node.sh(t, "rm "+shelfAt+"/ballast") }
+	}}
+	archiveGone = trouble{"archive gone", func(t *testing.T, r *rescue) func() {
+		r.node.sh(t, "mount --move "+shelfAt+" "+shelfAway)
+		return func() { r.node.sh(t, "mount --move "+shelfAway+" "+shelfAt) }
+	}}
+)
+
 // TestBackupTrouble: a guest's backup meets a snapshot store that has no room, a device that fails, an archive that is full, and gone;
 // a migration, and another backup. The guest notices nothing of it, and nothing is left.
 func TestBackupTrouble(t *testing.T) {
 	r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: []string{"v1", "v2"}, made: clones()}, snapshots: 6, pool: 64 << 20})
 	on := r.on()
-	const archive = "/var/lib/archive"
 
 	t.Log("== what is refused")
 	r.refused(t)
@@ -133,25 +164,24 @@ func TestBackupTrouble(t *testing.T) {
 
 	t.Log("== the archive is full; a second backup is refused meanwhile")
 	r.node.exits(t, 0, nil, "archive", "check")
-	r.node.sh(t, "mkdir /var/lib/away && mount -t tmpfs -o size=32m archive /var/lib/away && cp -a "+archive+"/. /var/lib/away && "+
-		"rm -r "+archive+" && mkdir "+archive+" && mount --move /var/lib/away "+archive)
-	r.node.sh(t, "dd if=/dev/zero of="+archive+"/ballast bs=4k 2>/dev/null || [ -s "+archive+"/ballast ]")
+	r.smallArchive(t)
+	makeRoom := archiveFull.begin(t, r)
 	at := r.begins(t)
 	job = r.starts(t, 0)
 	eventually(t, "it waits for room", func() bool { return strings.Contains(r.job(t, job).Waits, "no space left") })
 	t.Log(r.job(t, job).Waits)
 	on.exits(t, 4, []string{"g1", job}, "backup", "domain", "g1", "--quiesce", "off")
-	r.node.sh(t, "rm "+archive+"/ballast")
+	makeRoom()
 	r.good(t, job, at, 1)
 
 	t.Log("== the archive is unmounted, and comes back")
 	at = r.begins(t)
 	job = r.starts(t, 8<<20)
 	eventually(t, "it is copied", func() bool { return r.job(t, job).State == api.JobCopying })
-	r.node.sh(t, "mount --move "+archive+" /var/lib/away")
-	eventually(t, "it waits for the archive", func() bool { return strings.Contains(r.job(t, job).Waits, archive) })
+	mount := archiveGone.begin(t, r)
+	eventually(t, "it waits for the archive", func() bool { return strings.Contains(r.job(t, job).Waits, shelfAt) })
 	t.Log(r.job(t, job).Waits)
-	r.node.sh(t, "mount --move /var/lib/away "+archive)
+	mount()
 	r.good(t, job, at, 2)
 
 	t.Log("== the guest migrates: the cut waits")
@@ -209,4 +239,54 @@ func (r *rescue) replaceLUNs(t *testing.T) {
 			must(t, d.AttachAs(h, name))
 		}
 	}
+}
+
+// TestBackupTroubleSoak has each trouble begin in each moment of a backup, and end after a while: the backup is good, or has failed and
+// has left nothing.
+func TestBackupTroubleSoak(t *testing.T) {
+	if !*soak {
+		t.Skip("takes long: -e2e.soak")
+	}
+	for _, b := range []trouble{storesFull, archiveFull, archiveGone} {
+		t.Run(b.name, func(t *testing.T) {
+			s, random := seeded(t)
+			t.Logf("once more: -run 'TestBackupTroubleSoak/%s' -e2e.soak -e2e.seed=%d", b.name, s)
+			r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: []string{"v1", "v2"}, made: clones()}, snapshots: 2, pool: 64 << 20})
+			r.smallArchive(t)
+			for range 8 { // two of its cut, on the whole
+				r.troubled(t, b, time.Duration(random.Int64N(int64(12*time.Second))), time.Duration(random.Int64N(int64(8*time.Second))))
+			}
+			r.finish(t)
+		})
+	}
+}
+
+// troubled has one backup, of some 12 s, under one trouble.
+func (r *rescue) troubled(t *testing.T, b trouble, after, lasts time.Duration) {
+	t.Helper()
+	t.Logf("== %s, %s after a backup was asked for, for %s", b.name, after, lasts)
+	had, at := len(r.jobs(t)), r.begins(t)
+	over := make(chan error, 1)
+	go func() {
+		_, err := r.on().daemon().Backup(t.Context(), api.BackupRequest{Domain: "g1", Quiesce: api.QuiesceOff, Rate: 10 << 20})
+		over <- err
+	}()
+	time.Sleep(after)
+	end := b.begin(t, r)
+	time.Sleep(lasts)
+	end()
+	t.Logf("asked for: %v", <-over)
+	all := r.jobs(t)
+	if len(all) == had {
+		r.assertNoSnapshots(t)
+		return
+	}
+	var s *api.JobStatus
+	eventually(t, "the job has ended", func() bool { s = r.job(t, all[0].Job); return s.Ended != 0 })
+	t.Logf("the job is %s: %s", s.State, s.Error)
+	if s.State == api.JobDone {
+		r.succeeds(t, s.Job, at)
+	}
+	r.assertNoSnapshots(t)
+	r.verdict(t)
 }
