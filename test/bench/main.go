@@ -10,6 +10,10 @@
 //
 // Parts cacheoff, epoch, before, switch and migrate compare virt-cow with itself, or with a plain disk, by turns; their ratios are
 // medians of pairs, with the range in which the true one lies.
+//
+// Parts about backups: snapshot is a guest's 4k random writes beside no, a fresh and a steady snapshot, against QEMU's backup job, with
+// the bytes and flushes that reach the devices; dmsnapshot the same against the kernel's, both in one emulated machine; backup is
+// the image node against nbdcopy, qemu-img and kopia, with its memory and the engine's CPU; cut is how long a cut holds a guest's I/O.
 package main
 
 import (
@@ -33,7 +37,7 @@ type options struct {
 	Bin            string         `default:"bin/virt-cow" help:"The virt-cow under test."`
 	Dir            string         `help:"Where the work folder is made (default: $TMPDIR). A real file system with O_DIRECT." placeholder:"DIR"`
 	JSON           string         `name:"json" default:"bench/out/bench.json" help:"Where every run is written."`
-	Part           []string       `default:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot,backup,cut" enum:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot,backup,cut,before" help:"What to measure: ${enum}."`
+	Part           []string       `default:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot,dmsnapshot,backup,cut" enum:"cells,create,idle,hydration,hook,cacheoff,epoch,switch,migrate,snapshot,dmsnapshot,backup,cut,before" help:"What to measure: ${enum}."`
 	Cells          *regexp.Regexp `help:"Only cells whose name matches." placeholder:"REGEXP"`
 	Peers          *regexp.Regexp `help:"Only peers whose name matches." placeholder:"REGEXP"`
 	Size           size           `default:"1G" help:"Size of the master."`
@@ -75,6 +79,13 @@ func (o *options) AfterApply() error {
 
 func main() {
 	lab.Main()
+	if os.Getenv(insideRun) != "" {
+		if err := inside(os.Args[1:]); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	if folder := os.Getenv(kopiaOf); folder != "" {
 		if err := kopiaBackup(context.Background(), folder, os.Args[1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -122,7 +133,7 @@ func run(ctx context.Context, o *options, log zerolog.Logger) error {
 		run  func(context.Context, *bench, *report) error
 	}{{"cells", runCells}, {"create", runCreate}, {"idle", runIdle}, {"hydration", runHydration}, {"hydration", runContention}, {"hook", runHook},
 		{"cacheoff", runCacheOff}, {"epoch", runEpoch}, {"before", runBefore}, {"switch", runSwitch}, {"migrate", runMigrate}, {"snapshot", runSnapshot},
-		{"backup", runBackup}, {"cut", runCut}}
+		{"dmsnapshot", runDMSnapshot}, {"backup", runBackup}, {"cut", runCut}}
 	var errs []error
 	for _, p := range parts {
 		if !slices.Contains(o.Part, p.name) || ctx.Err() != nil {
