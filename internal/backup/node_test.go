@@ -62,7 +62,7 @@ func TestCursorIsDurable(t *testing.T) {
 	r := newRig(t)
 	var durable atomic.Int64
 	var staged atomic.Int64
-	r.shelf.fail = func(op string) error {
+	r.shelf.fails(func(op string) error {
 		switch op {
 		case "write":
 			staged.Add(piece)
@@ -70,7 +70,7 @@ func TestCursorIsDurable(t *testing.T) {
 			durable.Store(staged.Load())
 		}
 		return nil
-	}
+	})
 	m := r.manifest(r.reserve(), 40)
 	told := make(chan int64, 100)
 	r.answer = func(_, path string, s api.PeerSnapshot) (any, error) {
@@ -343,14 +343,14 @@ func TestArchiveFailsOnce(t *testing.T) {
 		r := newRig(t)
 		r.stop()
 		r.config.Checkpoint = time.Millisecond // several pieces are under way together
-		r.start()
 		var count atomic.Int64
-		r.shelf.fail = func(op string) error {
+		r.shelf.fails(func(op string) error {
 			if count.Add(1) == int64(n) {
 				return fmt.Errorf("%s: %w", op, errAway)
 			}
 			return nil
-		}
+		})
+		r.start()
 		m := r.manifest(r.reserve(), 7, 2)
 		r.begin(&m)
 		s := r.await(m.Cut, state(api.JobDone))
@@ -373,7 +373,7 @@ func TestPatienceEnds(t *testing.T) {
 	r.stop()
 	r.config.Patience = 20 * time.Millisecond
 	r.start()
-	r.shelf.fail = func(string) error { return errAway }
+	r.shelf.fails(func(string) error { return errAway })
 	m := r.manifest(r.reserve(), 7)
 	r.begin(&m)
 	if s := r.await(m.Cut, state(api.JobFailed)); !strings.Contains(s.Error, errAway.Error()) {
@@ -389,12 +389,12 @@ func TestForgottenLater(t *testing.T) {
 	r.stop()
 	r.config.Patience = 20 * time.Millisecond
 	var away atomic.Bool
-	r.shelf.fail = func(string) error {
+	r.shelf.fails(func(string) error {
 		if away.Load() {
 			return errAway
 		}
 		return nil
-	}
+	})
 	r.start()
 	m := r.manifest(r.reserve(), 7)
 	r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
@@ -445,12 +445,12 @@ func TestWaitsIsTold(t *testing.T) {
 	r := newRig(t)
 	var away atomic.Bool
 	away.Store(true)
-	r.shelf.fail = func(string) error {
+	r.shelf.fails(func(string) error {
 		if away.Load() {
 			return errAway
 		}
 		return nil
-	}
+	})
 	m := r.manifest(r.reserve(), 3)
 	r.begin(&m)
 	r.await(m.Cut, func(s api.JobStatus) bool { return strings.Contains(s.Waits, "archive: away") })
@@ -466,7 +466,7 @@ func TestEnteredOnce(t *testing.T) {
 	r := newRig(t)
 	m := r.manifest(r.reserve(), 3)
 	var finishes atomic.Int64
-	r.shelf.fail = func(op string) error {
+	r.shelf.fails(func(op string) error {
 		switch op {
 		case "finish":
 			finishes.Add(1)
@@ -474,7 +474,7 @@ func TestEnteredOnce(t *testing.T) {
 			return errAway // the answer is lost
 		}
 		return nil
-	}
+	})
 	r.begin(&m)
 	r.holds(r.await(m.Cut, state(api.JobDone)), &m)
 	if finishes.Load() != 1 {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,15 +27,18 @@ const wait = 60 * time.Second
 const piece = 64 << 10
 
 // shelf is an archive in a folder: what outlives the process that wrote it is what was checkpointed. It fails at the operation
-// that fail says.
+// that fails says.
 type shelf struct {
 	dir  string
-	fail func(op string) error // nil: never
+	fail atomic.Pointer[func(op string) error] // nil: never
 }
 
+// fails has operations fail with what f says. A node that runs looks at its archive on its own too.
+func (s *shelf) fails(f func(op string) error) { s.fail.Store(&f) }
+
 func (s *shelf) op(op string) error {
-	if s.fail != nil {
-		return s.fail(op)
+	if f := s.fail.Load(); f != nil {
+		return (*f)(op)
 	}
 	return nil
 }

@@ -25,7 +25,7 @@ func TestUpkeep(t *testing.T) {
 	r := newRig(t)
 	r.stop()
 	var opens, maintains atomic.Pointer[error]
-	r.shelf.fail = func(op string) error {
+	r.shelf.fails(func(op string) error {
 		var p *error
 		switch op {
 		case "open":
@@ -37,7 +37,7 @@ func TestUpkeep(t *testing.T) {
 			return *p
 		}
 		return nil
-	}
+	})
 	r.config.Upkeep = time.Millisecond
 	r.start()
 	is := func(what string, is func(a api.ArchiveStatus) bool) {
@@ -105,13 +105,13 @@ func TestArchiveErrors(t *testing.T) {
 			r.stop()
 			r.config.Retry = time.Minute // nothing goes on in this test
 			var resumed atomic.Int64
-			r.shelf.fail = func(op string) error {
+			r.shelf.fails(func(op string) error {
 				if op == "begin" {
 					resumed.Add(1)
 					return judgeArchive(fmt.Errorf("archive /a: %w", c.err))
 				}
 				return nil
-			}
+			})
 			r.start()
 			m := r.manifest(r.reserve(), 3)
 			r.begin(&m)
