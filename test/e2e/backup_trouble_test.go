@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os/exec"
@@ -16,7 +17,9 @@ import (
 // exits runs a command of virt-cow that must end with this code and say all of this, and returns what it said.
 func (b *bed) exits(t *testing.T, code int, says []string, args ...string) string {
 	t.Helper()
-	out, err := b.Command(t.Context(), program, args...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	out, err := b.Command(ctx, program, args...).CombinedOutput()
 	got := 0
 	var ended *exec.ExitError
 	switch {
