@@ -147,9 +147,7 @@ func TestBackupTrouble(t *testing.T) {
 	r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: []string{"v1", "v2"}, made: clones()}, snapshots: 6, pool: 64 << 20})
 	on := r.on()
 
-	t.Log("== what is refused")
-	r.refused(t)
-
+	// These two first: a disk of the pool keeps the room that it was once given.
 	t.Log("== no room to make the snapshots' stores")
 	must(t, r.pool.Leave(0))
 	on.exits(t, 1, []string{"no space left", "v1"}, "backup", "domain", "g1", "--quiesce", "off")
@@ -164,6 +162,9 @@ func TestBackupTrouble(t *testing.T) {
 	on.exits(t, 1, []string{"broken", "no space left", "disk vd"}, "backup", "watch", job)
 	r.nothingLeft(t, 0)
 	must(t, r.pool.Leave(48<<20))
+
+	t.Log("== what is refused")
+	r.refused(t)
 
 	t.Log("== the archive is full; a second backup is refused meanwhile")
 	r.node.exits(t, 0, nil, "archive", "check")
