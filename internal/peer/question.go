@@ -113,6 +113,6 @@ func (q *question) refused(alert *net.OpError) error {
 		return q.fail(ErrRefused, alert, "it refused this host: %v", err)
 	}
 	return q.fail(ErrRefused, alert, "it refused this host's certificate %s, which is for %s (%q): one of these names must be among hosts in "+
-		"[migration] of the configuration there, and both hosts need the same CA and the right time; journalctl -u virt-cow there has the reason",
+		"[migration] of the configuration there, of an image node's in [image_node], and both hosts need the same CA and the right time; journalctl -u virt-cow there has the reason",
 		file, names, said)
 }

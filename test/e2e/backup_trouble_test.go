@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os/exec"
@@ -16,7 +17,9 @@ import (
 // exits runs a command of virt-cow that must end with this code and say all of this, and returns what it said.
 func (b *bed) exits(t *testing.T, code int, says []string, args ...string) string {
 	t.Helper()
-	out, err := b.Command(t.Context(), program, args...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	out, err := b.Command(ctx, program, args...).CombinedOutput()
 	got := 0
 	var ended *exec.ExitError
 	switch {
@@ -144,9 +147,7 @@ func TestBackupTrouble(t *testing.T) {
 	r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: []string{"v1", "v2"}, made: clones()}, snapshots: 6, pool: 64 << 20})
 	on := r.on()
 
-	t.Log("== what is refused")
-	r.refused(t)
-
+	// These two first: a disk of the pool keeps the room that it was once given.
 	t.Log("== no room to make the snapshots' stores")
 	must(t, r.pool.Leave(0))
 	on.exits(t, 1, []string{"no space left", "v1"}, "backup", "domain", "g1", "--quiesce", "off")
@@ -161,6 +162,9 @@ func TestBackupTrouble(t *testing.T) {
 	on.exits(t, 1, []string{"broken", "no space left", "disk vd"}, "backup", "watch", job)
 	r.nothingLeft(t, 0)
 	must(t, r.pool.Leave(48<<20))
+
+	t.Log("== what is refused")
+	r.refused(t)
 
 	t.Log("== the archive is full; a second backup is refused meanwhile")
 	r.node.exits(t, 0, nil, "archive", "check")
