@@ -116,7 +116,7 @@ const shelfAt, shelfAway = "/var/lib/archive", "/var/lib/away"
 // smallArchive puts the archive on a small file system of its own.
 func (r *rescue) smallArchive(t *testing.T) {
 	t.Helper()
-	r.node.sh(t, "mkdir "+shelfAway+" && mount -t tmpfs -o size=32m archive "+shelfAway+" && cp -a "+shelfAt+"/. "+shelfAway+
+	r.node.sh(t, "mkdir "+shelfAway+" && mount -t tmpfs -o size=256m archive "+shelfAway+" && cp -a "+shelfAt+"/. "+shelfAway+
 		" && rm -r "+shelfAt+" && mkdir "+shelfAt+" && mount --move "+shelfAway+" "+shelfAt)
 }
 
