@@ -208,7 +208,7 @@ func TestReservationExpires(t *testing.T) {
 			t.Errorf("%+v %v", s, err)
 		}
 	}()
-	job := r.reserve()
+	job := r.reserved().Job // it may have failed by now
 	if s := r.await(job, state(api.JobFailed)); !strings.Contains(s.Error, "host hv1 has handed over no cut") {
 		t.Error(s.Error)
 	}
@@ -216,7 +216,7 @@ func TestReservationExpires(t *testing.T) {
 	if _, err := r.node.Start(t.Context(), api.StartRequest{Job: job, Manifest: m}); !errors.Is(err, ErrState) {
 		t.Error(err)
 	}
-	r.reserve()
+	r.reserved()
 }
 
 // A job that is cancelled in the middle leaves nothing in the archive, and its snapshots go.

@@ -311,14 +311,20 @@ func (r *rig) start() {
 
 func (r *rig) reserve() string {
 	r.t.Helper()
-	s, err := r.node.Reserve(r.t.Context(), api.ReserveRequest{Domain: "web", UUID: domain, Host: "hv1", Address: "hv1:16589"})
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	s := r.reserved()
 	if s.State != api.JobReserved || s.Job == "" {
 		r.t.Fatalf("%+v", s)
 	}
 	return s.Job
+}
+
+func (r *rig) reserved() api.JobStatus {
+	r.t.Helper()
+	s, err := r.node.Reserve(r.t.Context(), api.ReserveRequest{Domain: "web", UUID: domain, Host: "hv1", Address: "hv1:16589"})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
 }
 
 const domain = "5b0f2b5e-0001-4d5c-9d0a-000000000001"
