@@ -48,18 +48,21 @@ func (r *rescue) starts(t *testing.T, rate int64) (job string) {
 	return s.Job
 }
 
-// startsStopped begins a backup and stops the image node while it copies.
+// startsStopped begins a backup and stops the image node while it copies. The guest is paused: it would soon have had all saved that it
+// writes to.
 func (r *rescue) startsStopped(t *testing.T) string {
 	t.Helper()
+	r.on().virsh(t, "suspend", "g1")
 	job := r.starts(t, 1<<20)
 	eventually(t, "it is copied", func() bool { return r.job(t, job).State == api.JobCopying })
 	must(t, r.process.Signal(syscall.SIGSTOP))
 	return job
 }
 
-// breaks waits until a snapshot of the guest's is broken, durably.
+// breaks has the guest go on, and waits until a snapshot of it is broken, durably.
 func (r *rescue) breaks(t *testing.T) {
 	t.Helper()
+	r.on().virsh(t, "resume", "g1")
 	eventually(t, "a snapshot is broken", func() bool {
 		for _, v := range r.volumes {
 			s, err := r.on().vc.Volume(t.Context(), v)
