@@ -66,14 +66,14 @@ func TestServeFiles(t *testing.T) {
 		return err == nil
 	})
 	loop := strings.TrimSpace(b.must("losetup", "--find", "--show", "--read-only", "--offset", "1048576", b.path("look/nbd")))
-	t.Cleanup(func() { b.exec("losetup", "-d", loop) })
+	detach := b.detaches(loop)
 	b.must("mount", "-o", "ro,noload", loop, b.path("mnt"))
 	t.Cleanup(func() { b.exec("umount", b.path("mnt")) })
 	if got := string(b.read("mnt/etc/hostname")); got != "web1\n" {
 		t.Errorf("%q", got)
 	}
 	b.must("umount", b.path("mnt"))
-	b.must("losetup", "-d", loop)
+	detach()
 	b.must("umount", b.path("look"))
 	<-fuse.done
 	if err := serve.cmd.Process.Signal(syscall.SIGINT); err != nil {

@@ -209,10 +209,11 @@ func TestCutLooseWithoutVirtCow(t *testing.T) {
 			t.Errorf("%+v", i)
 		}
 		var loop string
+		var detach func()
 		for line := range strings.Lines(b.run("store", "info", b.path(store)).exits(0).stdout) {
 			if command, ok := strings.CutPrefix(line, "  losetup"); ok {
 				loop = strings.TrimSpace(b.must("sh", "-c", "losetup"+command))
-				t.Cleanup(func() { b.exec("losetup", "--detach", loop) })
+				detach = b.detaches(loop)
 			}
 		}
 		if loop == "" {
@@ -223,7 +224,7 @@ func TestCutLooseWithoutVirtCow(t *testing.T) {
 		if string(b.read("out")) != text {
 			t.Error("the file differs")
 		}
-		b.must("losetup", "--detach", loop)
+		detach()
 		slice := fmt.Sprintf(`json:{"driver":"raw","offset":%d,"size":%d,"file":{"driver":"file","filename":%q}}`, i.DataOffset, i.Size, b.path(store))
 		if !strings.Contains(b.run("store", "info", b.path(store)).stdout, fmt.Sprintf("<slice type='storage' offset='%d' size='%d'/>", i.DataOffset, i.Size)) {
 			t.Error("store info prints another slice")

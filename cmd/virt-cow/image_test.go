@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
@@ -92,8 +93,16 @@ func (b *bench) loop(file string, flags ...string) string {
 		b.t.Skipf("SKIPPED: no loop device: %s", o.stderr)
 	}
 	dev := strings.TrimSpace(o.stdout)
-	b.t.Cleanup(func() { b.exec("losetup", "--detach", dev) })
+	b.detaches(dev)
 	return dev
+}
+
+// detaches has a loop device detached at the end of the test, unless that is done before: never twice, as by then it may be
+// another test's.
+func (b *bench) detaches(loop string) (detach func()) {
+	detach = sync.OnceFunc(func() { b.must("losetup", "--detach", loop) })
+	b.t.Cleanup(detach)
+	return detach
 }
 
 func (b *bench) truncate(name string, size int64) {
