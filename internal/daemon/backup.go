@@ -36,6 +36,7 @@ const (
 	handPatience      = time.Hour        // for an image node to take a cut that was made
 	answerPatience    = 2 * time.Minute  // for that, of who asked for the backup
 	cancelPatience    = 10 * time.Minute // for an image node to be told that a cut failed: else it finds out by itself
+	cancelAnswer      = 5 * time.Second  // for that, of who asked for the backup
 )
 
 // backup is one that is being begun.
@@ -133,7 +134,15 @@ func (d *Daemon) backUp(ctx context.Context, b *backup) (*api.JobStatus, error) 
 	if err != nil {
 		log.Error().Err(err).Msg("no backup: the cut was not made, or not kept")
 		d.noteBackup(p.domain.UUID, func(s *api.BackupStatus) { s.State, s.Waits, s.Error = api.JobFailed, "", err.Error() })
-		d.tasks.Go(func() { d.cancelJob(d.root, b.job) })
+		told := make(chan struct{})
+		d.tasks.Go(func() {
+			defer close(told)
+			d.cancelJob(d.root, b.job)
+		})
+		select { // who asks again at once is not to find this job in the way
+		case <-told:
+		case <-time.After(cancelAnswer):
+		}
 		return nil, fmt.Errorf("backup of %s: %w", p.domain.Name, err)
 	}
 	d.noteBackup(p.domain.UUID, func(s *api.BackupStatus) {

@@ -285,13 +285,7 @@ func TestBackupFails(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", what, err)
 		}
-		d.clean(t)
-		eventually(t, what+": the guest is thawed", func() bool {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			return !a.frozen
-		})
-		eventually(t, what+": its job is cancelled", func() bool {
+		ended := func() bool {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			for _, j := range n.jobs {
@@ -300,7 +294,17 @@ func TestBackupFails(t *testing.T) {
 				}
 			}
 			return len(n.jobs) == jobs+1
+		}
+		if n.refuse == nil && !ended() {
+			t.Errorf("%s: who asks again now is refused", what)
+		}
+		d.clean(t)
+		eventually(t, what+": the guest is thawed", func() bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return !a.frozen
 		})
+		eventually(t, what+": its job is cancelled", ended)
 		if b := d.backupStatuses()[0]; b.State != api.JobFailed || b.Error == "" || b.LastSuccess != 0 {
 			t.Errorf("%s: %+v", what, b)
 		}
