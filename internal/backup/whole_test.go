@@ -336,7 +336,7 @@ func TestWholeKilled(t *testing.T) {
 	}
 	self := must(os.Executable())(t)
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), "VIRT_COW_TEST_NODE="+w.dir)
+	cmd.Env = append(os.Environ(), "VIRT_COW_TEST_NODE="+w.dir, "TMPDIR="+t.TempDir()) // what it leaves goes with the test
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
