@@ -31,19 +31,12 @@ func (c *StoreBreakSnapshotCmd) Run(env *Env) error {
 	if !c.Yes && !(isTerminal(os.Stdin) && isTerminal(env.Stderr)) {
 		return exitError{errors.New("there is no terminal to ask on: --yes gives the snapshot up"), exitUsage}
 	}
-	dev, err := openNow(env.Context, c.Store)
+	dev, st, err := openUnserved(env, c.Store)
 	if err != nil {
 		return err
 	}
 	defer dev.Close()
-	st, err := store.Open(dev)
-	if err != nil {
-		return err
-	}
 	h := st.Header()
-	if err := serve.NotServed(env.RunDir, h); err != nil {
-		return err
-	}
 	i := slices.IndexFunc(h.Stack, func(e cowfmt.StackEntry) bool { return e.UUID == id })
 	if i < 0 {
 		return fmt.Errorf("%s: %w: %v: `virt-cow store info %s` lists them", c.Store, store.ErrNoSnapshot, id, c.Store)

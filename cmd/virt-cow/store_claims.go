@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/virt-cow/virt-cow/internal/serve"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
@@ -89,18 +88,11 @@ func (c *StoreClaimsCmd) clear(env *Env) error {
 		}
 		which = func(o store.SlotClaim) bool { return o.Err != nil && o.Slot == slot }
 	}
-	dev, err := openNow(env.Context, c.Store)
+	dev, st, err := openUnserved(env, c.Store)
 	if err != nil {
 		return err
 	}
 	defer dev.Close()
-	st, err := store.Open(dev)
-	if err != nil {
-		return err
-	}
-	if err := serve.NotServed(env.RunDir, st.Header()); err != nil {
-		return err
-	}
 	n, err := st.ClearClaims(which)
 	if errors.Is(err, store.ErrNoClaim) {
 		return fmt.Errorf("%w of %s: `virt-cow store claims %s` lists them", err, c.Clear, c.Store)

@@ -106,6 +106,22 @@ func openNow(ctx context.Context, path string) (*blockdev.File, error) {
 	return blockdev.OpenFile(once, path, blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive})
 }
 
+// openUnserved is openNow of a store that no engine of this host serves.
+func openUnserved(env *Env, path string) (*blockdev.File, *store.Store, error) {
+	dev, err := openNow(env.Context, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := store.Open(dev)
+	if err == nil {
+		err = serve.NotServed(env.RunDir, st.Header())
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, dev.Close())
+	}
+	return dev, st, nil
+}
+
 func (c *StoreCreateCmd) createOnDevice(env *Env, h *cowfmt.Header) error {
 	dev, err := openNow(env.Context, c.Store)
 	if err != nil {

@@ -271,6 +271,9 @@ type PeerSnapshot struct {
 	Cursor   int64  `json:"cursor,omitempty"`
 }
 
+// Of is the snapshot that a request is about.
+func (p PeerSnapshot) Of() PeerSnapshot { return p }
+
 // PeerAttestAnswer is the owner's word for a snapshot. Unbroken: the engine has it open, in this epoch, and nothing went past it.
 type PeerAttestAnswer struct {
 	Unbroken bool   `json:"unbroken"`

@@ -16,25 +16,15 @@ func (d *Daemon) nodePaths(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+api.PathPeerCursor, call(ofNode(d, d.cursor)))
 	mux.HandleFunc("POST "+api.PathPeerSnapshotRemove, call(ofNode(d, d.removeSnapshot)))
 	mux.HandleFunc("POST "+api.PathPeerOwner, call(ofNode(d, d.standing)))
-	mux.HandleFunc("POST "+api.PathPeerPull, call(pullsOfNode(d, d.pull)))
-	mux.HandleFunc("POST "+api.PathPeerPullLook, call(pullsOfNode(d, d.pullLook)))
+	mux.HandleFunc("POST "+api.PathPeerPull, call(ofNode(d, d.pull)))
+	mux.HandleFunc("POST "+api.PathPeerPullLook, call(ofNode(d, d.pullLook)))
 }
 
 // ofNode refuses anybody but the image node, and names that are none.
-func ofNode[Out any](d *Daemon, f func(context.Context, api.PeerSnapshot) (Out, error)) func(context.Context, api.PeerSnapshot) (Out, error) {
-	return func(ctx context.Context, r api.PeerSnapshot) (none Out, err error) {
-		if err := d.mayAsk(ctx, r); err != nil {
+func ofNode[In interface{ Of() api.PeerSnapshot }, Out any](d *Daemon, f func(context.Context, In) (Out, error)) func(context.Context, In) (Out, error) {
+	return func(ctx context.Context, r In) (none Out, err error) {
+		if err := d.mayAsk(ctx, r.Of()); err != nil {
 			return none, err
-		}
-		return f(ctx, r)
-	}
-}
-
-// pullsOfNode is ofNode for exports.
-func pullsOfNode(d *Daemon, f func(context.Context, api.PeerPull) (*api.PullAnswer, error)) func(context.Context, api.PeerPull) (*api.PullAnswer, error) {
-	return func(ctx context.Context, r api.PeerPull) (*api.PullAnswer, error) {
-		if err := d.mayAsk(ctx, r.PeerSnapshot); err != nil {
-			return nil, err
 		}
 		return f(ctx, r)
 	}
