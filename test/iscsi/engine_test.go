@@ -49,6 +49,19 @@ func (h *host) inFlight(t *testing.T) int {
 	return reads + writes
 }
 
+// idle waits until the host's disk has nothing to do. A process that was just stopped by a signal may still send what it was about to:
+// so it has to stay like that for a moment.
+func (h *host) idle(t *testing.T) {
+	t.Helper()
+	quiet := 0
+	eventually(t, "nothing is on its way to host "+h.name+"'s disk", func() bool {
+		if quiet++; h.inFlight(t) > 0 {
+			quiet = 0
+		}
+		return quiet == 5
+	})
+}
+
 const volumeSize = "16M"
 
 func (h *host) createStore(t *testing.T) {

@@ -162,6 +162,20 @@ func (l *lun) freeze(t *testing.T, e *engine, data []byte) (returns func() error
 	}
 }
 
+// preemptQuietly shuts host a out while b, host b's engine, which looks at the header again and again, stands still: LIO holds
+// what a holder's commands and everybody else's have in common for the holder's, has PREEMPT AND ABORT wait for a read of
+// the very host that asks, and this one's connection, which that would need to end, waits for PREEMPT AND ABORT.
+func (l *lun) preemptQuietly(t *testing.T, b *engine) {
+	t.Helper()
+	dev := l.b.open(t)
+	ok(t, b.cmd.Process.Signal(unix.SIGSTOP))
+	defer func() { ok(t, b.cmd.Process.Signal(unix.SIGCONT)) }()
+	l.b.idle(t)
+	if err := reserve.Preempt(dev, l.b.key, l.a.key); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // deadByReservation is what the daemon of host b puts into a spec when host a, the owner, does not answer: the engine is to shut it out.
 func (l *lun) deadByReservation(t *testing.T) func(*api.EngineSpec) {
 	t.Helper()
@@ -250,9 +264,7 @@ func testGiverDies(t *testing.T, l *lun) {
 	var proof api.EngineSpec
 	l.deadByReservation(t)(&proof)
 	proof.Dead.By = "fence command"
-	if err := reserve.Preempt(l.b.open(t), l.b.key, l.a.key); err != nil {
-		t.Fatal(err)
-	}
+	l.preemptQuietly(t, b)
 	if _, err := b.control().Dead(t.Context(), *proof.Dead); err != nil {
 		t.Fatal(err)
 	}

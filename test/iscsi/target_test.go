@@ -101,7 +101,7 @@ func (h *host) wire(t testing.TB) {
 // puts it back, as the end of the part does.
 func (h *host) pull(t *testing.T) (plug func()) {
 	t.Helper()
-	eventually(t, "nothing is on its way", func() bool { return h.inFlight(t) == 0 })
+	h.idle(t)
 	link := func(state string) {
 		out, err := exec.Command("ip", "netns", "exec", netns, "ip", "link", "set", h.cable()+"-target", state).CombinedOutput()
 		if err != nil {
