@@ -258,6 +258,40 @@ func TestSnapshotCantBreak(t *testing.T) {
 	check(t, v.Close())
 }
 
+// The same where the header's device does not fail, but hang.
+func TestSnapshotCantBreakWhileTheHeaderHangs(t *testing.T) {
+	m := memoryStore(t, snapSize, 4096, 512, true)
+	slow, sp := blockdevtest.NewDelay(m), new(spell)
+	always := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true})
+	v, _, _ := snapped(t, slow, cowfmt.OnErrorBreakSnapshot, 50*time.Millisecond, func(m *blockdevtest.Memory) blockdev.Device {
+		sp.Device, sp.well = blockdevtest.NewFault(m, always), m
+		sp.over.Store(true)
+		return sp
+	})
+	sp.over.Store(false)
+	slow.HoldIf(func(_ string, off, _ int64) bool { return off < cowfmt.MetadataSize })
+	failed := make(chan error, 1)
+	go func() {
+		_, err := v.WriteAt(filled(0, 512, 2), 0)
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, syscall.EIO) {
+			t.Errorf("neither saved nor broken: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the guest's write waits for the header's device")
+	}
+	check(t, slow.Release())
+	_, err := v.WriteAt(filled(0, 512, 2), 0)
+	check(t, err)
+	if e := entryOf(t, m); e.State != cowfmt.StackBroken {
+		t.Errorf("header %v", e)
+	}
+	check(t, v.Close())
+}
+
 // Each operation of the snapshot's device, or of the volume's, fails in turn while a snapshot is added, cut and kept: it is
 // there or it is not, the volume is not held up, and the next one succeeds.
 func TestCutFails(t *testing.T) {
