@@ -478,6 +478,31 @@ func TestCutDeadline(t *testing.T) {
 	check(t, v.Close())
 }
 
+// A snapshot that is removed while it is being added is in the stack or it is not: the header and the engine say the same.
+func TestSnapshotRemovedWhileItIsAdded(t *testing.T) {
+	on := shelf{}
+	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, uuid.New())
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	inside, goOn := make(chan struct{}), make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		check(t, v.moving.call(t.Context(), func() error { close(inside); <-goOn; return nil }))
+	})
+	<-inside
+	busy.Go(func() { check(t, v.AddSnapshot(t.Context(), e)) })
+	time.Sleep(50 * time.Millisecond) // for each to come as far as it can
+	busy.Go(func() { check(t, v.RemoveSnapshot(t.Context(), e.UUID)) })
+	time.Sleep(50 * time.Millisecond)
+	close(goOn)
+	busy.Wait()
+	if len(v.Stack()) != len(v.Header().Stack) {
+		t.Errorf("the engine has %+v, the header %v", v.Stack(), v.Header().Stack)
+	}
+	check(t, v.Close())
+}
+
 // A cut begins at the moment in which a suspension ends with another target, as where a clone is cut loose: neither waits for
 // the other.
 func TestCutBesideAnotherTarget(t *testing.T) {
