@@ -249,9 +249,9 @@ func (v *Volume) EndCut(ctx context.Context, id uuid.UUID, keep bool) error {
 		}
 		v.remap(func() {})
 	})
-	if err != nil {
+	if err != nil { // its deadline was first, or who asked for the same before
 		<-c.over
-		return fmt.Errorf("cut %v of %s: %w", id, v.info.Name, err)
+		return v.endedCut(ctx, id, true)
 	}
 	for _, s := range c.snapshots {
 		if err = v.st.SetSnapshot(s.id, func(e *cowfmt.StackEntry) { e.State = cowfmt.StackActive }); err != nil {

@@ -478,6 +478,33 @@ func TestCutDeadline(t *testing.T) {
 	check(t, v.Close())
 }
 
+// A cut that is kept once more, while the header is still written for the first time, is kept.
+func TestCutKeptTwiceAtOnce(t *testing.T) {
+	on := shelf{}
+	slow := blockdevtest.NewDelay(memoryStore(t, snapSize, 4096, 512, true))
+	v := mustOpen(t, slow, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	check(t, v.Cut(t.Context(), cut, time.Minute))
+	slow.Hold()
+	kept := make(chan error, 2)
+	for range 2 {
+		go func() { kept <- v.EndCut(context.Background(), cut, true) }()
+		slow.WaitHeld(1)
+	}
+	time.Sleep(50 * time.Millisecond) // for the second to come as far as it can
+	check(t, slow.Release())
+	for range 2 {
+		if err := <-kept; err != nil {
+			t.Errorf("%v, and the header says %v", err, v.Header().Stack)
+		}
+	}
+	check(t, v.Close())
+}
+
 // A snapshot that is removed while it is being added is in the stack or it is not: the header and the engine say the same.
 func TestSnapshotRemovedWhileItIsAdded(t *testing.T) {
 	on := shelf{}
