@@ -249,9 +249,9 @@ func (v *Volume) EndCut(ctx context.Context, id uuid.UUID, keep bool) error {
 		}
 		v.remap(func() {})
 	})
-	if err != nil {
+	if err != nil { // its deadline was first, or who asked for the same before
 		<-c.over
-		return fmt.Errorf("cut %v of %s: %w", id, v.info.Name, err)
+		return v.endedCut(ctx, id, true)
 	}
 	for _, s := range c.snapshots {
 		if err = v.st.SetSnapshot(s.id, func(e *cowfmt.StackEntry) { e.State = cowfmt.StackActive }); err != nil {
@@ -330,8 +330,9 @@ func (v *Volume) RemoveSnapshot(ctx context.Context, id uuid.UUID) error {
 	if c := v.stack.cutOf(id); c != nil {
 		return fmt.Errorf("remove snapshot %v of %s: %w: the cut %v is being made", id, v.info.Name, ErrSuspended, c.id)
 	}
-	s := v.stack.find(id)
+	var s *snapshot
 	err := v.change(ctx, "remove a snapshot of", func() error {
+		s = v.stack.find(id) // not before: it may just be added
 		if err := v.st.RemoveSnapshot(id); !errors.Is(err, ErrNoSnapshot) {
 			return err
 		}

@@ -35,7 +35,7 @@ func (s *snapshot) awaitBreak(err error) error {
 		if failed == nil || s.ended() {
 			return nil
 		}
-		foreign := !s.v.st.Owns() && !s.v.moving.hasEnded()
+		foreign := errors.Is(failed, store.ErrNotOwner) && !s.v.moving.hasEnded() // not asked of the store, which may hang in a write
 		if foreign {
 			began = time.Now()
 		}

@@ -258,6 +258,40 @@ func TestSnapshotCantBreak(t *testing.T) {
 	check(t, v.Close())
 }
 
+// The same where the header's device does not fail, but hang.
+func TestSnapshotCantBreakWhileTheHeaderHangs(t *testing.T) {
+	m := memoryStore(t, snapSize, 4096, 512, true)
+	slow, sp := blockdevtest.NewDelay(m), new(spell)
+	always := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true})
+	v, _, _ := snapped(t, slow, cowfmt.OnErrorBreakSnapshot, 50*time.Millisecond, func(m *blockdevtest.Memory) blockdev.Device {
+		sp.Device, sp.well = blockdevtest.NewFault(m, always), m
+		sp.over.Store(true)
+		return sp
+	})
+	sp.over.Store(false)
+	slow.HoldIf(func(_ string, off, _ int64) bool { return off < cowfmt.MetadataSize })
+	failed := make(chan error, 1)
+	go func() {
+		_, err := v.WriteAt(filled(0, 512, 2), 0)
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, syscall.EIO) {
+			t.Errorf("neither saved nor broken: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the guest's write waits for the header's device")
+	}
+	check(t, slow.Release())
+	_, err := v.WriteAt(filled(0, 512, 2), 0)
+	check(t, err)
+	if e := entryOf(t, m); e.State != cowfmt.StackBroken {
+		t.Errorf("header %v", e)
+	}
+	check(t, v.Close())
+}
+
 // Each operation of the snapshot's device, or of the volume's, fails in turn while a snapshot is added, cut and kept: it is
 // there or it is not, the volume is not held up, and the next one succeeds.
 func TestCutFails(t *testing.T) {
@@ -440,6 +474,58 @@ func TestCutDeadline(t *testing.T) {
 	}
 	if err := v.AddSnapshot(t.Context(), e); !errors.Is(err, errUsed) {
 		t.Errorf("a store that holds chunks already: %v", err)
+	}
+	check(t, v.Close())
+}
+
+// A cut that is kept once more, while the header is still written for the first time, is kept.
+func TestCutKeptTwiceAtOnce(t *testing.T) {
+	on := shelf{}
+	slow := blockdevtest.NewDelay(memoryStore(t, snapSize, 4096, 512, true))
+	v := mustOpen(t, slow, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	cut := uuid.New()
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, cut)
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	check(t, v.AddSnapshot(t.Context(), e))
+	check(t, v.Cut(t.Context(), cut, time.Minute))
+	slow.Hold()
+	kept := make(chan error, 2)
+	for range 2 {
+		go func() { kept <- v.EndCut(context.Background(), cut, true) }()
+		slow.WaitHeld(1)
+	}
+	time.Sleep(50 * time.Millisecond) // for the second to come as far as it can
+	check(t, slow.Release())
+	for range 2 {
+		if err := <-kept; err != nil {
+			t.Errorf("%v, and the header says %v", err, v.Header().Stack)
+		}
+	}
+	check(t, v.Close())
+}
+
+// A snapshot that is removed while it is being added is in the stack or it is not: the header and the engine say the same.
+func TestSnapshotRemovedWhileItIsAdded(t *testing.T) {
+	on := shelf{}
+	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+	m, e, err := newSnapshotStore(v.Header(), 0, 512, uuid.New())
+	check(t, err)
+	on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+	inside, goOn := make(chan struct{}), make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		check(t, v.moving.call(t.Context(), func() error { close(inside); <-goOn; return nil }))
+	})
+	<-inside
+	busy.Go(func() { check(t, v.AddSnapshot(t.Context(), e)) })
+	time.Sleep(50 * time.Millisecond) // for each to come as far as it can
+	busy.Go(func() { check(t, v.RemoveSnapshot(t.Context(), e.UUID)) })
+	time.Sleep(50 * time.Millisecond)
+	close(goOn)
+	busy.Wait()
+	if len(v.Stack()) != len(v.Header().Stack) {
+		t.Errorf("the engine has %+v, the header %v", v.Stack(), v.Header().Stack)
 	}
 	check(t, v.Close())
 }
