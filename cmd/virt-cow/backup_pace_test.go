@@ -37,3 +37,13 @@ func TestPace(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// Who does not want to wait for a migration does not wait the daemon's ten minutes.
+func TestWaitOfBackup(t *testing.T) {
+	t.Parallel()
+	for wait, want := range map[time.Duration]int64{0: 1, 300 * time.Millisecond: 1, 1500 * time.Millisecond: 2, 10 * time.Minute: 600, -time.Minute: -60} {
+		if got := (&BackupFlags{Wait: wait}).request().WaitSeconds; got != want {
+			t.Errorf("--wait %v: %d seconds, want %d", wait, got, want)
+		}
+	}
+}
