@@ -1,6 +1,12 @@
 package main
 
 import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,5 +51,27 @@ func TestWaitOfBackup(t *testing.T) {
 		if got := (&BackupFlags{Wait: wait}).request().WaitSeconds; got != want {
 			t.Errorf("--wait %v: %d seconds, want %d", wait, got, want)
 		}
+	}
+}
+
+// Who does not wait for the cut any longer has not called it off.
+func TestBackupInterrupted(t *testing.T) {
+	t.Parallel()
+	env := &Env{RunDir: t.TempDir(), Stdout: io.Discard, Stderr: io.Discard}
+	l, err := net.Listen("unix", filepath.Join(env.RunDir, api.DaemonSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	env.Context = ctx
+	s := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadAll(r.Body)
+		interrupt()
+		<-r.Context().Done()
+	})}
+	go s.Serve(l)
+	defer s.Close()
+	if err := (&BackupFlags{}).run(env, api.BackupRequest{Domain: "g"}); err == nil || !strings.Contains(err.Error(), "goes on") {
+		t.Error(err)
 	}
 }
