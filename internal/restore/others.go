@@ -57,7 +57,7 @@ func resolve(path string) string {
 
 // others refuses what another domain of this host has, running or not.
 func (p *Plan) others(ctx context.Context, c libvirtx.Conn) error {
-	return definitions(ctx, c, func(_ libvirtx.Domain, text string) error { return p.other(text) })
+	return definitions(ctx, c, func(_ libvirtx.Domain, text string) error { return p.other(ctx, c, text) })
 }
 
 // definitions has all domains of this host looked at as they are, and as they will be at their next start.
@@ -83,8 +83,8 @@ func definitions(ctx context.Context, c libvirtx.Conn, look func(d libvirtx.Doma
 	return nil
 }
 
-func (p *Plan) other(text string) error {
-	disks, err := libvirtx.Disks(text)
+func (p *Plan) other(ctx context.Context, c libvirtx.Conn, text string) error {
+	disks, err := libvirtx.FoundDisks(ctx, c, text)
 	if err != nil {
 		return err
 	}

@@ -175,6 +175,30 @@ func (h host) XML(context.Context, libvirtx.Domain) (string, error) { return h.x
 
 func (h host) InactiveXML(context.Context, libvirtx.Domain) (string, error) { return h.xml, nil }
 
+func (h host) FindVolume(_ context.Context, pool, name string) (string, int64, error) {
+	if pool == "gone" {
+		return "", 0, libvirtx.ErrNoPool
+	}
+	return filepath.Join(pool, name), 0, nil
+}
+
+// A disk of a storage pool is a domain's too, though its definition does not say where it is.
+func TestDiskOfPoolIsInUse(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "x.raw")
+	if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := host{domain: libvirtx.Domain{Name: "g", UUID: uuid.New()}}
+	for pool, used := range map[string]bool{filepath.Dir(disk): true, "/elsewhere": false, "gone": false} {
+		h.xml = "<domain type='kvm'><name>g</name><uuid>" + h.domain.UUID.String() + "</uuid><devices><disk type='volume'><source pool='" + pool +
+			"' volume='x.raw'/><target dev='vda'/></disk></devices></domain>"
+		p := &Plan{Disks: []Disk{{Target: "vda", Path: disk}}}
+		if err := p.others(t.Context(), h); errors.Is(err, ErrInUse) != used || !used && err != nil {
+			t.Errorf("pool %s: %v", pool, err)
+		}
+	}
+}
+
 // A guest that was made by hand after a restore was cut off has its name, and so its NVRAM, but not its UUID; and perhaps its disk.
 func TestUndoLeavesWhatOthersHave(t *testing.T) {
 	dir := t.TempDir()

@@ -69,7 +69,7 @@ func (e *Entry) owners(ctx context.Context, c libvirtx.Conn) (owners, error) {
 		if x.UUID.String() == e.UUID || e.NVRAM != "" && p.NVRAM != "" && samePlace(e.NVRAM, p.NVRAM) {
 			has.state = x.Name
 		}
-		disks, err := libvirtx.Disks(text)
+		disks, err := libvirtx.FoundDisks(ctx, c, text)
 		for _, disk := range disks {
 			for _, d := range e.Disks {
 				if disk.Source != "" && samePlace(disk.Source, d.Path) {
