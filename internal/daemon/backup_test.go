@@ -348,6 +348,25 @@ func TestBackupFails(t *testing.T) {
 	}
 }
 
+// A backup that begins at the end of another one does not take its success away.
+func TestSuccessOfTheOneBefore(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	x := d.domainHere("g").ident()
+	d.newBackup(x, api.BackupStatus{Job: "one", State: api.JobCopying})
+	d.newBackup(x, api.BackupStatus{Job: "two", State: api.JobReserved})
+	for ended, want := range []int64{0, 1, 2} {
+		d.noteJob(x.UUID, &api.JobStatus{Job: "one", State: api.JobDone, Ended: int64(ended)})
+		if b := d.backupStatuses()[0]; b.LastSuccess != want || b.Job != "two" || b.State != api.JobReserved {
+			t.Errorf("%+v", b)
+		}
+	}
+	d.noteJob(x.UUID, &api.JobStatus{Job: "one", State: api.JobFailed, Ended: 3})
+	if b := d.backupStatuses()[0]; b.LastSuccess != 2 || b.State != api.JobReserved {
+		t.Errorf("%+v", b)
+	}
+}
+
 // A guest that was saved before it could be thawed is thawed once it goes on; one that is off has nothing to thaw.
 func TestThawOfSaved(t *testing.T) {
 	t.Parallel()
