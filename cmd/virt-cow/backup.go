@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,8 +45,12 @@ type BackupFlags struct {
 }
 
 func (f *BackupFlags) request() api.BackupRequest {
+	wait := int64(math.Ceil(f.Wait.Seconds()))
+	if wait == 0 {
+		wait = 1 // 0 would be the daemon's own patience
+	}
 	return api.BackupRequest{
-		Quiesce: f.Quiesce, Hooks: f.Hooks, OnError: f.OnError, Rate: int64(f.Rate), WaitSeconds: int64(f.Wait / time.Second),
+		Quiesce: f.Quiesce, Hooks: f.Hooks, OnError: f.OnError, Rate: int64(f.Rate), WaitSeconds: wait,
 		Folder: f.Folder, Pool: f.Pool, Provider: f.Provider,
 	}
 }

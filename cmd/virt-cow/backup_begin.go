@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 func (f *BackupFlags) run(env *Env, r api.BackupRequest) error {
 	d, v := api.NewDaemon(env.RunDir), newJobView(env)
 	s, err := begin(env.Context, d, v, r)
+	if err != nil && env.Context.Err() != nil { // the daemon ends what it has begun
+		return errors.New("no longer watched; what was begun goes on: `virt-cow backup jobs`")
+	}
 	if err != nil {
 		return daemonError(err)
 	}

@@ -1,6 +1,12 @@
 package main
 
 import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,5 +41,37 @@ func TestPace(t *testing.T) {
 	p.add(now.Add(time.Second), &s)
 	if got := p.progress(&s); got.ReadRate != 0 || got.ETA != nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// Who does not want to wait for a migration does not wait the daemon's ten minutes.
+func TestWaitOfBackup(t *testing.T) {
+	t.Parallel()
+	for wait, want := range map[time.Duration]int64{0: 1, 300 * time.Millisecond: 1, 1500 * time.Millisecond: 2, 10 * time.Minute: 600, -time.Minute: -60} {
+		if got := (&BackupFlags{Wait: wait}).request().WaitSeconds; got != want {
+			t.Errorf("--wait %v: %d seconds, want %d", wait, got, want)
+		}
+	}
+}
+
+// Who does not wait for the cut any longer has not called it off.
+func TestBackupInterrupted(t *testing.T) {
+	t.Parallel()
+	env := &Env{RunDir: t.TempDir(), Stdout: io.Discard, Stderr: io.Discard}
+	l, err := net.Listen("unix", filepath.Join(env.RunDir, api.DaemonSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	env.Context = ctx
+	s := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadAll(r.Body)
+		interrupt()
+		<-r.Context().Done()
+	})}
+	go s.Serve(l)
+	defer s.Close()
+	if err := (&BackupFlags{}).run(env, api.BackupRequest{Domain: "g"}); err == nil || !strings.Contains(err.Error(), "goes on") {
+		t.Error(err)
 	}
 }

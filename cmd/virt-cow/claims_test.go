@@ -105,7 +105,10 @@ func TestClaimOfADeadHost(t *testing.T) {
 	if !strings.Contains(s.log.String(), "claims --clear 3 "+b.path("c.vcow")) {
 		t.Errorf("a damaged slot: %s", &s.log)
 	}
-	b.run("store", "claims", "--clear", "3", b.path("c.vcow")).exits(0)
+	var cleared struct{ Cleared int }
+	if b.run("--json", "store", "claims", "--clear", "3", b.path("c.vcow")).exits(0).json(&cleared); cleared.Cleared != 1 {
+		t.Errorf("%+v", cleared)
+	}
 	b.run("--json", "store", "claims", b.path("c.vcow")).exits(0).json(&list)
 	if len(list) != 0 {
 		t.Errorf("%+v", list)

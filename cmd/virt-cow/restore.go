@@ -65,7 +65,7 @@ func fillFile(env *Env, d *backupDisk, path string) error {
 // lockPatience is how long a device may be held by somebody who is about to let go of it.
 const lockPatience = 2 * time.Second
 
-// restoreOver writes over what is there, if nobody has it open: no engine, no mount, no RAID.
+// restoreOver writes over what is there, if nobody has it open: no engine, no mount, no RAID, no QEMU.
 func restoreOver(env *Env, d *backupDisk, path string) error {
 	ctx, cancel := context.WithTimeout(env.Context, lockPatience)
 	defer cancel()
@@ -73,7 +73,11 @@ func restoreOver(env *Env, d *backupDisk, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := noStore(env, to); err != nil {
+	err = restore.NoQEMU(to)
+	if err == nil {
+		err = noStore(env, to)
+	}
+	if err != nil {
 		return errors.Join(err, to.Close())
 	}
 	return errors.Join(restoreTo(env, d, to, false), to.Close())

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/archive"
 )
@@ -64,6 +65,17 @@ func TestRestore(t *testing.T) {
 			t.Errorf("%s: %v %v", name, st.Mode(), err)
 		}
 	}
+	qemu, err := os.Open(b.path("new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 100, Len: 1} // as QEMU locks an image that it has open
+	if err := unix.FcntlFlock(qemu.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		t.Fatal(err)
+	}
+	run("restore", "disk", backup, "vda", "new", "--force").exits(exitLocked).says("a QEMU")
+	qemu.Close()
+	run("restore", "disk", backup, "vda", "new", "--force").exits(0)
 	if err := os.WriteFile(b.path("other.part"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

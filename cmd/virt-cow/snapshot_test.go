@@ -242,6 +242,10 @@ func TestSnapshotLost(t *testing.T) {
 	b.run("store", "break-snapshot", "a.vcow", id).exits(exitUsage).says("--yes")
 	b.run("store", "break-snapshot", "--yes", "a.vcow", "x").exits(exitUsage).says("store info")
 	b.run("store", "break-snapshot", "--yes", "a.vcow", uuid.NewString()).exits(exitFailed).says("not in the stack")
+	var broken struct{ Volume, Snapshot string }
+	if b.run("--json", "store", "break-snapshot", "--yes", "a.vcow", id).exits(0).json(&broken); broken.Volume != "a" || broken.Snapshot != id {
+		t.Errorf("%+v", broken)
+	}
 	b.run("store", "break-snapshot", "--yes", "a.vcow", id).exits(0).says("can be opened without")
 	s = b.serve("a.vcow")
 	p := make([]byte, 4096)

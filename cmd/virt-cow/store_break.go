@@ -54,6 +54,13 @@ If its store is only away, bring it back instead.
 	if err := c.stepIn(env, st, dev, id); err != nil {
 		return err
 	}
+	if env.JSON {
+		return printJSON(env, struct {
+			Store    string `json:"store"`
+			Volume   string `json:"volume"`
+			Snapshot string `json:"snapshot"`
+		}{c.Store, h.Name, id.String()})
+	}
 	fmt.Fprintf(env.Stdout, "%s: the volume %s can be opened without snapshot %v\n", c.Store, h.Name, id)
 	return nil
 }

@@ -100,6 +100,12 @@ func (c *StoreClaimsCmd) clear(env *Env) error {
 	if err != nil {
 		return err
 	}
+	if env.JSON {
+		return printJSON(env, struct {
+			Store   string `json:"store"`
+			Cleared int    `json:"cleared"`
+		}{c.Store, n})
+	}
 	fmt.Fprintf(env.Stdout, "%s: %s cleared\n", c.Store, count(n, "claim"))
 	return nil
 }

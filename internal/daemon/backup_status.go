@@ -184,24 +184,30 @@ func (d *Daemon) followJob(x libvirtx.Domain, job string) {
 	})
 }
 
-// noteJob notes how a job is, if it is the domain's last one.
+// noteJob notes how a job is, if it is the domain's last one; of one before, that it was a success: the next may have begun before
+// that was heard here.
 func (d *Daemon) noteJob(id uuid.UUID, j *api.JobStatus) {
 	d.mu.Lock()
 	s := d.backups[id]
-	same := s != nil && s.Job == j.Job && (s.State != j.State || s.Waits != j.Waits || s.Size != j.Size)
-	ended := s != nil && s.Ended != 0
-	if s != nil && s.Job == j.Job {
+	news := false // its progress need not outlive the daemon
+	switch {
+	case s == nil:
+	case s.Job != j.Job:
+		news = j.State == api.JobDone && j.Ended > s.LastSuccess
+	default:
+		news = s.Ended == 0 && (s.State != j.State || s.Waits != j.Waits || s.Size != j.Size)
 		s.Read, s.Zero, s.Reused, s.Written = j.Read, j.Zero, j.Reused, j.Written
 	}
 	d.mu.Unlock()
-	if !same || ended { // its progress need not outlive the daemon
+	if !news {
 		return
 	}
 	d.noteBackup(id, func(s *api.BackupStatus) {
-		s.State, s.Waits, s.Error, s.Size, s.Ended = j.State, j.Waits, j.Error, j.Size, j.Ended
-		s.Read, s.Zero, s.Reused, s.Written = j.Read, j.Zero, j.Reused, j.Written
 		if j.State == api.JobDone {
-			s.LastSuccess = j.Ended
+			s.LastSuccess = max(s.LastSuccess, j.Ended)
+		}
+		if s.Job == j.Job {
+			s.State, s.Waits, s.Error, s.Size, s.Ended = j.State, j.Waits, j.Error, j.Size, j.Ended
 		}
 	})
 }

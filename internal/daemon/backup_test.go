@@ -32,6 +32,13 @@ type agent struct {
 	calls  []string
 	freeze error // after it was done
 	thaw   error // instead of it
+	saved  bool  // while it is off
+}
+
+func (a *agent) Saved(context.Context, libvirtx.Domain) (bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.saved, nil
 }
 
 func (a *agent) Lookup(_ context.Context, name string) (libvirtx.Domain, error) {
@@ -338,6 +345,38 @@ func TestBackupFails(t *testing.T) {
 	d.clean(t)
 	if a.frozen || d.cutter.MaybeFrozen(a.id.UUID.String()) {
 		t.Error("frozen still")
+	}
+}
+
+// A backup that begins at the end of another one does not take its success away.
+func TestSuccessOfTheOneBefore(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	x := d.domainHere("g").ident()
+	d.newBackup(x, api.BackupStatus{Job: "one", State: api.JobCopying})
+	d.newBackup(x, api.BackupStatus{Job: "two", State: api.JobReserved})
+	for ended, want := range []int64{0, 1, 2} {
+		d.noteJob(x.UUID, &api.JobStatus{Job: "one", State: api.JobDone, Ended: int64(ended)})
+		if b := d.backupStatuses()[0]; b.LastSuccess != want || b.Job != "two" || b.State != api.JobReserved {
+			t.Errorf("%+v", b)
+		}
+	}
+	d.noteJob(x.UUID, &api.JobStatus{Job: "one", State: api.JobFailed, Ended: 3})
+	if b := d.backupStatuses()[0]; b.LastSuccess != 2 || b.State != api.JobReserved {
+		t.Errorf("%+v", b)
+	}
+}
+
+// A guest that was saved before it could be thawed is thawed once it goes on; one that is off has nothing to thaw.
+func TestThawOfSaved(t *testing.T) {
+	t.Parallel()
+	for _, saved := range []bool{true, false} {
+		d := newRealDaemon(t)
+		a := &agent{said: &said{}, id: d.domainHere("g").ident(), frozen: true, thaw: libvirtx.ErrNotRunning, saved: saved}
+		d.conn = a
+		if _, err := (cutGuests{d}).Thaw(t.Context(), a.id); err == nil || errors.Is(err, cut.ErrNotFrozen) == saved {
+			t.Errorf("saved %t: %v", saved, err)
+		}
 	}
 }
 

@@ -74,7 +74,7 @@ func (d *Daemon) guestDisks(ctx context.Context) ([]string, error) {
 		} else if err != nil {
 			return nil, err
 		}
-		disks, err := libvirtx.Disks(text)
+		disks, err := libvirtx.FoundDisks(ctx, c, text)
 		if err != nil {
 			return nil, err
 		}

@@ -225,9 +225,16 @@ func (c cutGuests) Thaw(ctx context.Context, x libvirtx.Domain) (int, error) {
 	case err == nil:
 		return n, nil
 	}
-	// A guest that is off, or has gone to another host, has nothing to thaw here.
-	if runs, asked := c.Running(ctx, x); asked == nil && !runs {
-		return 0, fmt.Errorf("%w: the domain is not on this host", cut.ErrNotFrozen)
+	// A guest that is off, or has gone to another host, has nothing to thaw here; but one that is saved comes back frozen.
+	if runs, asked := c.Running(ctx, x); asked != nil || runs {
+		return 0, err
 	}
-	return 0, err
+	saved, asked := conn.Saved(ctx, x)
+	switch {
+	case saved:
+		return 0, fmt.Errorf("it is saved, and thawed once it goes on: %w", err)
+	case asked != nil && !errors.Is(asked, libvirtx.ErrNoDomain):
+		return 0, asked
+	}
+	return 0, fmt.Errorf("%w: the domain is not on this host", cut.ErrNotFrozen)
 }

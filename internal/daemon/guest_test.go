@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -172,5 +173,26 @@ func TestBootDiskOfADomainThatIsOff(t *testing.T) {
 	}
 	if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// pooled is a libvirt whose one domain has a disk of a storage pool.
+type pooled struct{ *said }
+
+func (pooled) Domains(context.Context) ([]libvirtx.Domain, error) {
+	return []libvirtx.Domain{{Name: "g"}}, nil
+}
+
+func (pooled) FindVolume(_ context.Context, pool, name string) (string, int64, error) {
+	return "/" + pool + "/" + name, 0, nil
+}
+
+// TestDisksOfPoolsAreGuests: what looks like a store there is a guest's doing, as on any other raw disk.
+func TestDisksOfPoolsAreGuests(t *testing.T) {
+	t.Parallel()
+	d := newTestDaemon(t)
+	d.conn = pooled{&said{xml: "<disk type='volume'><source pool='images' volume='g.raw'/><target dev='vda'/></disk>"}}
+	if disks, err := d.guestDisks(t.Context()); err != nil || len(disks) != 1 || disks[0] != "/images/g.raw" {
+		t.Error(disks, err)
 	}
 }

@@ -191,7 +191,7 @@ func (d *Daemon) ownerElsewhere(ctx context.Context, w libvirtx.Want, disk api.P
 	case h.Owner.Host == self.Host:
 		return nil, "", fmt.Errorf("volume %s: this host has it open itself (if both hosts have one UUID, give each its own: engine.host_uuid)", w.Volume)
 	case h.Owner.Address == "":
-		return nil, "", fmt.Errorf("volume %s: its engine on %s does not say where the daemon there answers: set [migration] there, then `virt-cow restart %s`",
+		return nil, "", fmt.Errorf("volume %s: its engine on %s does not say where the daemon there answers: set [migration] there, then `virt-cow volume restart %s`",
 			w.Volume, h.Owner.HostName, w.Volume)
 	}
 	return h.Owner, h.UUID, nil

@@ -137,7 +137,7 @@ func (d *Daemon) peerGrant(ctx context.Context, r api.PeerGrantRequest) (*api.Pe
 	case err != nil:
 		return nil, err
 	case s.ControlVersion < 3:
-		return nil, fmt.Errorf("volume %s: its engine on %s is of version %s, which can't hand it over: `virt-cow restart %s` there first",
+		return nil, fmt.Errorf("volume %s: its engine on %s is of version %s, which can't hand it over: `virt-cow volume restart %s` there first",
 			v.name, d.config.Peers.Self().HostName, s.Version, v.name)
 	}
 	// Noted before it is done: whoever asks meanwhile must not be told that there is none.

@@ -63,6 +63,8 @@ type Disk struct {
 	Socket string // of its NBD server, clean and under /run; "" for any other kind
 	Source string // file or block device, "" for any other kind
 	Alias  string // "" for one without, as in a stored definition
+
+	Pool, Volume string // the storage pool that has it, and its name there; "" for any other kind
 }
 
 // Disks reads the disks of a domain from its XML, ours and others.
@@ -70,6 +72,9 @@ func Disks(domainXML string) ([]Disk, error) {
 	var disks []Disk
 	_, err := walk([]byte(domainXML), func(x libvirtxml.DomainDisk) {
 		disk := Disk{Socket: nbdSocket(x), Source: localSource(x)}
+		if x.Source != nil && x.Source.Volume != nil {
+			disk.Pool, disk.Volume = x.Source.Volume.Pool, x.Source.Volume.Volume
+		}
 		if x.Target != nil {
 			disk.Target = x.Target.Dev
 		}

@@ -78,6 +78,8 @@ type Conn interface {
 	// Leaving says that an active domain is being migrated to another host: from before that one's hook is called until
 	// the migration has succeeded or failed.
 	Leaving(ctx context.Context, d Domain) (bool, error)
+	// Saved says that a domain is off with its memory kept (virsh managedsave): at its next start its guest goes on.
+	Saved(ctx context.Context, d Domain) (bool, error)
 	// Metadata is the virt-cow element, "" if there is none: the live one of an active domain.
 	Metadata(ctx context.Context, d Domain) (string, error)
 	// SetMetadata replaces the whole element, live and stored, as far as the domain has each; "" removes it. Of
@@ -99,8 +101,8 @@ type Conn interface {
 	// so that a thaw is never overtaken by an earlier freeze.
 	//
 	// What is frozen is known to the guest alone. It stays so when its agent dies, and then is thawed by the agent that is
-	// started next; when libvirtd restarts; and when the guest moves: then it is thawed on the host it moved to. Nothing
-	// but Thaw, the guest's administrator or a restart of the guest ends it.
+	// started next; when libvirtd restarts; when the guest is saved, and goes on; and when the guest moves: then it is
+	// thawed on the host it moved to. Nothing but Thaw, the guest's administrator or a restart of the guest ends it.
 	Freeze(ctx context.Context, d Domain) (filesystems int, err error)
 	// Thaw undoes Freeze and calls the hooks, and says how many file systems it thawed, 0 if none was frozen. Fewer than
 	// were frozen means that they were not frozen until now. With ErrHook they are thawed, and how many is not known.

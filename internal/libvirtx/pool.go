@@ -93,6 +93,25 @@ func FindVolume(ctx context.Context, c PoolCalls, pool, name string) (string, in
 	return v.Path, v.Size, nil
 }
 
+// FoundDisks are Disks, with the file or block device of those in storage pools, as far as their pool knows it.
+func FoundDisks(ctx context.Context, c Conn, domainXML string) ([]Disk, error) {
+	disks, err := Disks(domainXML)
+	if err != nil {
+		return nil, err
+	}
+	for i := range disks {
+		d := &disks[i]
+		if d.Pool == "" {
+			continue
+		}
+		d.Source, _, err = c.FindVolume(ctx, d.Pool, d.Volume)
+		if err != nil && !errors.Is(err, ErrNoPool) && !errors.Is(err, ErrNoVolume) && !errors.Is(err, ErrPool) {
+			return nil, err
+		}
+	}
+	return disks, nil
+}
+
 // DeleteVolume is Conn's, for the drivers.
 func DeleteVolume(ctx context.Context, c PoolCalls, pool, name string) error {
 	_, _, err := FindVolume(ctx, c, pool, name)

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
@@ -124,10 +122,9 @@ func (d *Disk) hold() (*blockdev.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock := unix.Flock_t{Type: unix.F_WRLCK} // QEMU has some bytes locked of each image that it has open
-	if err := unix.FcntlFlock(uintptr(f.Fd()), unix.F_OFD_GETLK, &lock); err == nil && lock.Type != unix.F_UNLCK {
+	if err := NoQEMU(f); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("%s: %w: a QEMU, or somebody else, has it open", d.Path, blockdev.ErrLocked)
+		return nil, err
 	}
 	return f, nil
 }

@@ -6,6 +6,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/durable"
 )
 
@@ -19,6 +22,15 @@ func CreatePart(part string) (*os.File, error) {
 		return nil, errPart(part)
 	}
 	return f, err
+}
+
+// NoQEMU refuses what a QEMU has open: it has some bytes locked of each image, and no flock. ErrLocked.
+func NoQEMU(f *blockdev.File) error {
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(uintptr(f.Fd()), unix.F_OFD_GETLK, &lock); err == nil && lock.Type != unix.F_UNLCK {
+		return fmt.Errorf("%s: %w: a QEMU, or somebody else, has it open", f.Info().Name, blockdev.ErrLocked)
+	}
+	return nil
 }
 
 func errPart(part string) error {

@@ -57,6 +57,11 @@ func resolve(path string) string {
 
 // others refuses what another domain of this host has, running or not.
 func (p *Plan) others(ctx context.Context, c libvirtx.Conn) error {
+	return definitions(ctx, c, func(_ libvirtx.Domain, text string) error { return p.other(ctx, c, text) })
+}
+
+// definitions has all domains of this host looked at as they are, and as they will be at their next start.
+func definitions(ctx context.Context, c libvirtx.Conn, look func(d libvirtx.Domain, text string) error) error {
 	all, err := c.Domains(ctx)
 	if err != nil {
 		return err
@@ -68,7 +73,7 @@ func (p *Plan) others(ctx context.Context, c libvirtx.Conn) error {
 				continue
 			}
 			if err == nil {
-				err = p.other(d.Name, text)
+				err = look(d, text)
 			}
 			if err != nil {
 				return fmt.Errorf("domain %s: %w", d.Name, err)
@@ -78,8 +83,8 @@ func (p *Plan) others(ctx context.Context, c libvirtx.Conn) error {
 	return nil
 }
 
-func (p *Plan) other(name, text string) error {
-	disks, err := libvirtx.Disks(text)
+func (p *Plan) other(ctx context.Context, c libvirtx.Conn, text string) error {
+	disks, err := libvirtx.FoundDisks(ctx, c, text)
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,11 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
 // known are volumes that are there, by name.
@@ -132,7 +135,7 @@ func TestOnlyOwnIsRemoved(t *testing.T) {
 		device:  {IntentDisk{Path: device, Device: true}, false},
 	} {
 		u := &Undone{}
-		if err := c.disk.remove(u); err != nil {
+		if err := c.disk.remove(u, ""); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) != c.gone || len(u.Removed) > 0 != c.gone {
@@ -147,5 +150,91 @@ func TestOnlyOwnIsRemoved(t *testing.T) {
 	}
 	if _, there := volumes["other"]; len(volumes) != 1 || !there {
 		t.Error(volumes)
+	}
+}
+
+// host is a libvirt that has one domain.
+type host struct {
+	libvirtx.Conn
+	domain libvirtx.Domain
+	xml    string
+}
+
+func (h host) Domains(context.Context) ([]libvirtx.Domain, error) {
+	return []libvirtx.Domain{h.domain}, nil
+}
+
+func (h host) Lookup(_ context.Context, by string) (libvirtx.Domain, error) {
+	if by == h.domain.Name || by == h.domain.UUID.String() {
+		return h.domain, nil
+	}
+	return libvirtx.Domain{}, libvirtx.ErrNoDomain
+}
+
+func (h host) XML(context.Context, libvirtx.Domain) (string, error) { return h.xml, nil }
+
+func (h host) InactiveXML(context.Context, libvirtx.Domain) (string, error) { return h.xml, nil }
+
+func (h host) FindVolume(_ context.Context, pool, name string) (string, int64, error) {
+	if pool == "gone" {
+		return "", 0, libvirtx.ErrNoPool
+	}
+	return filepath.Join(pool, name), 0, nil
+}
+
+// A disk of a storage pool is a domain's too, though its definition does not say where it is.
+func TestDiskOfPoolIsInUse(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "x.raw")
+	if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := host{domain: libvirtx.Domain{Name: "g", UUID: uuid.New()}}
+	for pool, used := range map[string]bool{filepath.Dir(disk): true, "/elsewhere": false, "gone": false} {
+		h.xml = "<domain type='kvm'><name>g</name><uuid>" + h.domain.UUID.String() + "</uuid><devices><disk type='volume'><source pool='" + pool +
+			"' volume='x.raw'/><target dev='vda'/></disk></devices></domain>"
+		p := &Plan{Disks: []Disk{{Target: "vda", Path: disk}}}
+		if err := p.others(t.Context(), h); errors.Is(err, ErrInUse) != used || !used && err != nil {
+			t.Errorf("pool %s: %v", pool, err)
+		}
+	}
+}
+
+// A guest that was made by hand after a restore was cut off has its name, and so its NVRAM, but not its UUID; and perhaps its disk.
+func TestUndoLeavesWhatOthersHave(t *testing.T) {
+	dir := t.TempDir()
+	nvram, disk := filepath.Join(dir, "g_VARS.fd"), filepath.Join(dir, "g-vda.raw")
+	for end, stays := range map[string]bool{"": true, ".other": false} {
+		for _, path := range []string{nvram, disk} {
+			if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		st, err := os.Stat(disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := st.Sys().(*syscall.Stat_t)
+		e, err := JournalIn(t.TempDir()).Hold(t.Context(), "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Intent = Intent{
+			Version: intentVersion, Domain: "g", UUID: uuid.NewString(), NVRAM: nvram, Disks: []IntentDisk{{Path: disk, Volume: "v", Dev: x.Dev, Ino: x.Ino}},
+		}
+		h := host{domain: libvirtx.Domain{Name: "g", UUID: uuid.New()}}
+		h.xml = "<domain type='kvm'><name>g</name><uuid>" + h.domain.UUID.String() + "</uuid><os><type>hvm</type><nvram>" + nvram + end + "</nvram></os>" +
+			"<devices><disk type='file'><source file='" + disk + end + "'/><target dev='vda'/></disk></devices></domain>"
+		u, err := e.Undo(t.Context(), h, known{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{nvram, disk} {
+			if _, err := os.Lstat(path); (err == nil) != stays {
+				t.Errorf("the domain has %s%s: %v, %+v", path, end, err, u)
+			}
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

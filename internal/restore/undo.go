@@ -33,20 +33,53 @@ func (e *Entry) Undo(ctx context.Context, c libvirtx.Conn, volumes Volumes) (*Un
 		u.Finished = true
 		return u, errors.Join(durable.Remove(e.definition()), e.end())
 	}
+	has, err := e.owners(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	for _, d := range e.Disks {
 		if err := d.forget(ctx, volumes, u); err != nil {
 			return u, err
 		}
 	}
-	if err := e.removeState(u, there); err != nil {
+	if err := e.removeState(u, has.state); err != nil {
 		return u, err
 	}
 	for _, d := range e.Disks {
-		if err := d.remove(u); err != nil {
+		if err := d.remove(u, has.disks[d.Path]); err != nil {
 			return u, err
 		}
 	}
 	return u, errors.Join(durable.Remove(e.definition()), e.end())
+}
+
+// owners are domains that have what the restore has made: by hand one may have been defined with it since.
+type owners struct {
+	state string            // the domain with the NVRAM or the TPM
+	disks map[string]string // by path
+}
+
+func (e *Entry) owners(ctx context.Context, c libvirtx.Conn) (owners, error) {
+	has := owners{disks: map[string]string{}}
+	err := definitions(ctx, c, func(x libvirtx.Domain, text string) error {
+		p, err := domainxml.PlacesOf(text)
+		if err != nil {
+			return err
+		}
+		if x.UUID.String() == e.UUID || e.NVRAM != "" && p.NVRAM != "" && samePlace(e.NVRAM, p.NVRAM) {
+			has.state = x.Name
+		}
+		disks, err := libvirtx.FoundDisks(ctx, c, text)
+		for _, disk := range disks {
+			for _, d := range e.Disks {
+				if disk.Source != "" && samePlace(disk.Source, d.Path) {
+					has.disks[d.Path] = x.Name
+				}
+			}
+		}
+		return err
+	})
+	return has, err
 }
 
 // defined says whether libvirt has the domain.
@@ -78,15 +111,15 @@ func (d *IntentDisk) forget(ctx context.Context, volumes Volumes, u *Undone) err
 }
 
 // removeState removes NVRAM and TPM state, unless they may be another domain's.
-func (e *Entry) removeState(u *Undone, defined bool) error {
+func (e *Entry) removeState(u *Undone, owner string) error {
 	there, err := domainxml.StateAt(domainxml.Places{NVRAM: e.NVRAM, TPM: e.TPM})
 	if err != nil {
 		return err
 	}
 	for _, path := range there {
 		switch {
-		case defined:
-			u.Left = append(u.Left, path+": domain "+e.Domain+" is defined and may have it")
+		case owner != "":
+			u.Left = append(u.Left, path+": domain "+owner+" is defined and may have it")
 		case e.Replaced:
 			u.Left = append(u.Left, path+": there was such a file before, and this may still be it")
 		default:
@@ -101,15 +134,15 @@ func (e *Entry) removeState(u *Undone, defined bool) error {
 			return err
 		}
 	}
-	if e.TPM != "" && !defined && !e.Replaced { // its folders, where they are empty
+	if e.TPM != "" && owner == "" && !e.Replaced { // its folders, where they are empty
 		_ = os.Remove(e.TPM)
 		_ = os.Remove(filepath.Dir(e.TPM))
 	}
 	return nil
 }
 
-// remove removes the disk's file.
-func (d *IntentDisk) remove(u *Undone) error {
+// remove removes the disk's file, unless a domain has it.
+func (d *IntentDisk) remove(u *Undone, owner string) error {
 	if d.Device {
 		u.Left = append(u.Left, d.Path+": what the device held before is lost; if its disk did not become whole its first MiB is zeros")
 		return nil
@@ -128,6 +161,8 @@ func (d *IntentDisk) remove(u *Undone) error {
 			ours = st.Mode().IsRegular() && st.Size() == 0
 		}
 		switch {
+		case ours && path == d.Path && owner != "":
+			u.Left = append(u.Left, path+": domain "+owner+" has it as a disk")
 		case ours:
 			if err := durable.Remove(path); err != nil {
 				return err

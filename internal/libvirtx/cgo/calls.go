@@ -99,6 +99,10 @@ func (r *conn) Leaving(ctx context.Context, x libvirtx.Domain) (bool, error) {
 	})
 }
 
+func (r *conn) Saved(ctx context.Context, x libvirtx.Domain) (bool, error) {
+	return on(ctx, r, "saved memory of", x, func(d *libvirt.Domain) (bool, error) { return d.HasManagedSaveImage(0) })
+}
+
 func (r *conn) Metadata(ctx context.Context, x libvirtx.Domain) (string, error) {
 	xml, err := on(ctx, r, "metadata of", x, func(d *libvirt.Domain) (string, error) {
 		return d.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, libvirtx.Namespace, libvirt.DOMAIN_AFFECT_CURRENT)

@@ -81,6 +81,7 @@ func (r *rig) unknown(t *testing.T, c libvirtx.Conn) {
 		"inactive XML": func() error { _, err := c.InactiveXML(ctx, nobody); return err },
 		"secret XML":   func() error { _, err := c.SecretXML(ctx, nobody); return err },
 		"leaving":      func() error { _, err := c.Leaving(ctx, nobody); return err },
+		"saved":        func() error { _, err := c.Saved(ctx, nobody); return err },
 		"metadata":     func() error { _, err := c.Metadata(ctx, nobody); return err },
 		"set metadata": func() error { return c.SetMetadata(ctx, nobody, "<disks/>") },
 		"attach":       func() error { return c.Attach(ctx, nobody, "<disk/>") },
@@ -97,7 +98,7 @@ func (r *rig) unknown(t *testing.T, c libvirtx.Conn) {
 	}
 }
 
-// life: start, pause, go on, stop. Nothing need boot for that.
+// life: start, pause, go on, save, go on, stop. Nothing need boot for that.
 func (r *rig) life(t *testing.T) {
 	ctx, c := t.Context(), r.conn(t)
 	g, d := r.define(t, lab.GuestConfig{Name: "life"})
@@ -121,6 +122,20 @@ func (r *rig) life(t *testing.T) {
 	if s, err := c.State(ctx, d); err != nil || s != (libvirtx.State{Active: true}) {
 		t.Fatal(s, err)
 	}
+	saved := func(want bool) {
+		t.Helper()
+		if saved, err := c.Saved(ctx, d); err != nil || saved != want {
+			t.Fatal(saved, err)
+		}
+	}
+	saved(false)
+	r.virsh(t, "managedsave", g.Name)
+	saved(true)
+	if s, err := c.State(ctx, d); err != nil || s.Active {
+		t.Fatal(s, err)
+	}
+	r.virsh(t, "start", g.Name)
+	saved(false)
 	const destroyed = 1
 	if err := g.Destroy(ctx); err != nil {
 		t.Fatal(err)

@@ -80,6 +80,13 @@ func (r *conn) Leaving(ctx context.Context, d libvirtx.Domain) (bool, error) {
 	})
 }
 
+func (r *conn) Saved(ctx context.Context, d libvirtx.Domain) (bool, error) {
+	return call(ctx, r, "saved memory of "+d.Name, func() (bool, error) {
+		saved, err := r.l.DomainHasManagedSaveImage(toDomain(d), 0)
+		return saved == 1, err
+	})
+}
+
 func (r *conn) Metadata(ctx context.Context, d libvirtx.Domain) (string, error) {
 	xml, err := call(ctx, r, "metadata of "+d.Name, func() (string, error) {
 		return r.l.DomainGetMetadata(toDomain(d), int32(libvirt.DomainMetadataElement),
