@@ -131,7 +131,7 @@ func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
 		return
 	}
 	d.mu.Lock()
-	soon := time.Since(v.fencedAt) < fenceAgain || time.Since(time.UnixMilli(s.Handover.Since)) < fenceAfter
+	soon := time.Since(v.fencedAt) < fenceAgain || v.incoming == nil || v.incoming.silent.IsZero() || time.Since(v.incoming.silent) < fenceAfter
 	if !soon {
 		v.fencedAt = time.Now()
 	}
@@ -148,11 +148,25 @@ func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
 	}
 }
 
-// How long a guest waits for an owner that does not answer before that is fenced, and how long until the next attempt.
+// How long an owner that a guest waits for does not answer before it is fenced, and how long until the next attempt.
 const (
 	fenceAfter = 15 * time.Second
 	fenceAgain = time.Minute
 )
+
+// noteSilent takes note of whether the owner of a volume that a guest waits for has answered a question of that time.
+func (d *Daemon) noteSilent(v *volume, asked time.Time, silent bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	in := v.incoming
+	switch {
+	case in == nil:
+	case !silent:
+		in.silent = time.Time{}
+	case in.silent.IsZero():
+		in.silent = asked
+	}
+}
 
 // tellDead gives a volume's engine the proof that a host is dead: the volume's owner, or one that it is granted to.
 func (d *Daemon) tellDead(ctx context.Context, v *volume, s *api.EngineStatus, host, by string) error {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -515,10 +516,18 @@ func TestNotFencedWhileItComesUp(t *testing.T) {
 	}
 }
 
-// TestNotFencedByItself: after a takeover the header names this host before its engine says that the hand-over is over.
-func TestNotFencedByItself(t *testing.T) {
+// TestFencedWhileAGuestWaits: only an owner that has been silent for a while, however long the guest has waited for one that answers;
+// and no host fences itself: after a takeover the header names it before its engine says that the hand-over is over.
+func TestFencedWhileAGuestWaits(t *testing.T) {
 	t.Parallel()
-	for owner, fences := range map[string]bool{hostA: true, hostB: false} {
+	for _, c := range []struct {
+		name, owner   string
+		silent, fence bool
+	}{
+		{"silent for long", hostA, true, true},
+		{"silent just now", hostA, false, false},
+		{"this host", hostB, true, false},
+	} {
 		d := newRealDaemon(t)
 		dir := t.TempDir()
 		fenced := filepath.Join(dir, "fenced")
@@ -533,13 +542,20 @@ func TestNotFencedByItself(t *testing.T) {
 			return nil, peer.ErrUnreachable
 		}}}
 		d.conn = &said{state: libvirtx.State{Active: true}}
-		d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
-			Owner: &api.Owner{Host: owner, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
+		v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+			Owner: &api.Owner{Host: c.owner, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
 			Handover: &api.Handover{Role: api.RoleReceiver, State: "active", PeerState: "open", Grant: grant},
 		})
-		eventually(t, "what the first answer led to is done", func() bool { return asked.Load() > 1 })
-		if _, err := os.Stat(fenced); fences != (err == nil) {
-			t.Errorf("owner %s: fenced %v, want %v", owner, err == nil, fences)
+		eventually(t, "the owner is asked", func() bool { return asked.Load() > 0 })
+		if c.silent {
+			d.mu.Lock()
+			v.incoming.silent = time.Now().Add(-fenceAfter)
+			d.mu.Unlock()
+		}
+		already := asked.Load()
+		eventually(t, "what came of an answer is done", func() bool { return asked.Load() > already+1 })
+		if _, err := os.Stat(fenced); c.fence != (err == nil) {
+			t.Errorf("%s: fenced %v, want %v", c.name, err == nil, c.fence)
 		}
 	}
 }
