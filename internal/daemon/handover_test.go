@@ -484,32 +484,38 @@ func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
 	}
 }
 
-// TestNotFencedWhileItComesUp: a daemon that is being restarted does not answer for a moment, and its host is well.
+// TestNotFencedWhileItComesUp: a daemon that is being restarted does not answer for a moment, and its host is well. Nor does its LUN
+// shut it out.
 func TestNotFencedWhileItComesUp(t *testing.T) {
 	t.Parallel()
-	d := newRealDaemon(t)
 	dir := t.TempDir()
-	fenced := filepath.Join(dir, "fenced")
-	d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
-	if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: > "+fenced+"\n"), 0o755); err != nil {
+	command, fenced := filepath.Join(dir, "fence"), filepath.Join(dir, "fenced")
+	if err := os.WriteFile(command, []byte("#!/bin/sh\n: > "+fenced+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	st := otherHost(t, d.create(t, "v").Store)
-	err := st.Update(func(h *cowfmt.Header) {
-		h.Owner = &cowfmt.Owner{Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), Address: "ha", Since: 1}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var asked atomic.Int32
-	d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerRelease: func(any) (any, error) {
-		if asked.Add(1) < 3 {
-			return nil, peer.ErrUnreachable
+	for _, force := range []func(*Config){
+		func(c *Config) { c.FenceCommand, c.FenceTimeout = command, patience },
+		func(c *Config) { c.Reservations = true },
+	} {
+		d := newRealDaemon(t)
+		force(&d.config)
+		st := otherHost(t, d.create(t, "v").Store)
+		err := st.Update(func(h *cowfmt.Header) {
+			h.Owner = &cowfmt.Owner{Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), Address: "ha", Since: 1}
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil, &api.RemoteError{Code: 409, Message: "its guest runs"}
-	}}}
-	if _, err := d.Start(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "its guest runs") {
-		t.Error(err)
+		var asked atomic.Int32
+		d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerRelease: func(any) (any, error) {
+			if asked.Add(1) < 3 {
+				return nil, peer.ErrUnreachable
+			}
+			return nil, &api.RemoteError{Code: 409, Message: "its guest runs"}
+		}}}
+		if _, err := d.Start(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "its guest runs") {
+			t.Error(err)
+		}
 	}
 	if _, err := os.Stat(fenced); err == nil {
 		t.Error("a host that is well was fenced")
