@@ -54,7 +54,7 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 	case proven():
 		return nil
 	}
-	if ferr := d.fence(ctx, owner); ferr == nil {
+	if ferr := d.fence(ctx, owner, time.Now()); ferr == nil {
 		if err := d.prove(v.name, h.UUID, owner, h.Epoch, byFence); err != nil {
 			return err
 		}

@@ -102,14 +102,24 @@ func (d *Daemon) takenOver(v *volume) {
 
 var errNoFence = errors.New("no fence command")
 
-// fence has a site's own command see to it that a host is dead. Only its exit code 0 is a proof.
-func (d *Daemon) fence(ctx context.Context, owner *api.Owner) error {
+// fenced is a boot of a host that the fence command made sure is dead.
+type fenced struct {
+	host, boot string
+	at         time.Time // when that was certain
+}
+
+// fence has a site's own command see to it that a host is dead, which was silent at that time. Only its exit code 0 is a proof, for
+// all that wait for this host: once more, and it would end what the host has begun anew.
+func (d *Daemon) fence(ctx context.Context, owner *api.Owner, silent time.Time) error {
 	command := d.config.FenceCommand
 	if command == "" {
 		return errNoFence
 	}
 	d.fencing.Lock() // one at a time: two volumes of one host need not cut its power twice at once
 	defer d.fencing.Unlock()
+	if last := d.fenced; last.host == owner.Host && last.boot == owner.Boot && last.at.After(silent) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.config.FenceTimeout)
 	defer cancel()
 	d.log.Warn().Str("host", owner.HostName).Str("command", command).Msg("fencing a host that does not answer")
@@ -121,6 +131,7 @@ func (d *Daemon) fence(ctx context.Context, owner *api.Owner) error {
 		last = last[max(0, len(last)-300):]
 		return fmt.Errorf("fence command %s: %w: %s", command, err, last)
 	}
+	d.fenced = fenced{owner.Host, owner.Boot, time.Now()}
 	return nil
 }
 
@@ -139,7 +150,7 @@ func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
 	if soon {
 		return
 	}
-	if err := d.fence(d.root, s.Owner); err != nil {
+	if err := d.fence(d.root, s.Owner, time.Now()); err != nil {
 		d.log.Error().Err(err).Str("volume", v.name).Msg("its owner does not answer")
 		return
 	}

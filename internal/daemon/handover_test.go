@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -597,5 +598,44 @@ func TestNotFencedOnceProven(t *testing.T) {
 	}
 	if _, err := os.Stat(fenced); err == nil {
 		t.Error("a host that is proven dead was fenced")
+	}
+}
+
+// TestFencedOnce: many volumes of a dead host are waited for at once. What it has begun anew by the time that the last of them has its
+// turn must not be ended.
+func TestFencedOnce(t *testing.T) {
+	t.Parallel()
+	d := newTestDaemon(t)
+	dir := t.TempDir()
+	command, code, runs := filepath.Join(dir, "fence"), filepath.Join(dir, "code"), filepath.Join(dir, "runs")
+	d.config.FenceCommand, d.config.FenceTimeout = command, patience
+	if err := os.WriteFile(command, []byte("#!/bin/sh\necho >>"+runs+"\nexit $(cat "+code+")\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	silent := time.Now()
+	for i, c := range []struct {
+		host, boot string
+		silent     time.Time
+		code, runs int
+	}{
+		{hostA, bootA, silent, 1, 1},      // no proof
+		{hostA, bootA, silent, 0, 2},      // one
+		{hostA, bootA, silent, 0, 2},      // for all who wait
+		{hostA, grant, silent, 0, 3},      // another boot
+		{hostA, bootA, silent, 0, 4},      //
+		{hostA, bootA, time.Time{}, 0, 5}, // silent again, since then
+	} {
+		if err := os.WriteFile(code, []byte(strconv.Itoa(c.code)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c.silent.IsZero() {
+			c.silent = time.Now()
+		}
+		if err := d.fence(t.Context(), &api.Owner{Host: c.host, Boot: c.boot}, c.silent); (err != nil) != (c.code != 0) {
+			t.Errorf("%d: %v", i, err)
+		}
+		if b, err := os.ReadFile(runs); err != nil || len(b) != c.runs {
+			t.Errorf("%d: it ran %d times, want %d: %v", i, len(b), c.runs, err)
+		}
 	}
 }
