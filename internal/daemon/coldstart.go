@@ -54,7 +54,7 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 	case proven():
 		return nil
 	}
-	if ferr := d.fence(ctx, owner); ferr == nil {
+	if ferr := d.fence(ctx, owner, time.Now()); ferr == nil {
 		if err := d.prove(v.name, h.UUID, owner, h.Epoch, byFence); err != nil {
 			return err
 		}
@@ -74,15 +74,16 @@ func (d *Daemon) comeBy(ctx context.Context, v *volume, w libvirtx.Want) error {
 		w.Volume, owner.HostName, since, err, owner.HostName)
 }
 
-// askRelease asks an owner to close a volume. One that would be fenced is asked again for a while: its daemon may only be on its way
-// up again, and its guests run. It is not asked again once enough is known.
+// askRelease asks an owner to close a volume. One that would be fenced, or shut out by its LUN, is asked again for a while: its daemon
+// may only be on its way up again, and its guests run. It is not asked again once enough is known.
 func (d *Daemon) askRelease(ctx context.Context, owner *api.Owner, r api.PeerReleaseRequest, enough func() bool) error {
 	var wait time.Duration
 	for began := time.Now(); ; {
 		asking, cancel := context.WithTimeout(ctx, releaseTimeout)
 		err := d.config.Peers.Call(asking, owner.Address, api.PathPeerRelease, r, nil)
 		cancel()
-		if !errors.Is(err, peer.ErrUnreachable) || d.config.FenceCommand == "" || time.Since(began) > fenceAfter || enough() {
+		forced := d.config.FenceCommand != "" || d.config.Reservations
+		if !errors.Is(err, peer.ErrUnreachable) || !forced || time.Since(began) > fenceAfter || enough() {
 			return err
 		}
 		wait = grantBackoff.Next(wait)

@@ -84,6 +84,7 @@ type Daemon struct {
 	counters  counters
 	inventory *inventory.Inventory
 	fencing   sync.Mutex // held while a host is fenced
+	fenced    fenced     // the last that was; guarded by fencing
 
 	exports      exports
 	cutter       *cut.Cutter

@@ -102,14 +102,24 @@ func (d *Daemon) takenOver(v *volume) {
 
 var errNoFence = errors.New("no fence command")
 
-// fence has a site's own command see to it that a host is dead. Only its exit code 0 is a proof.
-func (d *Daemon) fence(ctx context.Context, owner *api.Owner) error {
+// fenced is a boot of a host that the fence command made sure is dead.
+type fenced struct {
+	host, boot string
+	at         time.Time // when that was certain
+}
+
+// fence has a site's own command see to it that a host is dead, which was silent at that time. Only its exit code 0 is a proof, for
+// all that wait for this host: once more, and it would end what the host has begun anew.
+func (d *Daemon) fence(ctx context.Context, owner *api.Owner, silent time.Time) error {
 	command := d.config.FenceCommand
 	if command == "" {
 		return errNoFence
 	}
 	d.fencing.Lock() // one at a time: two volumes of one host need not cut its power twice at once
 	defer d.fencing.Unlock()
+	if last := d.fenced; last.host == owner.Host && last.boot == owner.Boot && last.at.After(silent) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.config.FenceTimeout)
 	defer cancel()
 	d.log.Warn().Str("host", owner.HostName).Str("command", command).Msg("fencing a host that does not answer")
@@ -121,6 +131,7 @@ func (d *Daemon) fence(ctx context.Context, owner *api.Owner) error {
 		last = last[max(0, len(last)-300):]
 		return fmt.Errorf("fence command %s: %w: %s", command, err, last)
 	}
+	d.fenced = fenced{owner.Host, owner.Boot, time.Now()}
 	return nil
 }
 
@@ -131,7 +142,7 @@ func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
 		return
 	}
 	d.mu.Lock()
-	soon := time.Since(v.fencedAt) < fenceAgain || time.Since(time.UnixMilli(s.Handover.Since)) < fenceAfter
+	soon := time.Since(v.fencedAt) < fenceAgain || v.incoming == nil || v.incoming.silent.IsZero() || time.Since(v.incoming.silent) < fenceAfter
 	if !soon {
 		v.fencedAt = time.Now()
 	}
@@ -139,7 +150,7 @@ func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
 	if soon {
 		return
 	}
-	if err := d.fence(d.root, s.Owner); err != nil {
+	if err := d.fence(d.root, s.Owner, time.Now()); err != nil {
 		d.log.Error().Err(err).Str("volume", v.name).Msg("its owner does not answer")
 		return
 	}
@@ -148,11 +159,25 @@ func (d *Daemon) proveByFence(v *volume, s *api.EngineStatus) {
 	}
 }
 
-// How long a guest waits for an owner that does not answer before that is fenced, and how long until the next attempt.
+// How long an owner that a guest waits for does not answer before it is fenced, and how long until the next attempt.
 const (
 	fenceAfter = 15 * time.Second
 	fenceAgain = time.Minute
 )
+
+// noteSilent takes note of whether the owner of a volume that a guest waits for has answered a question of that time.
+func (d *Daemon) noteSilent(v *volume, asked time.Time, silent bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	in := v.incoming
+	switch {
+	case in == nil:
+	case !silent:
+		in.silent = time.Time{}
+	case in.silent.IsZero():
+		in.silent = asked
+	}
+}
 
 // tellDead gives a volume's engine the proof that a host is dead: the volume's owner, or one that it is granted to.
 func (d *Daemon) tellDead(ctx context.Context, v *volume, s *api.EngineStatus, host, by string) error {

@@ -273,12 +273,15 @@ func (d *Daemon) askSeal(v *volume, s *api.EngineStatus) {
 	}
 	ctx, cancel := context.WithTimeout(d.root, d.config.PeerTimeout)
 	defer cancel()
+	began := time.Now()
 	err := d.config.Peers.Call(ctx, in.owner.Address, api.PathPeerSeal, api.PeerVolume{Volume: v.name, UUID: s.UUID, Grant: in.grant}, nil)
-	if err != nil && !errors.Is(err, peer.ErrUnreachable) {
-		d.log.Warn().Err(err).Str("volume", v.name).Str("migration", in.migration).Msg("the giver was asked to stop writing")
-	}
-	if err != nil && errors.Is(err, peer.ErrUnreachable) {
+	silent := errors.Is(err, peer.ErrUnreachable)
+	d.noteSilent(v, began, silent)
+	switch {
+	case silent:
 		d.proveByFence(v, s)
+	case err != nil:
+		d.log.Warn().Err(err).Str("volume", v.name).Str("migration", in.migration).Msg("the giver was asked to stop writing")
 	}
 }
 

@@ -7,10 +7,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -483,42 +485,56 @@ func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
 	}
 }
 
-// TestNotFencedWhileItComesUp: a daemon that is being restarted does not answer for a moment, and its host is well.
+// TestNotFencedWhileItComesUp: a daemon that is being restarted does not answer for a moment, and its host is well. Nor does its LUN
+// shut it out.
 func TestNotFencedWhileItComesUp(t *testing.T) {
 	t.Parallel()
-	d := newRealDaemon(t)
 	dir := t.TempDir()
-	fenced := filepath.Join(dir, "fenced")
-	d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
-	if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: > "+fenced+"\n"), 0o755); err != nil {
+	command, fenced := filepath.Join(dir, "fence"), filepath.Join(dir, "fenced")
+	if err := os.WriteFile(command, []byte("#!/bin/sh\n: > "+fenced+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	st := otherHost(t, d.create(t, "v").Store)
-	err := st.Update(func(h *cowfmt.Header) {
-		h.Owner = &cowfmt.Owner{Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), Address: "ha", Since: 1}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var asked atomic.Int32
-	d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerRelease: func(any) (any, error) {
-		if asked.Add(1) < 3 {
-			return nil, peer.ErrUnreachable
+	for _, force := range []func(*Config){
+		func(c *Config) { c.FenceCommand, c.FenceTimeout = command, patience },
+		func(c *Config) { c.Reservations = true },
+	} {
+		d := newRealDaemon(t)
+		force(&d.config)
+		st := otherHost(t, d.create(t, "v").Store)
+		err := st.Update(func(h *cowfmt.Header) {
+			h.Owner = &cowfmt.Owner{Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), Address: "ha", Since: 1}
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil, &api.RemoteError{Code: 409, Message: "its guest runs"}
-	}}}
-	if _, err := d.Start(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "its guest runs") {
-		t.Error(err)
+		var asked atomic.Int32
+		d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerRelease: func(any) (any, error) {
+			if asked.Add(1) < 3 {
+				return nil, peer.ErrUnreachable
+			}
+			return nil, &api.RemoteError{Code: 409, Message: "its guest runs"}
+		}}}
+		if _, err := d.Start(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "its guest runs") {
+			t.Error(err)
+		}
 	}
 	if _, err := os.Stat(fenced); err == nil {
 		t.Error("a host that is well was fenced")
 	}
 }
 
-// TestNotFencedByItself: after a takeover the header names this host before its engine says that the hand-over is over.
-func TestNotFencedByItself(t *testing.T) {
+// TestFencedWhileAGuestWaits: only an owner that has been silent for a while, however long the guest has waited for one that answers;
+// and no host fences itself: after a takeover the header names it before its engine says that the hand-over is over.
+func TestFencedWhileAGuestWaits(t *testing.T) {
 	t.Parallel()
-	for owner, fences := range map[string]bool{hostA: true, hostB: false} {
+	for _, c := range []struct {
+		name, owner   string
+		silent, fence bool
+	}{
+		{"silent for long", hostA, true, true},
+		{"silent just now", hostA, false, false},
+		{"this host", hostB, true, false},
+	} {
 		d := newRealDaemon(t)
 		dir := t.TempDir()
 		fenced := filepath.Join(dir, "fenced")
@@ -533,13 +549,20 @@ func TestNotFencedByItself(t *testing.T) {
 			return nil, peer.ErrUnreachable
 		}}}
 		d.conn = &said{state: libvirtx.State{Active: true}}
-		d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
-			Owner: &api.Owner{Host: owner, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
+		v, _ := d.adoptedIncoming(t, d.domainHere("g"), api.EngineStatus{
+			Owner: &api.Owner{Host: c.owner, Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
 			Handover: &api.Handover{Role: api.RoleReceiver, State: "active", PeerState: "open", Grant: grant},
 		})
-		eventually(t, "what the first answer led to is done", func() bool { return asked.Load() > 1 })
-		if _, err := os.Stat(fenced); fences != (err == nil) {
-			t.Errorf("owner %s: fenced %v, want %v", owner, err == nil, fences)
+		eventually(t, "the owner is asked", func() bool { return asked.Load() > 0 })
+		if c.silent {
+			d.mu.Lock()
+			v.incoming.silent = time.Now().Add(-fenceAfter)
+			d.mu.Unlock()
+		}
+		already := asked.Load()
+		eventually(t, "what came of an answer is done", func() bool { return asked.Load() > already+1 })
+		if _, err := os.Stat(fenced); c.fence != (err == nil) {
+			t.Errorf("%s: fenced %v, want %v", c.name, err == nil, c.fence)
 		}
 	}
 }
@@ -575,5 +598,44 @@ func TestNotFencedOnceProven(t *testing.T) {
 	}
 	if _, err := os.Stat(fenced); err == nil {
 		t.Error("a host that is proven dead was fenced")
+	}
+}
+
+// TestFencedOnce: many volumes of a dead host are waited for at once. What it has begun anew by the time that the last of them has its
+// turn must not be ended.
+func TestFencedOnce(t *testing.T) {
+	t.Parallel()
+	d := newTestDaemon(t)
+	dir := t.TempDir()
+	command, code, runs := filepath.Join(dir, "fence"), filepath.Join(dir, "code"), filepath.Join(dir, "runs")
+	d.config.FenceCommand, d.config.FenceTimeout = command, patience
+	if err := os.WriteFile(command, []byte("#!/bin/sh\necho >>"+runs+"\nexit $(cat "+code+")\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	silent := time.Now()
+	for i, c := range []struct {
+		host, boot string
+		silent     time.Time
+		code, runs int
+	}{
+		{hostA, bootA, silent, 1, 1},      // no proof
+		{hostA, bootA, silent, 0, 2},      // one
+		{hostA, bootA, silent, 0, 2},      // for all who wait
+		{hostA, grant, silent, 0, 3},      // another boot
+		{hostA, bootA, silent, 0, 4},      //
+		{hostA, bootA, time.Time{}, 0, 5}, // silent again, since then
+	} {
+		if err := os.WriteFile(code, []byte(strconv.Itoa(c.code)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c.silent.IsZero() {
+			c.silent = time.Now()
+		}
+		if err := d.fence(t.Context(), &api.Owner{Host: c.host, Boot: c.boot}, c.silent); (err != nil) != (c.code != 0) {
+			t.Errorf("%d: %v", i, err)
+		}
+		if b, err := os.ReadFile(runs); err != nil || len(b) != c.runs {
+			t.Errorf("%d: it ran %d times, want %d: %v", i, len(b), c.runs, err)
+		}
 	}
 }

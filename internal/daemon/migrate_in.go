@@ -22,6 +22,7 @@ type incoming struct {
 	migration string
 	owner     api.Owner // of whom the grant was asked
 	since     time.Time
+	silent    time.Time // since when the owner does not answer, though a guest waits for it here; zero: it does
 }
 
 // How long a migration waits for the owner's daemon, which may be on its way up again; and how long a volume stays open for a

@@ -139,7 +139,7 @@ func (m *mover) seal() error {
 		}
 	}
 	if err == nil {
-		err = v.restStack(drainWait)
+		err = v.restStack()
 	}
 	if err == nil {
 		err = v.commit.commit(v.table)

@@ -160,3 +160,29 @@ func TestStackThatIsNotThere(t *testing.T) {
 	check(t, s.a.v.EndGrant(t.Context(), g.ID, false))
 	s.a.close()
 }
+
+// A guest that moves on does not wait for a snapshot's device that hangs with what is saved ahead, which nobody else waits for:
+// the snapshot is broken, unless the guest is to wait for it.
+func TestSealedWhileASnapshotHangs(t *testing.T) {
+	var slow *blockdevtest.Delay
+	s, _, _, _ := sharedSnapped(t, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
+		e.Timeout = 50
+		slow = blockdevtest.NewDelay(m)
+		return slow
+	})
+	slow.Hold()
+	s.a.v.stack.snapshots()[0].ask(4096, 512)
+	slow.WaitHeld(1)
+	g := s.a.grantTo(s.b)
+	check(t, s.b.open(incoming(g)))
+	s.moves(t, g)
+	s.b.write(4096, 512, 3)
+	s.b.alone()
+	if e := s.b.v.Header().Stack[0]; e.State != cowfmt.StackBroken {
+		t.Errorf("%+v", e)
+	}
+	slow.HoldIf(nil)
+	check(t, slow.Release())
+	s.a.close()
+	s.b.close()
+}

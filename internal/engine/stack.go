@@ -173,11 +173,18 @@ func (v *Volume) beginWriting() {
 	}
 }
 
-// restStack returns once no snapshot that is in use is being written to. Nobody asks for anything any more.
-func (v *Volume) restStack(wait time.Duration) error {
+// restStack returns once no snapshot that is in use is being written to. Nobody asks for anything any more. One whose writes don't
+// end is broken; an error where the guest is to wait for it.
+func (v *Volume) restStack() error {
 	for _, s := range v.stack.snapshots() {
-		if !s.ended() && !waitFor(s.copier.rest(), wait) {
+		switch {
+		case s.ended() || waitFor(s.copier.rest(), s.timeout):
+		case s.onError == cowfmt.OnErrorBreakGuestWrite:
 			return fmt.Errorf("%s: writes to its snapshot %v on %s don't end", v.info.Name, s.id, s.path)
+		default:
+			if err := s.awaitBreak(errSlow); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
