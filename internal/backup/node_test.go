@@ -382,35 +382,42 @@ func TestPatienceEnds(t *testing.T) {
 	r.awaitRemoved(&m)
 }
 
-// What an archive that is away can't forget it forgets when it is back.
+// What an archive that is away can't forget it forgets when it is back, also after nobody asks the owners any more.
 func TestForgottenLater(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	r.stop()
-	r.config.Patience = 20 * time.Millisecond
-	var away atomic.Bool
-	r.shelf.fails(func(string) error {
-		if away.Load() {
-			return errAway
+	for _, remove := range []time.Duration{time.Hour, time.Nanosecond} {
+		r := newRig(t)
+		r.stop()
+		r.config.Patience, r.config.Remove = 20*time.Millisecond, remove
+		var away atomic.Bool
+		r.shelf.fails(func(string) error {
+			if away.Load() {
+				return errAway
+			}
+			return nil
+		})
+		r.start()
+		m := r.manifest(r.reserve(), 7)
+		r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
+			if off >= 5*piece {
+				away.Store(true)
+			}
+			return nil
 		}
-		return nil
-	})
-	r.start()
-	m := r.manifest(r.reserve(), 7)
-	r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
-		if off >= 5*piece {
-			away.Store(true)
+		r.begin(&m)
+		r.await(m.Cut, state(api.JobFailed))
+		r.awaitRemoved(&m)
+		r.await(m.Cut, func(api.JobStatus) bool {
+			r.node.mu.Lock()
+			defer r.node.mu.Unlock()
+			return remove == time.Hour || r.node.jobs[m.Cut].rec.LeftOver
+		})
+		if left, _ := os.ReadDir(r.shelf.dir); len(left) == 0 {
+			t.Fatal("nothing was left")
 		}
-		return nil
+		away.Store(false)
+		r.awaitForgotten()
 	}
-	r.begin(&m)
-	r.await(m.Cut, state(api.JobFailed))
-	r.awaitRemoved(&m)
-	if left, _ := os.ReadDir(r.shelf.dir); len(left) == 0 {
-		t.Fatal("nothing was left")
-	}
-	away.Store(false)
-	r.awaitForgotten()
 }
 
 // A job that an earlier process has begun is cancelled while it waits for its turn: its checkpoint goes, too.
