@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -67,7 +68,7 @@ func (r *record) settled() bool {
 
 // removed says that all snapshots are gone.
 func (r *record) removed() bool {
-	return r.Manifest == nil || len(r.Removed) >= len(r.Manifest.Disks)
+	return r.Manifest == nil || !slices.ContainsFunc(r.Manifest.Disks, func(d api.ManifestDisk) bool { return !slices.Contains(r.Removed, d.Snapshot) })
 }
 
 // journal is a folder with a record a job, and a checkpoint while it is copied.
