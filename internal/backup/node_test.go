@@ -447,6 +447,60 @@ func TestCancelBegun(t *testing.T) {
 	r.awaitForgotten()
 }
 
+// So does one whose checkpoint was never noted.
+func TestCancelBegunUnnoted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 7)
+	r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
+		if off >= 5*piece {
+			return errAway
+		}
+		return nil
+	}
+	r.begin(&m)
+	r.await(m.Cut, func(s api.JobStatus) bool { return s.Waits != "" })
+	r.stop()
+	if err := r.node.journal.dropCheckpoint(m.Cut); err != nil {
+		t.Fatal(err)
+	}
+	r.config.Jobs = -1 // none has its turn
+	r.start()
+	if s, err := r.node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil || s.State != api.JobCancelled {
+		t.Fatalf("%+v %v", s, err)
+	}
+	r.awaitRemoved(&m)
+	r.awaitForgotten()
+}
+
+// One that is cancelled while it waits for its turn is done where an earlier process has entered it.
+func TestCancelEntered(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 3)
+	r.shelf.fails(func(op string) error {
+		if op == "finished" || op == "entered" {
+			return errAway
+		}
+		return nil
+	})
+	r.begin(&m)
+	r.await(m.Cut, func(s api.JobStatus) bool { return s.State == api.JobCompleting && s.Waits != "" })
+	r.stop()
+	r.shelf.fails(func(string) error { return nil })
+	r.config.Jobs = -1 // none has its turn
+	r.start()
+	if _, err := r.node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil {
+		t.Fatal(err)
+	}
+	s := r.await(m.Cut, func(s api.JobStatus) bool { return s.Ended != 0 })
+	if s.State != api.JobDone {
+		t.Fatalf("%+v", s)
+	}
+	r.holds(s, &m)
+	r.awaitRemoved(&m)
+}
+
 func TestWaitsIsTold(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

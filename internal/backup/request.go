@@ -100,13 +100,17 @@ func (n *Node) Cancel(_ context.Context, r api.JobRequest) (api.JobStatus, error
 		return api.JobStatus{}, err
 	}
 	n.mu.Lock()
+	if j.cancel == nil && j.rec.State == api.JobCompleting && n.alive() { // an earlier process may have entered it: that is looked at first
+		n.queue = slices.DeleteFunc(n.queue, func(q *job) bool { return q == j })
+		n.launch(j)
+	}
 	cancel := j.cancel
 	n.mu.Unlock()
 	if cancel != nil {
 		cancel(errCancelled)
 	} else {
 		err = j.change(func(r *record) error {
-			r.Stored = r.Progress.Pieces != nil // an earlier process has begun it
+			r.Stored = r.State == api.JobCopying || r.State == api.JobCompleting // an earlier process has begun it
 			return end(api.JobCancelled, nil)(r)
 		})
 		if err == nil {
