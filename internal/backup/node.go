@@ -132,8 +132,9 @@ func (n *Node) launch(j *job) {
 	})
 }
 
-// expire fails the jobs whose cut was never handed over.
+// expire fails the jobs whose cut was never handed over, and forgets old ones.
 func (n *Node) expire() {
+	defer n.prune() // also of those that came to nothing before they were begun
 	n.mu.Lock()
 	var late []*job
 	for _, j := range n.jobs {

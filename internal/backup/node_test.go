@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/api"
 )
 
@@ -217,6 +219,21 @@ func TestReservationExpires(t *testing.T) {
 		t.Error(err)
 	}
 	r.reserved()
+}
+
+// Jobs that never get a cut are not kept for ever, either.
+func TestForgottenReservations(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	for range keep + 3 {
+		id := uuid.NewString()
+		r.node.jobs[id] = r.node.newJob(record{Job: id, State: api.JobCancelled, Reserve: api.ReserveRequest{UUID: domain}})
+	}
+	r.node.expire()
+	if n := len(r.node.jobs); n != keep {
+		t.Errorf("%d jobs are kept", n)
+	}
 }
 
 // A job that is cancelled in the middle leaves nothing in the archive, and its snapshots go.
