@@ -172,6 +172,8 @@ func TestStartRefuses(t *testing.T) {
 		"size":     func(m *api.Manifest) { m.Disks[0].Size = 511 },
 		"negative": func(m *api.Manifest) { m.Disks[0].Size = -512 },
 		"file":     func(m *api.Manifest) { m.Files = map[string][]byte{"tpm/../../x": nil} },
+		"blank":    func(m *api.Manifest) { m.Files = map[string][]byte{"tpm/a b": nil} },
+		"taken":    func(m *api.Manifest) { m.Files = map[string][]byte{"domain.xml": nil} },
 		"hidden":   func(m *api.Manifest) { m.Files = map[string][]byte{"..": nil} },
 		"large":    func(m *api.Manifest) { m.Files = map[string][]byte{"nvram": make([]byte, maxFiles+1)} },
 	} {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -133,7 +132,10 @@ func (n *Node) cleanLater(j *job) {
 	}
 }
 
-var targetName = regexp.MustCompile(`^[a-z][a-z0-9]{1,15}$`)
+var (
+	targetName = regexp.MustCompile(`^[a-z][a-z0-9]{1,15}$`)
+	fileName   = regexp.MustCompile(`^(nvram|tpm/[A-Za-z0-9_+@-][A-Za-z0-9._+@-]{0,127})$`) // what the archive takes, and no name of its own
+)
 
 // maxFiles bounds the small files of a backup, bytes together.
 const maxFiles = 16 << 20
@@ -165,8 +167,8 @@ func checkManifest(m *api.Manifest) error {
 	}
 	total := 0
 	for name, data := range m.Files {
-		if !validFile(name) {
-			return fmt.Errorf("file %q", name)
+		if !fileName.MatchString(name) {
+			return fmt.Errorf("file %q: the archive takes nvram, and in tpm names of letters, digits and ._-+@", name)
 		}
 		total += len(data)
 	}
@@ -188,10 +190,4 @@ func checkDisk(d *api.ManifestDisk) error {
 		return fmt.Errorf("disk %s: size %d", d.Target, d.Size)
 	}
 	return nil
-}
-
-// validFile: nvram, tpm/NAME.
-func validFile(name string) bool {
-	rest := strings.TrimPrefix(name, "tpm/")
-	return len(rest) > 0 && len(rest) <= 128 && !strings.ContainsAny(rest, "/\\\x00") && !strings.HasPrefix(rest, ".")
 }
