@@ -138,7 +138,7 @@ func (n *Node) expire() {
 	n.mu.Lock()
 	var late []*job
 	for _, j := range n.jobs {
-		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)) > n.mayTake(&j.rec) {
+		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)).Abs() > n.mayTake(&j.rec) { // the clock may have gone back
 			late = append(late, j)
 		}
 	}

@@ -223,6 +223,20 @@ func TestReservationExpires(t *testing.T) {
 	r.reserved()
 }
 
+// A reservation that was made by a clock that was wrong does not keep its domain from being backed up until that time has come.
+func TestReservationOfTheFuture(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job := r.reserve()
+	r.stop()
+	j := r.node.jobs[job]
+	j.rec.Reserved += 365 * 86400
+	r.node.expire()
+	if j.rec.State != api.JobFailed {
+		t.Error(j.rec.State)
+	}
+}
+
 // Jobs that never get a cut are not kept for ever, either.
 func TestForgottenReservations(t *testing.T) {
 	t.Parallel()
