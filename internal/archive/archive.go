@@ -176,7 +176,7 @@ func (a *Archive) open(ctx context.Context, second bool) (o opened, err error) {
 		rep.Close(ctx)
 		return o, fmt.Errorf("archive %s: a kopia server can't be used, only its storage", a.config.URI)
 	}
-	st.opened()
+	st.opened(id)
 	return opened{rep: direct, st: st, dir: dir}, nil
 }
 
@@ -186,7 +186,11 @@ func identity(ctx context.Context, st *storage) (string, error) {
 	if err := st.GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &b); err != nil {
 		return "", err
 	}
-	f, err := format.ParseKopiaRepositoryJSON(b.Bytes())
+	return parseIdentity(b.Bytes())
+}
+
+func parseIdentity(b []byte) (string, error) {
+	f, err := format.ParseKopiaRepositoryJSON(b)
 	if err != nil {
 		return "", err
 	}

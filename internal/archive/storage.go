@@ -26,11 +26,15 @@ type storage struct {
 	patience time.Duration
 	waits    func(string) // nil: nobody wants to know
 	log      zerolog.Logger
+	id       string      // of the repository; set before open
 	open     atomic.Bool // the repository was seen in it
 }
 
 // opened says that the repository was seen: from now on a storage without it is one that is gone.
-func (s *storage) opened() { s.open.Store(true) }
+func (s *storage) opened(id string) {
+	s.id = id
+	s.open.Store(true)
+}
 
 // Pauses between attempts.
 const (
@@ -119,14 +123,21 @@ func noSpace(err error) bool {
 // errGone says that a folder is not the one that was opened.
 var errGone = errors.New("the repository is not there any more: is it mounted?")
 
-// here fails if the folder has lost the repository: where a file system was mounted there is the empty folder beneath. What was
-// written there would be lost, and fill another disk.
+// here fails if the folder has lost the repository: where a file system was mounted there is the empty folder beneath, or another disk with
+// an archive of its own. What was written there would be lost, and fill the one or spoil the other.
 func (s *storage) here() error {
 	if s.folder == "" || !s.open.Load() {
 		return nil
 	}
-	if _, err := os.Stat(s.repository()); err != nil {
+	b, err := os.ReadFile(s.repository())
+	if err != nil {
 		return fmt.Errorf("%w: %w", errGone, err)
+	}
+	switch id, err := parseIdentity(b); {
+	case err != nil:
+		return fmt.Errorf("%w: %w", errGone, err)
+	case id != s.id:
+		return fmt.Errorf("%w: %s is of another one", errGone, s.repository())
 	}
 	return nil
 }

@@ -230,6 +230,35 @@ func TestUnmountedAmidWrites(t *testing.T) {
 	same(t, a, finish(t, w), "vda", vda)
 }
 
+// TestSwapped has another archive in the place of the one that is open, as where disks are changed in turn: nothing is written into it.
+func TestSwapped(t *testing.T) {
+	t.Parallel()
+	c := fresh(t)
+	a := open(t, c)
+	vda := pieces("abc", SmallPiece, SmallPiece)
+	w := begin(t, a, meta("g1"))
+	writeDisk(t, disk(t, w, "vda", vda, SmallPiece), vda)
+	other := c
+	other.URI, other.Folder = c.URI+".other", t.TempDir()
+	if err := Create(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	swap := func() {
+		t.Helper()
+		if err := errors.Join(os.Rename(c.URI, c.URI+".swap"), os.Rename(other.URI, c.URI), os.Rename(c.URI+".swap", other.URI)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap()
+	a.st.patience = 100 * time.Millisecond
+	if _, err := w.Checkpoint(t.Context()); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("written into another archive: %v", err)
+	}
+	swap()
+	open(t, other)
+	same(t, a, finish(t, w), "vda", vda)
+}
+
 // TestFull runs out of space on a real file system; with more of it the same backup goes on.
 func TestFull(t *testing.T) {
 	t.Parallel()

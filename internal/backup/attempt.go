@@ -235,6 +235,10 @@ func (c *copying) resume(ctx context.Context, a Archive) error {
 		c.writer, err = a.Resume(ctx, checkpoint)
 		return err
 	}
+	// What an earlier process has put there and died before it noted it goes: ours will have the same number, and could not be told from it.
+	if err := a.Forget(ctx, c.job.id); err != nil {
+		return err
+	}
 	m := c.manifest
 	c.at = progress{Pieces: make([]int64, len(m.Disks)), Piece: c.node.config.Piece}
 	c.writer, err = a.Begin(ctx, Info{Job: c.job.id, Domain: m.Domain, UUID: m.UUID, Host: m.Host, Grade: m.Grade, CutAt: time.UnixMilli(m.CutAt)})

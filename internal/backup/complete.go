@@ -227,7 +227,8 @@ func (c *cursors) end() {
 	c.running.Wait()
 }
 
-// clean has the owners remove the snapshots of a job that has ended, and the archive forget what it has of one that came to nothing.
+// clean has the owners remove the snapshots of a job that has ended, and the archive forget what it has of one that came to nothing: nobody
+// else would, so that is never given up.
 func (n *Node) clean(ctx context.Context, j *job) {
 	for pause := n.config.Retry; ; pause = min(2*pause, 10*time.Minute) {
 		n.mu.Lock()
@@ -243,14 +244,14 @@ func (n *Node) clean(ctx context.Context, j *job) {
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(time.Unix(r.Ended, 0)) > n.config.Remove {
+		if !r.LeftOver && time.Since(time.Unix(r.Ended, 0)) > n.config.Remove {
 			j.log.Error().Err(err).Msg("what a job that has ended has left could not be removed: snapshots their owner removes when it finds them")
 			err = j.change(func(r *record) error {
 				r.LeftOver = true
 				return nil
 			})
 			if err == nil {
-				return
+				continue
 			}
 		}
 		j.log.Warn().Err(err).Msg("something is still to be removed")
@@ -268,7 +269,7 @@ func (n *Node) cleanOnce(ctx context.Context, j *job, r *record) error {
 		removed[id] = true
 	}
 	var failed error
-	for i := 0; !r.removed() && i < len(r.Manifest.Disks); i++ {
+	for i := 0; !r.LeftOver && !r.removed() && i < len(r.Manifest.Disks); i++ {
 		d := &r.Manifest.Disks[i]
 		if removed[d.Snapshot] {
 			continue

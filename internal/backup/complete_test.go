@@ -230,3 +230,16 @@ func TestFill(t *testing.T) {
 		t.Errorf("%+v", s.Disks)
 	}
 }
+
+// Two that clean up at once, as where a job begins while it is cancelled, take no snapshot for two.
+func TestRemovedTwice(t *testing.T) {
+	t.Parallel()
+	m := api.Manifest{Disks: []api.ManifestDisk{{Snapshot: "a"}, {Snapshot: "b"}}}
+	r := record{State: api.JobCancelled, Manifest: &m, Removed: []string{"a", "a"}}
+	if r.settled() {
+		t.Error("nobody removes b")
+	}
+	if r.Removed = append(r.Removed, "b"); !r.settled() {
+		t.Error("something is still to be removed")
+	}
+}

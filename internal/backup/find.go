@@ -118,23 +118,26 @@ func (f *finder) scan(ctx context.Context, id string) (string, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var hits []string
+	hits := map[string][]string{}
 	for _, s := range all {
-		if len(s.Paths) == 0 {
-			continue
-		}
-		f.known[s.UUID] = s.Paths[0]
-		if s.UUID == id {
-			hits = append(hits, s.Paths[0])
+		if len(s.Paths) > 0 {
+			hits[s.UUID] = append(hits[s.UUID], s.Paths[0])
 		}
 	}
-	switch len(hits) {
+	for uuid, paths := range hits {
+		delete(f.known, uuid)
+		if len(paths) == 1 { // of several none is remembered, or the next look would take it for the right one
+			f.known[uuid] = paths[0]
+		}
+	}
+	switch hits := hits[id]; len(hits) {
 	case 0:
 		return "", fmt.Errorf("store %s: %w: add where it is to folders or devices in [image_node] of the configuration", id, ErrNotSeen)
 	case 1:
 		return hits[0], nil
+	default:
+		return "", fmt.Errorf("store %s is there more than once, one of them is false: %s", id, strings.Join(hits, ", "))
 	}
-	return "", fmt.Errorf("store %s is there more than once, one of them is false: %s", id, strings.Join(hits, ", "))
 }
 
 func (f *finder) everywhere() ([]string, error) {

@@ -101,8 +101,10 @@ func TestFindStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.known = map[string]string{}
-	if path, err := found(api.Place{UUID: a, Address: "/dev/mapper/x"}); err == nil || !strings.Contains(err.Error(), "more than once") {
-		t.Errorf("%s %v", path, err)
+	for range 2 { // however often it is tried
+		if path, err := found(api.Place{UUID: a, Address: "/dev/mapper/x"}); err == nil || !strings.Contains(err.Error(), "more than once") {
+			t.Errorf("%s %v", path, err)
+		}
 	}
 	if path, err := found(api.Place{UUID: a, Address: filepath.Join(in, "c")}); err != nil || path != filepath.Join(in, "c") {
 		t.Errorf("%s %v", path, err)

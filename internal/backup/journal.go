@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -34,7 +35,7 @@ type record struct {
 	Rate     int64              `json:"rate,omitempty"`
 	Via      []via              `json:"via,omitempty"`      // how each disk was read last
 	Removed  []string           `json:"removed,omitempty"`  // snapshots that are gone
-	LeftOver bool               `json:"leftOver,omitempty"` // owners and archive were asked for long enough: it is theirs to remove what is stale
+	LeftOver bool               `json:"leftOver,omitempty"` // owners were asked for long enough: it is theirs to remove what is stale
 	Stored   bool               `json:"stored,omitempty"`   // the archive may have what was copied, though nothing comes of it
 	Progress progress           `json:"progress"`           // at the end
 }
@@ -62,12 +63,12 @@ func (r *record) ended() bool {
 
 // settled says that nothing is left to do for the job.
 func (r *record) settled() bool {
-	return r.ended() && (r.LeftOver || !r.Stored && r.removed())
+	return r.ended() && !r.Stored && (r.LeftOver || r.removed())
 }
 
 // removed says that all snapshots are gone.
 func (r *record) removed() bool {
-	return r.Manifest == nil || len(r.Removed) >= len(r.Manifest.Disks)
+	return r.Manifest == nil || !slices.ContainsFunc(r.Manifest.Disks, func(d api.ManifestDisk) bool { return !slices.Contains(r.Removed, d.Snapshot) })
 }
 
 // journal is a folder with a record a job, and a checkpoint while it is copied.

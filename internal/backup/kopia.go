@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/virt-cow/virt-cow/internal/archive"
 )
@@ -122,8 +123,11 @@ func (d kopiaDisk) Write(ctx context.Context, index int64, data []byte) error {
 }
 
 // judgeArchive says of what never gets better that waiting does not help. An archive that is full, not mounted, or refuses is waited for:
-// an operator can mend that, and what was copied is kept.
+// an operator can mend that, and what was copied is kept. So is one whose disk does not answer: what can't be read then is not lost.
 func judgeArchive(err error) error {
+	if errors.Is(err, syscall.EIO) {
+		return err
+	}
 	for _, final := range []error{archive.ErrPassphrase, archive.ErrDamaged, archive.ErrNotFound, archive.ErrCheckpoint} {
 		if errors.Is(err, final) {
 			return fmt.Errorf("%w: %w", ErrGivenUp, err)

@@ -58,7 +58,10 @@ type lun struct {
 func (l *luns) Open(ctx context.Context, d *api.ManifestDisk) (Source, error) {
 	s := &lun{}
 	if err := l.open(ctx, d, s); err != nil {
-		return nil, errors.Join(judge(err), s.closeUnder())
+		if !errors.Is(err, ErrNotSeen) { // a host may see it
+			err = judge(err)
+		}
+		return nil, errors.Join(err, s.closeUnder())
 	}
 	return s, nil
 }

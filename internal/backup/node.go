@@ -102,41 +102,43 @@ func (n *Node) Run(ctx context.Context) {
 
 // kick starts what may be started. Called with mu.
 func (n *Node) kick() {
-	if n.life == nil || n.life.Err() != nil {
-		return
-	}
-	for n.copied < n.config.Jobs && len(n.queue) > 0 {
+	for n.alive() && n.copied < n.config.Jobs && len(n.queue) > 0 {
 		j := n.queue[0]
 		n.queue = n.queue[1:]
-		if j.rec.ended() {
-			continue
+		if !j.rec.ended() {
+			n.launch(j)
 		}
-		ctx, cancel := context.WithCancelCause(n.life)
-		j.cancel = cancel
-		n.copied++
-		life := n.life
-		n.running.Go(func() {
-			n.copy(ctx, j)
-			n.mu.Lock()
-			j.cancel = nil
-			cancel(nil)
-			n.copied--
-			n.kick()
-			over := j.rec.ended()
-			n.mu.Unlock()
-			if over {
-				n.clean(life, j)
-			}
-		})
 	}
 }
 
-// expire fails the jobs whose cut was never handed over.
+// launch starts a job. Called with mu, of a node that is alive.
+func (n *Node) launch(j *job) {
+	ctx, cancel := context.WithCancelCause(n.life)
+	j.cancel = cancel
+	n.copied++
+	life := n.life
+	n.running.Go(func() {
+		n.copy(ctx, j)
+		n.mu.Lock()
+		j.cancel = nil
+		cancel(nil)
+		n.copied--
+		n.kick()
+		over := j.rec.ended()
+		n.mu.Unlock()
+		if over {
+			n.clean(life, j)
+		}
+	})
+}
+
+// expire fails the jobs whose cut was never handed over, and forgets old ones.
 func (n *Node) expire() {
+	defer n.prune() // also of those that came to nothing before they were begun
 	n.mu.Lock()
 	var late []*job
 	for _, j := range n.jobs {
-		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)) > n.mayTake(&j.rec) {
+		if j.rec.State == api.JobReserved && time.Since(time.Unix(j.rec.Reserved, 0)).Abs() > n.mayTake(&j.rec) { // the clock may have gone back
 			late = append(late, j)
 		}
 	}
@@ -232,8 +234,11 @@ func (n *Node) Job(ctx context.Context, r api.JobRequest) (api.JobStatus, error)
 func (n *Node) stopped() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.life == nil || n.life.Err() != nil
+	return !n.alive()
 }
+
+// alive says whether Run goes on. Called with mu.
+func (n *Node) alive() bool { return n.life != nil && n.life.Err() == nil }
 
 func (n *Node) find(id string) (*job, error) {
 	n.mu.Lock()

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/virt-cow/virt-cow/internal/api"
 )
 
@@ -170,6 +172,8 @@ func TestStartRefuses(t *testing.T) {
 		"size":     func(m *api.Manifest) { m.Disks[0].Size = 511 },
 		"negative": func(m *api.Manifest) { m.Disks[0].Size = -512 },
 		"file":     func(m *api.Manifest) { m.Files = map[string][]byte{"tpm/../../x": nil} },
+		"blank":    func(m *api.Manifest) { m.Files = map[string][]byte{"tpm/a b": nil} },
+		"taken":    func(m *api.Manifest) { m.Files = map[string][]byte{"domain.xml": nil} },
 		"hidden":   func(m *api.Manifest) { m.Files = map[string][]byte{"..": nil} },
 		"large":    func(m *api.Manifest) { m.Files = map[string][]byte{"nvram": make([]byte, maxFiles+1)} },
 	} {
@@ -217,6 +221,35 @@ func TestReservationExpires(t *testing.T) {
 		t.Error(err)
 	}
 	r.reserved()
+}
+
+// A reservation that was made by a clock that was wrong does not keep its domain from being backed up until that time has come.
+func TestReservationOfTheFuture(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job := r.reserve()
+	r.stop()
+	j := r.node.jobs[job]
+	j.rec.Reserved += 365 * 86400
+	r.node.expire()
+	if j.rec.State != api.JobFailed {
+		t.Error(j.rec.State)
+	}
+}
+
+// Jobs that never get a cut are not kept for ever, either.
+func TestForgottenReservations(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	for range keep + 3 {
+		id := uuid.NewString()
+		r.node.jobs[id] = r.node.newJob(record{Job: id, State: api.JobCancelled, Reserve: api.ReserveRequest{UUID: domain}})
+	}
+	r.node.expire()
+	if n := len(r.node.jobs); n != keep {
+		t.Errorf("%d jobs are kept", n)
+	}
 }
 
 // A job that is cancelled in the middle leaves nothing in the archive, and its snapshots go.
@@ -382,35 +415,42 @@ func TestPatienceEnds(t *testing.T) {
 	r.awaitRemoved(&m)
 }
 
-// What an archive that is away can't forget it forgets when it is back.
+// What an archive that is away can't forget it forgets when it is back, also after nobody asks the owners any more.
 func TestForgottenLater(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	r.stop()
-	r.config.Patience = 20 * time.Millisecond
-	var away atomic.Bool
-	r.shelf.fails(func(string) error {
-		if away.Load() {
-			return errAway
+	for _, remove := range []time.Duration{time.Hour, time.Nanosecond} {
+		r := newRig(t)
+		r.stop()
+		r.config.Patience, r.config.Remove = 20*time.Millisecond, remove
+		var away atomic.Bool
+		r.shelf.fails(func(string) error {
+			if away.Load() {
+				return errAway
+			}
+			return nil
+		})
+		r.start()
+		m := r.manifest(r.reserve(), 7)
+		r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
+			if off >= 5*piece {
+				away.Store(true)
+			}
+			return nil
 		}
-		return nil
-	})
-	r.start()
-	m := r.manifest(r.reserve(), 7)
-	r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
-		if off >= 5*piece {
-			away.Store(true)
+		r.begin(&m)
+		r.await(m.Cut, state(api.JobFailed))
+		r.awaitRemoved(&m)
+		r.await(m.Cut, func(api.JobStatus) bool {
+			r.node.mu.Lock()
+			defer r.node.mu.Unlock()
+			return remove == time.Hour || r.node.jobs[m.Cut].rec.LeftOver
+		})
+		if left, _ := os.ReadDir(r.shelf.dir); len(left) == 0 {
+			t.Fatal("nothing was left")
 		}
-		return nil
+		away.Store(false)
+		r.awaitForgotten()
 	}
-	r.begin(&m)
-	r.await(m.Cut, state(api.JobFailed))
-	r.awaitRemoved(&m)
-	if left, _ := os.ReadDir(r.shelf.dir); len(left) == 0 {
-		t.Fatal("nothing was left")
-	}
-	away.Store(false)
-	r.awaitForgotten()
 }
 
 // A job that an earlier process has begun is cancelled while it waits for its turn: its checkpoint goes, too.
@@ -438,6 +478,60 @@ func TestCancelBegun(t *testing.T) {
 	r.start()
 	r.awaitRemoved(&m)
 	r.awaitForgotten()
+}
+
+// So does one whose checkpoint was never noted.
+func TestCancelBegunUnnoted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 7)
+	r.disks[m.Disks[0].UUID].onRead = func(off int64) error {
+		if off >= 5*piece {
+			return errAway
+		}
+		return nil
+	}
+	r.begin(&m)
+	r.await(m.Cut, func(s api.JobStatus) bool { return s.Waits != "" })
+	r.stop()
+	if err := r.node.journal.dropCheckpoint(m.Cut); err != nil {
+		t.Fatal(err)
+	}
+	r.config.Jobs = -1 // none has its turn
+	r.start()
+	if s, err := r.node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil || s.State != api.JobCancelled {
+		t.Fatalf("%+v %v", s, err)
+	}
+	r.awaitRemoved(&m)
+	r.awaitForgotten()
+}
+
+// One that is cancelled while it waits for its turn is done where an earlier process has entered it.
+func TestCancelEntered(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := r.manifest(r.reserve(), 3)
+	r.shelf.fails(func(op string) error {
+		if op == "finished" || op == "entered" {
+			return errAway
+		}
+		return nil
+	})
+	r.begin(&m)
+	r.await(m.Cut, func(s api.JobStatus) bool { return s.State == api.JobCompleting && s.Waits != "" })
+	r.stop()
+	r.shelf.fails(func(string) error { return nil })
+	r.config.Jobs = -1 // none has its turn
+	r.start()
+	if _, err := r.node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil {
+		t.Fatal(err)
+	}
+	s := r.await(m.Cut, func(s api.JobStatus) bool { return s.Ended != 0 })
+	if s.State != api.JobDone {
+		t.Fatalf("%+v", s)
+	}
+	r.holds(s, &m)
+	r.awaitRemoved(&m)
 }
 
 func TestWaitsIsTold(t *testing.T) {

@@ -308,6 +308,34 @@ func TestPulledRefused(t *testing.T) {
 	}
 }
 
+// What is another master here is pulled, and a host that does not answer at once is waited for.
+func TestPulledOtherMaster(t *testing.T) {
+	t.Parallel()
+	w, p, a := pulling(t)
+	right := p.files
+	p.files = certificates(t, a, "other")
+	r := w.rig()
+	job := r.reserveAt()
+	v := clone(t, w.path("disks"), "b", 1<<20)
+	v.cut(w.path("disks"), job)
+	p.has(v)
+	m := manifestOf(job, v)
+	other := create(t, w.path("disks/other"), 1<<20)
+	m.Disks[0].Master = &api.Place{Address: other.Info().Name, Size: 1 << 20}
+	r.begin(&m)
+	s := r.await(job, func(s api.JobStatus) bool { return s.Waits != "" || ended(s) })
+	if ended(s) || !strings.Contains(s.Waits, "wrong master") {
+		t.Fatalf("%+v", s)
+	}
+	p.mu.Lock()
+	p.files = right
+	p.mu.Unlock()
+	if s = r.await(job, ended); s.State != api.JobDone || s.Disks[0].Via != "nbd" {
+		t.Fatalf("%+v", s)
+	}
+	w.holds(s.Backup, v)
+}
+
 func theirs(t *testing.T, name string) *peer.Identity {
 	t.Helper()
 	return peer.NewIdentity(certificates(t, must(pki.New("theirs"))(t), name), zerolog.Nop())

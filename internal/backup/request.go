@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -100,13 +99,17 @@ func (n *Node) Cancel(_ context.Context, r api.JobRequest) (api.JobStatus, error
 		return api.JobStatus{}, err
 	}
 	n.mu.Lock()
+	if j.cancel == nil && j.rec.State == api.JobCompleting && n.alive() { // an earlier process may have entered it: that is looked at first
+		n.queue = slices.DeleteFunc(n.queue, func(q *job) bool { return q == j })
+		n.launch(j)
+	}
 	cancel := j.cancel
 	n.mu.Unlock()
 	if cancel != nil {
 		cancel(errCancelled)
 	} else {
 		err = j.change(func(r *record) error {
-			r.Stored = r.Progress.Pieces != nil // an earlier process has begun it
+			r.Stored = r.State == api.JobCopying || r.State == api.JobCompleting // an earlier process has begun it
 			return end(api.JobCancelled, nil)(r)
 		})
 		if err == nil {
@@ -129,7 +132,10 @@ func (n *Node) cleanLater(j *job) {
 	}
 }
 
-var targetName = regexp.MustCompile(`^[a-z][a-z0-9]{1,15}$`)
+var (
+	targetName = regexp.MustCompile(`^[a-z][a-z0-9]{1,15}$`)
+	fileName   = regexp.MustCompile(`^(nvram|tpm/[A-Za-z0-9_+@-][A-Za-z0-9._+@-]{0,127})$`) // what the archive takes, and no name of its own
+)
 
 // maxFiles bounds the small files of a backup, bytes together.
 const maxFiles = 16 << 20
@@ -161,8 +167,8 @@ func checkManifest(m *api.Manifest) error {
 	}
 	total := 0
 	for name, data := range m.Files {
-		if !validFile(name) {
-			return fmt.Errorf("file %q", name)
+		if !fileName.MatchString(name) {
+			return fmt.Errorf("file %q: the archive takes nvram, and in tpm names of letters, digits and ._-+@", name)
 		}
 		total += len(data)
 	}
@@ -184,10 +190,4 @@ func checkDisk(d *api.ManifestDisk) error {
 		return fmt.Errorf("disk %s: size %d", d.Target, d.Size)
 	}
 	return nil
-}
-
-// validFile: nvram, tpm/NAME.
-func validFile(name string) bool {
-	rest := strings.TrimPrefix(name, "tpm/")
-	return len(rest) > 0 && len(rest) <= 128 && !strings.ContainsAny(rest, "/\\\x00") && !strings.HasPrefix(rest, ".")
 }

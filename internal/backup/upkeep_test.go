@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,6 +94,7 @@ func TestArchiveErrors(t *testing.T) {
 	}{
 		{archive.ErrPassphrase, false},
 		{archive.ErrDamaged, false},
+		{fmt.Errorf("%w: reading q: %w", archive.ErrDamaged, syscall.EIO), true}, // as where its disk is away for a while
 		{archive.ErrNotFound, false},
 		{archive.ErrCheckpoint, false},
 		{archive.ErrNoSpace, true},

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -371,6 +372,61 @@ func TestWholeKilled(t *testing.T) {
 	if seen.lowest < at.Pieces[0]<<20 {
 		t.Errorf("read at %d, the archive had %d pieces", seen.lowest, at.Pieces[0])
 	}
+}
+
+// A node is killed after its first checkpoint is in the archive, and before that is noted: the next one begins anew, and goes on from its own.
+func TestWholeKilledUnnoted(t *testing.T) {
+	t.Parallel()
+	w := newWhole(t)
+	w.config.Checkpoint = time.Hour // one a disk
+	failing := &onceFailing{Sources: w.config.Sources}
+	w.config.Sources = failing
+	r := w.rig()
+	job := r.reserve()
+	a, b := raw(t, w.path("disks"), "a", 3<<20), raw(t, w.path("disks"), "b", 1<<20)
+	b.disk.Target = "vdb"
+	a.cut(w.path("disks"), job)
+	b.cut(w.path("disks"), job)
+	m := manifestOf(job, a, b)
+
+	killed := must(w.config.Archive(t.Context(), func(string) {}))(t)
+	writer := must(killed.Begin(t.Context(), Info{Job: job, Domain: m.Domain, UUID: m.UUID, Host: m.Host, Grade: m.Grade, CutAt: time.UnixMilli(m.CutAt)}))(t)
+	a.check(must(writer.Disk("vda", a.disk.Size, 1<<20))(t).Write(t.Context(), 0, a.was[:1<<20]))
+	must(writer.Checkpoint(t.Context()))(t)
+	a.check(killed.Close(t.Context()))
+
+	r.begin(&m)
+	s := r.await(job, func(s api.JobStatus) bool { return s.Ended != 0 || strings.Contains(s.Waits, "missing") })
+	if s.State != api.JobDone || !failing.failed.Load() {
+		t.Fatalf("%+v", s)
+	}
+	w.holds(s.Backup, a, b)
+}
+
+// onceFailing has the first read of the second disk fail.
+type onceFailing struct {
+	Sources
+	failed atomic.Bool
+}
+
+type onceFailingSource struct {
+	Source
+	f *onceFailing
+}
+
+func (f *onceFailing) Open(ctx context.Context, d *api.ManifestDisk) (Source, error) {
+	s, err := f.Sources.Open(ctx, d)
+	if err != nil || d.Target != "vdb" {
+		return s, err
+	}
+	return onceFailingSource{s, f}, nil
+}
+
+func (s onceFailingSource) ReadAt(p []byte, off int64) (int, error) {
+	if !s.f.failed.Swap(true) {
+		return 0, errAway
+	}
+	return s.Source.ReadAt(p, off)
 }
 
 // watched notes where is read.
