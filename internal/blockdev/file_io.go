@@ -134,7 +134,7 @@ func (d *File) Extents(off, length int64) ([]Extent, error) {
 	var out []Extent
 	for end := off + length; off < end; {
 		data, err := unix.Seek(d.fd, off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // no data from here on
+		if errors.Is(err, unix.ENXIO) && !d.shrunk() { // no data from here on
 			data = end
 		} else if err != nil {
 			return append(out, Extent{Offset: off, Length: end - off}), nil
@@ -154,6 +154,12 @@ func (d *File) Extents(off, length int64) ([]Extent, error) {
 		off = hole
 	}
 	return out, nil
+}
+
+// shrunk says that a regular file is shorter than it was: what it had behind its end is gone, not zeros.
+func (d *File) shrunk() bool {
+	var st unix.Stat_t
+	return unix.Fstat(d.fd, &st) != nil || st.Size < d.info.Size
 }
 
 // DropCache makes later reads through the page cache come from the disk: another host may have written

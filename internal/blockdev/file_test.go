@@ -257,6 +257,15 @@ func TestFileThatShrinks(t *testing.T) {
 		if _, err := f.ReadAt(buf, 0); err != nil {
 			t.Error(err)
 		}
+		extents, err := f.Extents(0, size)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, e := range extents {
+			if end := e.Offset + e.Length; end > size/2 && e.Zero {
+				t.Errorf("direct %v: %+v: what is gone is said to be zeros", direct, e)
+			}
+		}
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
