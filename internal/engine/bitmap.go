@@ -23,12 +23,12 @@ type bitmap struct {
 
 	loading sync.Mutex // one leaf is read at a time
 
-	mu        sync.Mutex   // flags are set, and captured for a commit
-	count     []uint16     // set flags of a leaf, if it is read
-	most      []uint16     // the same, or what it was when it was last read or surveyed: no leaf has fewer
-	total     atomic.Int64 // their sum
-	ones      atomic.Int64 // set flags of the leaves that are read
-	forgotten int          // how often
+	mu       sync.Mutex   // flags are set, and captured for a commit
+	count    []uint16     // set flags of a leaf, if it is read
+	most     []uint16     // the same, or what it was when it was last read or surveyed: no leaf has fewer
+	total    atomic.Int64 // their sum
+	ones     atomic.Int64 // set flags of the leaves that are read
+	outdated int          // moves on where reads of leaves that began before don't count
 }
 
 // leafMemory is where the leaves of a bitmap are. populate gets the memory for a leaf's words, state begins as leafUnread.
@@ -224,14 +224,14 @@ func (b *bitmap) read(leaf int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for {
-		was := b.forgotten
+		was := b.outdated
 		b.mu.Unlock()
 		err := b.source(leaf, flags[:])
 		b.mu.Lock()
 		if err != nil {
 			return err
 		}
-		if b.forgotten == was {
+		if b.outdated == was {
 			return b.merge(leaf, flags[:])
 		}
 	}
@@ -241,7 +241,7 @@ func (b *bitmap) read(leaf int64) error {
 func (b *bitmap) forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.forgotten++
+	b.outdated++
 	for leaf := range b.leaves {
 		state := b.memory.state(leaf)
 		if s := atomic.LoadUint32(state); s == leafClear || s == leafMixed {

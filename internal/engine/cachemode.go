@@ -18,7 +18,8 @@ import (
 // overlap with whatever another host then writes.
 //
 // on: nobody else writes any more. What memory has of leaves is compared with the device, since another host may have
-// set flags in them; header; zeros are trusted. Every request looks at the mode before it looks at the table.
+// set flags in them, and a leaf that is just being read is read again; header; zeros are trusted. Every request looks at the
+// mode before it looks at the table.
 
 // CacheMode says whether the exception cache is on.
 func (v *Volume) CacheMode() cowfmt.CacheMode { return cowfmt.CacheMode(v.mode.Load()) }

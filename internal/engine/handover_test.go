@@ -205,6 +205,63 @@ func staleCase(t *testing.T) error {
 	return nil
 }
 
+// lateReads is a device whose reads of some bytes, once it is told, come back late: the first one when it is let go.
+type lateReads struct {
+	blockdev.Device
+	from, to int64
+	late     *atomic.Bool
+	first    *sync.Once
+	begun    chan struct{}
+	letGo    chan struct{}
+}
+
+func (l *lateReads) ReadAt(p []byte, off int64) (int, error) {
+	n, err := l.Device.ReadAt(p, off)
+	if l.late.Load() && l.from <= off && off < l.to {
+		time.Sleep(50 * time.Millisecond)
+		l.first.Do(func() {
+			close(l.begun)
+			<-l.letGo
+		})
+	}
+	return n, err
+}
+
+// A read of the table that the receiver began while the giver wrote comes back when the cache is on: it does not count.
+func TestLateReadOfTheTable(t *testing.T) {
+	const at = 8 << 12
+	s := sharedClone(t, 16<<12, 4096)
+	inner := s.b.store
+	late := lateReads{late: new(atomic.Bool), first: new(sync.Once), begun: make(chan struct{}), letGo: make(chan struct{})}
+	s.b.store = func() blockdev.Device {
+		l := late
+		l.Device = inner()
+		return &l
+	}
+	check(t, s.a.open())
+	h := s.a.v.Header()
+	late.from = h.Layout.Table[h.ActiveTable]
+	late.to = late.from + store.LeafBytes
+	g := s.a.grantTo(s.b)
+	check(t, s.b.open(incoming(g)))
+	late.late.Store(true)
+	early := start(s.b.v, &blockdev.Request{Op: blockdev.OpRead, Off: 0, Buf: make([]byte, 4096)})
+	<-late.begun
+	s.a.write(at, 4096, 7)
+	s.a.guest(handover.GuestStopped)
+	s.a.is(handover.Sealed)
+	s.b.guest(handover.GuestRuns)
+	write := start(s.b.v, &blockdev.Request{Op: blockdev.OpWrite, Off: 4096, Buf: filled(4096, 4096, 1)})
+	s.b.is(handover.Owner)
+	s.b.alone()
+	close(late.letGo)
+	s.b.reads(at, 4096, 7)
+	check(t, <-early)
+	check(t, <-write)
+	s.a.close()
+	s.b.close()
+}
+
 // Libvirt starts the guest on the giver again: what it writes is held until the giver may write.
 func TestGuestComesBack(t *testing.T) {
 	s := sharedClone(t, 16<<12, 4096)

@@ -26,6 +26,9 @@ func (t *table) refresh(leaf int64) error {
 // that another host has set meanwhile, and finds those that are in this host's memory only, to be committed. Nobody else may
 // be writing the table.
 func (t *table) reconcile(ctx context.Context) error {
+	t.mu.Lock()
+	t.outdated++
+	t.mu.Unlock()
 	var reads errgroup.Group
 	reads.SetLimit(reconcileAtOnce)
 	for leaf := range t.leaves {
