@@ -114,15 +114,16 @@ func TestAway(t *testing.T) {
 		return nil
 	}}
 	var told atomic.Value
+	back := sync.OnceFunc(func() { time.AfterFunc(time.Second, func() { away.Store(false) }) })
 	a.st.waits = func(what string) {
 		if what != "" {
 			told.Store(what)
+			back()
 		}
 	}
 	vda := pieces("abc", SmallPiece, SmallPiece)
 	w := begin(t, a, meta("g1"))
 	away.Store(true)
-	time.AfterFunc(time.Second, func() { away.Store(false) })
 	writeDisk(t, disk(t, w, "vda", vda, SmallPiece), vda)
 	id := finish(t, w)
 	if away.Load() {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/nbd"
@@ -146,6 +147,10 @@ func TestPull(t *testing.T) {
 	}
 	x := d.exportOf(disk.Snapshot)
 	if err := x.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// It may go on for a moment.
+	if err := unix.Waitid(unix.P_PID, x.cmd.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := x.ask(api.PullLook{}, 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not answer") {

@@ -88,7 +88,7 @@ func TestSuspendDrainsAndHolds(t *testing.T) {
 // At its deadline a suspension ends by itself, and the swap it was for is void.
 func TestSuspendDeadline(t *testing.T) {
 	v, _ := delayed(t)
-	s, err := v.Suspend(context.Background(), 20*time.Millisecond)
+	s, err := v.Suspend(context.Background(), 500*time.Millisecond)
 	check(t, err)
 	held := start(v, &blockdev.Request{Op: blockdev.OpWrite, Buf: filled(0, 4096, 1)})
 	check(t, <-held) // with nobody's help

@@ -91,7 +91,7 @@ func TestReceiverBreaks(t *testing.T) {
 	s, _, _, _ := sharedSnapped(t, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
 		sick.Device, sick.well = blockdevtest.NewFault(m, fail), m
 		sick.over.Store(true)
-		e.Timeout = 200
+		e.Timeout = 2000
 		return sick
 	})
 	s.a.close()
@@ -120,7 +120,7 @@ func TestReceiverBreaks(t *testing.T) {
 	select {
 	case err := <-wrote:
 		t.Fatalf("the write ended, and nothing durable says that the snapshot is broken: %v", err)
-	case <-time.After(400 * time.Millisecond): // longer than the time-out
+	case <-time.After(2500 * time.Millisecond): // longer than the time-out
 	}
 	stuck.over.Store(true)
 	check(t, <-wrote)
@@ -166,7 +166,7 @@ func TestStackThatIsNotThere(t *testing.T) {
 func TestSealedWhileASnapshotHangs(t *testing.T) {
 	var slow *blockdevtest.Delay
 	s, _, _, _ := sharedSnapped(t, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
-		e.Timeout = 50
+		e.Timeout = 500
 		slow = blockdevtest.NewDelay(m)
 		return slow
 	})

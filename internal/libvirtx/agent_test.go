@@ -76,7 +76,7 @@ func TestAnswersOfAGuest(t *testing.T) {
 }
 
 func TestAgentEndsBeforeTheContext(t *testing.T) {
-	for left, want := range map[time.Duration][2]int{0: {1, 1}, 9500 * time.Millisecond: {3, 3}, 30*time.Second + 500*time.Millisecond: {24, 5}, time.Hour: {40, 5}} {
+	for left, want := range map[time.Duration][2]int{0: {1, 1}, 9900 * time.Millisecond: {3, 3}, 30*time.Second + 900*time.Millisecond: {24, 5}, time.Hour: {40, 5}} {
 		ctx, cancel := context.WithTimeout(t.Context(), left)
 		a := agent{answers: map[string]any{"freeze": `{"return":1}`, "thaw": `{"return":1}`}}
 		Freeze(ctx, Domain{}, a.command)

@@ -100,12 +100,14 @@ func TestBadHandshake(t *testing.T) {
 	t.Parallel()
 	eachLoop(t, func(t *testing.T, noRing bool) {
 		m := newMemory(1 << 20)
-		s := testServer(m, noRing)
-		s.Name = "vol"
+		s, impatient := testServer(m, noRing), testServer(m, noRing)
+		s.Name, impatient.Name = "vol", "vol"
 		var log syncLog
 		s.Log = zerolog.New(&log).Level(zerolog.InfoLevel)
-		s.Limits.Handshake = 2 * time.Second
+		impatient.Log = s.Log
+		s.Limits.Handshake, impatient.Limits.Handshake = time.Minute, 2*time.Second
 		defer s.Close()
+		defer impatient.Close()
 		healthy := join(t, s).enter(false)
 		for _, c := range []struct {
 			name, why string
@@ -122,7 +124,11 @@ func TestBadHandshake(t *testing.T) {
 			{"says nothing", "i/o timeout", nil, false},
 			{"says little", "i/o timeout", pack(uint32(3), "IHAVE"), false},
 		} {
-			w := join(t, s)
+			on := s
+			if c.why == "i/o timeout" {
+				on = impatient
+			}
+			w := join(t, on)
 			w.hear(18)
 			w.Write(c.say)
 			if c.half {

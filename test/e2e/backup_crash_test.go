@@ -149,7 +149,7 @@ func TestBackupKilled(t *testing.T) {
 		return err == nil && attached(s) && len(s.Engine.Stack) == 1 && s.Engine.Stack[0].Cursor == s.Engine.Size
 	})
 	r.copied(t, job, 0)
-	r.limit(t, "", syscall.SIGKILL)
+	r.limit(t, "16M", syscall.SIGKILL) // so that it is not over before this looks
 	if s := r.job(t, job); s.Disks[0].Done != s.Disks[0].Size || s.Done == s.Size {
 		t.Errorf("the image node did not go on where it was: %+v", s)
 	}

@@ -141,7 +141,7 @@ func (l *lun) verify(t *testing.T) {
 func (l *lun) freeze(t *testing.T, e *engine, data []byte) (returns func() error) {
 	t.Helper()
 	dev, off := l.a.open(t), l.find(t, data)
-	ok(t, e.cmd.Process.Signal(unix.SIGSTOP))
+	e.freeze(t)
 	plug := l.a.pull(t)
 	wrote := make(chan error, 1)
 	go func() {
@@ -168,7 +168,7 @@ func (l *lun) freeze(t *testing.T, e *engine, data []byte) (returns func() error
 func (l *lun) preemptQuietly(t *testing.T, b *engine) {
 	t.Helper()
 	dev := l.b.open(t)
-	ok(t, b.cmd.Process.Signal(unix.SIGSTOP))
+	b.freeze(t)
 	defer func() { ok(t, b.cmd.Process.Signal(unix.SIGCONT)) }()
 	l.b.idle(t)
 	if err := reserve.Preempt(dev, l.b.key, l.a.key); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
@@ -203,6 +204,13 @@ func (e *engine) kill(t *testing.T) {
 	t.Helper()
 	_ = e.cmd.Process.Kill()
 	e.wait(t)
+}
+
+// freeze stops the engine where it is, all of its threads.
+func (e *engine) freeze(t *testing.T) {
+	t.Helper()
+	ok(t, e.cmd.Process.Signal(unix.SIGSTOP))
+	ok(t, unix.Waitid(unix.P_PID, e.cmd.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
 }
 
 // stop ends the engine cleanly and returns its exit code.
