@@ -176,6 +176,69 @@ func TestBootDiskOfADomainThatIsOff(t *testing.T) {
 	}
 }
 
+// TestOffDomainsKeepTheirVolumes: who else has a volume, or had it when the domain was looked at, does not matter.
+func TestOffDomainsKeepTheirVolumes(t *testing.T) {
+	t.Parallel()
+	for what, test := range map[string]struct {
+		libvirt func(d *Daemon, store string) *said
+		before  func(t *testing.T, d *Daemon)
+		after   func(t *testing.T, d *Daemon)
+	}{
+		"held when it was defined": {
+			func(d *Daemon, _ string) *said { return &said{xml: d.disk("v", "vda", "")} },
+			func(t *testing.T, d *Daemon) {
+				if _, err := d.Start(t.Context(), "v"); err != nil {
+					t.Fatal(err)
+				}
+			},
+			func(t *testing.T, d *Daemon) {
+				if _, err := d.Stop(t.Context(), "v"); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		"another's, that is undefined": {
+			func(_ *Daemon, store string) *said {
+				return &said{wants: []libvirtx.Want{{Volume: "v", Store: store, Target: "vdb"}}}
+			},
+			func(t *testing.T, d *Daemon) {
+				d.conn = &said{xml: d.disk("v", "vda", "")}
+				if err := d.domainHere("other").reconcile(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			},
+			func(t *testing.T, d *Daemon) {
+				v := d.volumeNamed("v")
+				d.forget(v.domain, v)
+			},
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			d := newRealDaemon(t)
+			store := d.create(t, "v").Store
+			test.before(t, d)
+			d.mu.Lock()
+			d.conn = test.libvirt(d, store)
+			m := d.domainHere("g")
+			d.domains[m.ident().UUID] = m
+			d.mu.Unlock()
+			_ = m.reconcile(t.Context()) // another may have it
+			test.after(t, d)
+			if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); !errors.Is(err, inventory.ErrInUse) {
+				t.Errorf("deleted: %v", err)
+			}
+			d.conn = &said{} // edited out
+			if err := m.reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // pooled is a libvirt whose one domain has a disk of a storage pool.
 type pooled struct{ *said }
 

@@ -30,12 +30,12 @@ func (m *domain) reconcile(ctx context.Context) error {
 		}
 		return err
 	}
+	m.d.noteSeen(m, v)
 	errs := []error{err}
 	problem := m.giveAll(ctx, c, v, &errs)
 	m.keepAll(ctx, c, v, &errs)
 	m.stopRest(ctx, v, &errs)
 	m.noteDeclared(v)
-	m.d.noteSeen(m)
 	m.d.noteProblem(m, problem)
 	errs = append(errs, m.resume(ctx, c, v))
 	err = errors.Join(errs...)
