@@ -154,6 +154,21 @@ func TestStopWithoutEnd(t *testing.T) {
 	}
 }
 
+// TestEndedEngineIsNoReason: that the engine before ended, of which nobody took note, keeps no guest from starting.
+func TestEndedEngineIsNoReason(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	v := d.create(t, "v")
+	e := d.newEngine("v")
+	e.set(func() { e.err = errNotUp })
+	close(e.ended)
+	d.volumes["v"] = &volume{name: "v", want: libvirtx.Want{Volume: "v", Store: v.Store}, engine: e}
+	id := d.domainHere("g").ident()
+	if _, err := d.Prepare(t.Context(), api.PrepareRequest{Domain: id.Name, UUID: id.UUID.String(), Volumes: []string{"v"}}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestBootDiskOfADomainThatIsOff is no free volume: it was there before this daemon.
 func TestBootDiskOfADomainThatIsOff(t *testing.T) {
 	t.Parallel()
