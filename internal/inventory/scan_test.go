@@ -228,6 +228,16 @@ func TestScanForgedOrigin(t *testing.T) {
 	}
 }
 
+// A volume of this name would have the daemon's socket.
+func TestScanRefusesDaemonsName(t *testing.T) {
+	r := newRig(t)
+	r.file("stores/note", "")
+	r.run("store", "create", "--size", "1M", "--name", "daemon", r.path("stores/x.vcow"))
+	if s := r.scan(); len(s.Found) > 0 || len(s.Refused) != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestScanDevices(t *testing.T) {
 	r := newRig(t)
 	lun, kernel := r.loop("lun1", 16*mib)
