@@ -53,6 +53,32 @@ func TestResumedWhateverElseIsWrong(t *testing.T) {
 	}
 }
 
+// unreadable is a libvirt with a domain whose metadata somebody has broken.
+type unreadable struct{ *said }
+
+func (unreadable) Metadata(context.Context, libvirtx.Domain) (string, error) {
+	return "<disks><disk volume='v'/></disks>", nil
+}
+
+// TestResumedWithBrokenMetadata: what the guest has its definition says.
+func TestResumedWithBrokenMetadata(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	m, libvirt := d.pausedGuest(t)
+	d.volumes["v"].domain = m
+	d.conn = unreadable{libvirt}
+	if err := m.reconcile(t.Context()); !errors.Is(err, errMetadata) {
+		t.Errorf("reconciled: %v", err)
+	}
+	if libvirt.resumes != 1 || m.err == nil {
+		t.Errorf("resumed %d times; %v", libvirt.resumes, m.err)
+	}
+	libvirt.state = libvirtx.State{Active: true}
+	if err := m.reconcile(t.Context()); err == nil || d.volumeNamed("v").engine == nil {
+		t.Errorf("reconciled: %v", err)
+	}
+}
+
 // TestNotResumedUnserved: it would only be paused again.
 func TestNotResumedUnserved(t *testing.T) {
 	t.Parallel()

@@ -28,6 +28,9 @@ func (m *domain) reconcile(ctx context.Context) error {
 		if !errors.Is(err, libvirtx.ErrGone) && !errors.Is(err, errUnfinished) {
 			m.d.noteProblem(m, err)
 		}
+		if errors.Is(err, errMetadata) { // which keeps no guest paused
+			err = errors.Join(err, m.resume(ctx, c, v))
+		}
 		return err
 	}
 	m.d.noteSeen(m, v)
