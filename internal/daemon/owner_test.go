@@ -152,6 +152,24 @@ func TestForgottenWhileHeld(t *testing.T) {
 	}
 }
 
+// TestHeldAgainInVain: what was held before stays so.
+func TestHeldAgainInVain(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	d.create(t, "v")
+	if _, err := d.Start(t.Context(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	v := d.volumeNamed("v")
+	v.engine.set(func() { v.engine.ready, v.engine.err = false, errEnded }) // it is being started again
+	if _, err := d.Start(t.Context(), "v"); err == nil {
+		t.Error("started")
+	}
+	if v.held != api.HeldRequest {
+		t.Error("not held any more")
+	}
+}
+
 // TestPreparedIsNotForgotten: a domain that went away and comes back at once.
 func TestPreparedIsNotForgotten(t *testing.T) {
 	t.Parallel()
