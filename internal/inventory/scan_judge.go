@@ -22,7 +22,7 @@ func (s *scan) judge() {
 	twins := map[*found]bool{}
 	s.refuseTwins(twins, byUUID, "the same UUID, one may be a copy of the other")
 	for name, group := range byName {
-		if len(byUUID[group[0].UUID]) == len(group) { // told already, if there are several
+		if !slices.ContainsFunc(group, func(f *found) bool { return f.UUID != group[0].UUID }) { // told already, if there are several
 			delete(byName, name)
 		}
 	}

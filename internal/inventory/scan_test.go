@@ -228,6 +228,19 @@ func TestScanForgedOrigin(t *testing.T) {
 	}
 }
 
+// Two stores of a name are refused, also where one of them has a twin of another name.
+func TestScanRefusesTwinsOfTwins(t *testing.T) {
+	const a, b = "3f2a9c1e-0000-4000-8000-000000000001", "3f2a9c1e-0000-4000-8000-000000000002"
+	r := newRig(t)
+	r.file("stores/note", "")
+	r.run("store", "create", "--size", "1M", "--uuid", a, "--name", "x", r.path("stores/1.vcow"))
+	r.run("store", "create", "--size", "1M", "--uuid", a, "--name", "y", r.path("stores/2.vcow"))
+	r.run("store", "create", "--size", "1M", "--uuid", b, "--name", "x", r.path("stores/3.vcow"))
+	if s := r.scan(); len(s.Found) > 0 || len(s.Refused) != 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // A volume of this name would have the daemon's socket.
 func TestScanRefusesDaemonsName(t *testing.T) {
 	r := newRig(t)
