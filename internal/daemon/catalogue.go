@@ -33,18 +33,20 @@ func (d *Daemon) storeOf(name string) (string, error) {
 	return v.Store, err
 }
 
-// inUse says who has a volume: a domain, "" for one that is only served.
+// inUse says who has a volume: a domain, also one that is off, or "" for one that is only served.
 func (d *Daemon) inUse(name string) (domain string, used bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	v := d.volumes[name]
-	if v == nil {
-		return "", false
+	if v != nil && v.domain != nil {
+		return v.domain.name(), true
 	}
-	if v.domain != nil {
-		domain = v.domain.name()
+	for _, m := range d.domains {
+		if m.names[name] {
+			return m.name(), true
+		}
 	}
-	return domain, v.domain != nil || v.engine != nil || v.needed()
+	return "", v != nil && (v.engine != nil || v.needed())
 }
 
 // veto has plugins asked whether something may be done to a volume that nobody uses.

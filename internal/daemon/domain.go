@@ -18,9 +18,10 @@ type domain struct {
 
 	resumes resumes
 
-	looked bool  // since the connection to libvirt was made; guarded by Daemon.mu
-	seen   bool  // what it has and should have is known; guarded by Daemon.mu
-	err    error // what is wrong with its disks as a whole; guarded by Daemon.mu
+	looked bool            // since the connection to libvirt was made; guarded by Daemon.mu
+	seen   bool            // what it has and should have is known; guarded by Daemon.mu
+	names  map[string]bool // of the volumes that it has or should have, as it was seen last; guarded by Daemon.mu
+	err    error           // what is wrong with its disks as a whole; guarded by Daemon.mu
 
 	mu       sync.Mutex
 	id       libvirtx.Domain
@@ -219,11 +220,21 @@ func (d *Daemon) noteLooked(m *domain) {
 	m.looked = true
 }
 
-// noteSeen records that it is known which volumes a domain has and should have.
-func (d *Daemon) noteSeen(m *domain) {
+// noteSeen records which volumes a domain has and should have. The registry knows only one domain of a volume, and that may go.
+func (d *Daemon) noteSeen(m *domain, v view) {
+	names := map[string]bool{}
+	for _, w := range v.wants {
+		names[w.Volume] = true
+	}
+	for name := range v.disks {
+		names[name] = true
+	}
+	for name := range v.declared {
+		names[name] = true
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m.seen = true
+	m.seen, m.names = true, names
 }
 
 // noteProblem records what is wrong with a domain's disks as a whole, nil for nothing.

@@ -53,6 +53,32 @@ func TestResumedWhateverElseIsWrong(t *testing.T) {
 	}
 }
 
+// unreadable is a libvirt with a domain whose metadata somebody has broken.
+type unreadable struct{ *said }
+
+func (unreadable) Metadata(context.Context, libvirtx.Domain) (string, error) {
+	return "<disks><disk volume='v'/></disks>", nil
+}
+
+// TestResumedWithBrokenMetadata: what the guest has its definition says.
+func TestResumedWithBrokenMetadata(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	m, libvirt := d.pausedGuest(t)
+	d.volumes["v"].domain = m
+	d.conn = unreadable{libvirt}
+	if err := m.reconcile(t.Context()); !errors.Is(err, errMetadata) {
+		t.Errorf("reconciled: %v", err)
+	}
+	if libvirt.resumes != 1 || m.err == nil {
+		t.Errorf("resumed %d times; %v", libvirt.resumes, m.err)
+	}
+	libvirt.state = libvirtx.State{Active: true}
+	if err := m.reconcile(t.Context()); err == nil || d.volumeNamed("v").engine == nil {
+		t.Errorf("reconciled: %v", err)
+	}
+}
+
 // TestNotResumedUnserved: it would only be paused again.
 func TestNotResumedUnserved(t *testing.T) {
 	t.Parallel()
@@ -154,6 +180,21 @@ func TestStopWithoutEnd(t *testing.T) {
 	}
 }
 
+// TestEndedEngineIsNoReason: that the engine before ended, of which nobody took note, keeps no guest from starting.
+func TestEndedEngineIsNoReason(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	v := d.create(t, "v")
+	e := d.newEngine("v")
+	e.set(func() { e.err = errNotUp })
+	close(e.ended)
+	d.volumes["v"] = &volume{name: "v", want: libvirtx.Want{Volume: "v", Store: v.Store}, engine: e}
+	id := d.domainHere("g").ident()
+	if _, err := d.Prepare(t.Context(), api.PrepareRequest{Domain: id.Name, UUID: id.UUID.String(), Volumes: []string{"v"}}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestBootDiskOfADomainThatIsOff is no free volume: it was there before this daemon.
 func TestBootDiskOfADomainThatIsOff(t *testing.T) {
 	t.Parallel()
@@ -173,6 +214,69 @@ func TestBootDiskOfADomainThatIsOff(t *testing.T) {
 	}
 	if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOffDomainsKeepTheirVolumes: who else has a volume, or had it when the domain was looked at, does not matter.
+func TestOffDomainsKeepTheirVolumes(t *testing.T) {
+	t.Parallel()
+	for what, test := range map[string]struct {
+		libvirt func(d *Daemon, store string) *said
+		before  func(t *testing.T, d *Daemon)
+		after   func(t *testing.T, d *Daemon)
+	}{
+		"held when it was defined": {
+			func(d *Daemon, _ string) *said { return &said{xml: d.disk("v", "vda", "")} },
+			func(t *testing.T, d *Daemon) {
+				if _, err := d.Start(t.Context(), "v"); err != nil {
+					t.Fatal(err)
+				}
+			},
+			func(t *testing.T, d *Daemon) {
+				if _, err := d.Stop(t.Context(), "v"); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		"another's, that is undefined": {
+			func(_ *Daemon, store string) *said {
+				return &said{wants: []libvirtx.Want{{Volume: "v", Store: store, Target: "vdb"}}}
+			},
+			func(t *testing.T, d *Daemon) {
+				d.conn = &said{xml: d.disk("v", "vda", "")}
+				if err := d.domainHere("other").reconcile(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			},
+			func(t *testing.T, d *Daemon) {
+				v := d.volumeNamed("v")
+				d.forget(v.domain, v)
+			},
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			d := newRealDaemon(t)
+			store := d.create(t, "v").Store
+			test.before(t, d)
+			d.mu.Lock()
+			d.conn = test.libvirt(d, store)
+			m := d.domainHere("g")
+			d.domains[m.ident().UUID] = m
+			d.mu.Unlock()
+			_ = m.reconcile(t.Context()) // another may have it
+			test.after(t, d)
+			if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); !errors.Is(err, inventory.ErrInUse) {
+				t.Errorf("deleted: %v", err)
+			}
+			d.conn = &said{} // edited out
+			if err := m.reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{}); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -34,12 +34,17 @@ func (d *Daemon) hold(ctx context.Context, name, why string) (*volume, error) {
 		v = &volume{name: name, want: w, state: api.VolumeStarting}
 		d.volumes[name] = v
 	}
-	if v.held != api.HeldRequest {
+	was := v.held
+	if was != api.HeldRequest {
 		v.held = why
 	}
 	d.mu.Unlock()
 	if err := d.startVolume(ctx, v); err != nil {
-		d.letGo(v)
+		d.mu.Lock()
+		if v.held != "" { // nobody has let go of it meanwhile
+			v.held = was
+		}
+		d.mu.Unlock()
 		d.setState(v, api.VolumeFailed, err)
 		return nil, err
 	}

@@ -1,13 +1,16 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
@@ -149,6 +152,69 @@ func TestForgottenWhileHeld(t *testing.T) {
 	}
 	if _, err := os.Stat(d.controlPath("v")); err == nil {
 		t.Error("its engine runs")
+	}
+}
+
+// TestHeldAgainInVain: what was held before stays so.
+func TestHeldAgainInVain(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	d.create(t, "v")
+	if _, err := d.Start(t.Context(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	v := d.volumeNamed("v")
+	v.engine.set(func() { v.engine.ready, v.engine.err = false, errEnded }) // it is being started again
+	if _, err := d.Start(t.Context(), "v"); err == nil {
+		t.Error("started")
+	}
+	if v.held != api.HeldRequest {
+		t.Error("not held any more")
+	}
+}
+
+// sticky is a launcher that can't clear away.
+type sticky struct {
+	launch.Launcher
+	stuck *atomic.Bool
+}
+
+func (l sticky) Gone(ctx context.Context, volume string) error {
+	if l.stuck.Load() {
+		return errors.New("no answer from systemd")
+	}
+	return l.Launcher.Gone(ctx, volume)
+}
+
+// TestHydratedIsLetGo: also if that fails at first.
+func TestHydratedIsLetGo(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	var stuck atomic.Bool
+	d.config.Launcher = sticky{d.config.Launcher, &stuck}
+	d.create(t, "master")
+	if _, err := d.Create(t.Context(), api.CreateRequest{Name: "v", From: "master"}); err != nil {
+		t.Fatal(err)
+	}
+	run := true
+	if _, err := d.Hydration(t.Context(), api.VolumeHydrationRequest{Volume: "v", HydrationRequest: api.HydrationRequest{Run: &run}}); err != nil {
+		t.Fatal(err)
+	}
+	v := d.volumeNamed("v")
+	stuck.Store(true)
+	eventually(t, "it is hydrated", func() bool {
+		d.watchOne(t.Context(), v)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return v.hydrated
+	})
+	stuck.Store(false)
+	eventually(t, "it is let go", func() bool {
+		d.watchOne(t.Context(), v)
+		return d.volumeNamed("v") == nil
+	})
+	if _, err := d.Delete(t.Context(), "v", api.DeleteRequest{Force: true}); err != nil {
+		t.Error(err)
 	}
 }
 

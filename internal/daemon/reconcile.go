@@ -28,14 +28,17 @@ func (m *domain) reconcile(ctx context.Context) error {
 		if !errors.Is(err, libvirtx.ErrGone) && !errors.Is(err, errUnfinished) {
 			m.d.noteProblem(m, err)
 		}
+		if errors.Is(err, errMetadata) { // which keeps no guest paused
+			err = errors.Join(err, m.resume(ctx, c, v))
+		}
 		return err
 	}
+	m.d.noteSeen(m, v)
 	errs := []error{err}
 	problem := m.giveAll(ctx, c, v, &errs)
 	m.keepAll(ctx, c, v, &errs)
 	m.stopRest(ctx, v, &errs)
 	m.noteDeclared(v)
-	m.d.noteSeen(m)
 	m.d.noteProblem(m, problem)
 	errs = append(errs, m.resume(ctx, c, v))
 	err = errors.Join(errs...)

@@ -45,6 +45,9 @@ func (d *Daemon) startVolume(ctx context.Context, v *volume) error {
 // startLocked is startVolume for one who holds v.op.
 func (d *Daemon) startLocked(ctx context.Context, v *volume) error {
 	d.mu.Lock()
+	if v.engine != nil && v.engine.hasEnded() { // and nobody took note: why it did is no reason not to start another one
+		v.engine = nil
+	}
 	e, w, known := v.engine, v.want, d.volumes[v.name] == v
 	fresh := e == nil
 	d.mu.Unlock()

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -17,6 +18,9 @@ type view struct {
 	taken    map[string]bool          // targets in use, by ours too
 }
 
+// errMetadata says that what a domain should have is not known. What it has is.
+var errMetadata = errors.New("its metadata can't be read")
+
 // look asks libvirt. A domain it does not know wants nothing and has nothing; the error says so.
 func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
 	v := view{disks: map[string]libvirtx.Disk{}, declared: map[string]libvirtx.Disk{}, taken: map[string]bool{}}
@@ -25,9 +29,8 @@ func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
 	if err != nil {
 		return v, err
 	}
-	if v.wants, err = libvirtx.ParseWants(element); err != nil {
-		return v, fmt.Errorf("domain %s: %w", id.Name, err)
-	}
+	wants, broken := libvirtx.ParseWants(element)
+	v.wants = wants
 	if v.state, err = c.State(ctx, id); err != nil {
 		return v, err
 	}
@@ -55,6 +58,9 @@ func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
 		default:
 			v.declared[name] = disk
 		}
+	}
+	if broken != nil {
+		return v, fmt.Errorf("domain %s: %w: %w", id.Name, errMetadata, broken)
 	}
 	return v, nil
 }

@@ -42,6 +42,11 @@ func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 	d.mu.Lock()
 	held, alone, e, reserved := v.held, v.domain == nil, v.engine, v.client != nil
 	d.mu.Unlock()
+	if e != nil && !e.hasEnded() {
+		if ready, _ := e.isReady(); !ready { // nor to be waited for: there are others
+			return
+		}
+	}
 	if held != "" && alone && (e == nil || e.hasEnded() || reserved) {
 		if err := d.startVolume(ctx, v); errors.Is(err, errForgotten) {
 			return
@@ -73,6 +78,11 @@ func (d *Daemon) watchOne(ctx context.Context, v *volume) {
 	if alone {
 		if err := d.stopVolume(ctx, v, nil, api.VolumeOff); err != nil {
 			d.log.Error().Err(err).Str("volume", v.name).Msg("engine of a volume that is cut loose")
+			d.mu.Lock()
+			if v.held == "" && v.domain == nil {
+				v.held = held // to be let go of the next time
+			}
+			d.mu.Unlock()
 			return
 		}
 		d.forget(nil, v)

@@ -124,14 +124,21 @@ func (inv *Inventory) master(r api.CreateRequest) (master, of string, err error)
 
 // nameFree: names are unique, damaged records included.
 func (inv *Inventory) nameFree(name string) error {
-	if name+".sock" == api.DaemonSocket {
-		return fmt.Errorf("%w: volume name %s: its socket would be the daemon's", ErrInvalid, name)
+	if err := notDaemons(name); err != nil {
+		return err
 	}
 	switch e, err := inv.cat.ByName(name); {
 	case err == nil:
 		return fmt.Errorf("volume name %s %w, by the one with store %s (%s)", name, ErrExists, e.Store, e.State)
 	case !errors.Is(err, ErrNotFound):
 		return fmt.Errorf("volume name %s %w: %w", name, ErrExists, err)
+	}
+	return nil
+}
+
+func notDaemons(name string) error {
+	if name+".sock" == api.DaemonSocket {
+		return fmt.Errorf("%w: volume name %s: its socket would be the daemon's", ErrInvalid, name)
 	}
 	return nil
 }

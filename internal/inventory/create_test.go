@@ -633,3 +633,20 @@ func TestAdoptGuestsDisk(t *testing.T) {
 	_, err = r.Adopt(ctx, api.AdoptRequest{Store: disk})
 	refused(t, err, ErrInvalid, "raw disk", "volume disk")
 }
+
+// A store that was moved, with a link left in its place, is not deleted half: the link would be, and the volume be lost.
+func TestDeleteBehindLink(t *testing.T) {
+	r := newRig(t)
+	v := r.create(api.CreateRequest{Name: "v"})
+	moved := r.path("moved.vcow")
+	r.move(v.Store, moved)
+	if err := os.Symlink(moved, v.Store); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.Delete(ctx, "v", api.DeleteRequest{})
+	refused(t, err, nil, moved)
+	ready(t, r, "v")
+	if _, err := os.Stat(v.Store); err != nil {
+		t.Error(err)
+	}
+}

@@ -3,6 +3,8 @@ package inventory
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -145,6 +147,13 @@ func (inv *Inventory) isOurs(ctx context.Context, e catalogue.Entry) error {
 	case there.UUID != e.UUID:
 		return fmt.Errorf("volume %s: %s holds another volume's store, %s with UUID %s: `virt-cow volume scan` looks for this one's",
 			e.Name, e.Store, there.Name, there.UUID)
+	}
+	if st, err := os.Lstat(e.Store); err != nil {
+		return fmt.Errorf("volume %s: %w", e.Name, err)
+	} else if _, block := blockDevice(e.Store); !block && st.Mode()&os.ModeSymlink != 0 {
+		file, _ := filepath.EvalSymlinks(e.Store)
+		return fmt.Errorf("volume %s: %s is a symbolic link by now, and the store is %s: nothing was deleted: put the store in the link's place; "+
+			"or `virt-cow volume delete --keep-store %s` forgets the volume, and `virt-cow store delete` deletes the store", e.Name, e.Store, file, e.Name)
 	}
 	return nil
 }

@@ -116,27 +116,31 @@ func (s *scan) take(f found) {
 	s.found = append(s.found, f)
 }
 
-// dropDisks forgets stores found on what is somebody's raw disk: a guest may write there whatever it wants.
+// dropDisks forgets stores found on what is somebody's raw disk: a guest may write there whatever it wants. What is no guest's disk,
+// but only an origin or a master by what a header says, is not believed to be one against the catalogue: that header may be forged.
 func (s *scan) dropDisks(guests []string) {
-	disks := map[thing]string{}
-	add := func(path string) {
+	owned, named := map[thing]string{}, map[thing]string{}
+	add := func(disks map[thing]string, path string) {
 		if at, ok := thingAt(path); ok && filepath.IsAbs(path) {
 			disks[at] = path
 		}
 	}
 	for _, path := range guests {
-		add(path)
+		add(owned, path)
 	}
 	for _, e := range s.inv.all() {
-		add(e.Origin)
-		add(strings.TrimPrefix(e.Master, "raw:"))
+		add(named, e.Origin)
+		add(named, strings.TrimPrefix(e.Master, "raw:"))
 	}
 	for _, f := range s.found {
-		add(f.Origin)
+		add(named, f.Origin)
 	}
 	s.found = slices.DeleteFunc(s.found, func(f found) bool {
 		at, _ := thingAt(f.Path)
-		disk, is := disks[at]
+		disk, is := owned[at]
+		if !is && !s.atHome(&f) {
+			disk, is = named[at]
+		}
 		if is {
 			s.refuse("%s: what looks like the store of %s is on a raw disk that is in use as such (%s): not taken for a store", f.Path, f.title(), disk)
 		}

@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ func (s *scan) judge() {
 	twins := map[*found]bool{}
 	s.refuseTwins(twins, byUUID, "the same UUID, one may be a copy of the other")
 	for name, group := range byName {
-		if len(byUUID[group[0].UUID]) == len(group) { // told already, if there are several
+		if !slices.ContainsFunc(group, func(f *found) bool { return f.UUID != group[0].UUID }) { // told already, if there are several
 			delete(byName, name)
 		}
 	}
@@ -102,7 +103,7 @@ func (s *scan) judgeStore(f *found) {
 // judgeNew takes a store that the catalogue does not know.
 func (s *scan) judgeNew(f *found) {
 	e := f.into(catalogue.Entry{State: catalogue.Ready, Store: s.inv.devices.best(f.Paths)})
-	if err := s.inv.devices.stable(e.Store); err != nil {
+	if err := cmp.Or(notDaemons(e.Name), s.inv.devices.stable(e.Store)); err != nil {
 		s.refuse("%s: %v", f.title(), err)
 		return
 	}

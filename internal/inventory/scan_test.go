@@ -199,6 +199,58 @@ func TestScanIgnoresWhatGuestsWrite(t *testing.T) {
 	wants(t, "nobody's disk", r.scan().Found, []string{"forged"})
 }
 
+// What a guest, or a stranger, writes into a header makes no raw disk of a volume's store.
+func TestScanForgedOrigin(t *testing.T) {
+	for what, guests := range map[string][]string{"a guest's disk": {"disk.raw"}, "nobody's disk": nil} {
+		t.Run(what, func(t *testing.T) {
+			r := newRig(t)
+			v := r.create(api.CreateRequest{Name: "v"})
+			r.Inventory.config.GuestDisks = func(context.Context) (paths []string, err error) {
+				for _, name := range guests {
+					paths = append(paths, r.path(name))
+				}
+				return paths, nil
+			}
+			raw := r.raw("origin.raw", mib)
+			forged := r.path("stores/forged.vcow")
+			r.run("store", "create", "--raw", raw, "--name", "forged", forged)
+			if err := errors.Join(os.Link(forged, r.path("disk.raw")), os.Remove(raw), os.Symlink(v.Store, raw)); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // at the second the forged one may be in the catalogue
+				s := r.scan()
+				ready(t, r, "v")
+				if len(s.Missing) > 0 {
+					t.Errorf("%+v", s)
+				}
+			}
+		})
+	}
+}
+
+// Two stores of a name are refused, also where one of them has a twin of another name.
+func TestScanRefusesTwinsOfTwins(t *testing.T) {
+	const a, b = "3f2a9c1e-0000-4000-8000-000000000001", "3f2a9c1e-0000-4000-8000-000000000002"
+	r := newRig(t)
+	r.file("stores/note", "")
+	r.run("store", "create", "--size", "1M", "--uuid", a, "--name", "x", r.path("stores/1.vcow"))
+	r.run("store", "create", "--size", "1M", "--uuid", a, "--name", "y", r.path("stores/2.vcow"))
+	r.run("store", "create", "--size", "1M", "--uuid", b, "--name", "x", r.path("stores/3.vcow"))
+	if s := r.scan(); len(s.Found) > 0 || len(s.Refused) != 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A volume of this name would have the daemon's socket.
+func TestScanRefusesDaemonsName(t *testing.T) {
+	r := newRig(t)
+	r.file("stores/note", "")
+	r.run("store", "create", "--size", "1M", "--name", "daemon", r.path("stores/x.vcow"))
+	if s := r.scan(); len(s.Found) > 0 || len(s.Refused) != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestScanDevices(t *testing.T) {
 	r := newRig(t)
 	lun, kernel := r.loop("lun1", 16*mib)
