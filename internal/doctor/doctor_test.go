@@ -216,6 +216,7 @@ func TestFindings(t *testing.T) {
 		{"NBD sockets", "well", func(*host) {}, OK, "libvirt-qemu may use all"},
 		{"NBD sockets", "root", func(h *host) { h.file("/etc/libvirt/qemu.conf", "user = \"root\"\n") }, OK, "QEMU is root"},
 		{"NBD sockets", "closed", func(h *host) { h.listen("/run/virt-cow/a.sock", nil) }, Problem, "chgrp libvirt-qemu /run/virt-cow/a.sock"},
+		{"NBD sockets", "image node's", func(h *host) { h.listen("/run/virt-cow/"+api.NodeSocket, nil) }, OK, "libvirt-qemu may use all"},
 		{"NBD sockets", "folder", func(h *host) { h.mode("/run/virt-cow", 0o700) }, Problem, "chmod 755 /run/virt-cow"},
 		{"AppArmor", "none", func(*host) {}, OK, "not in use"},
 		{"AppArmor", "no rule", appArmored, Problem, "/etc/apparmor.d/local/abstractions/libvirt-qemu"},
