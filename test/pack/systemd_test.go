@@ -182,6 +182,14 @@ func TestUnits(t *testing.T) {
 		if got := show(t, m, unit, "ActiveState"); got != "inactive" {
 			t.Errorf("a stopped engine's unit is %s", got)
 		}
+		// Installed again, all that was enabled runs.
+		run(t, m, "dpkg", "-r", "virt-cow")
+		run(t, m, "dpkg", "-i", pkg)
+		for _, u := range []string{"virt-cow.service", "virt-cow-image-node.service", "virt-cow-backup@web-1.timer"} {
+			if got := show(t, m, u, "ActiveState"); got != "active" {
+				t.Errorf("removed and installed again, %s is %s", u, got)
+			}
+		}
 		run(t, m, "dpkg", "-P", "virt-cow")
 		if out, err := m.Run(t.Context(), "systemctl", "cat", "virt-cow.service"); err == nil {
 			t.Errorf("purged, systemd still knows: %s", out)
