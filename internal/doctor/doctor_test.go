@@ -242,7 +242,7 @@ func TestFindings(t *testing.T) {
 		}, OK, "lets guests"},
 		{"SELinux", "none", func(*host) {}, OK, "not in use"},
 		{"SELinux", "permissive", func(h *host) { h.file("/sys/fs/selinux/enforce", "0") }, OK, "permissive"},
-		{"SELinux", "no module", func(h *host) { h.file("/sys/fs/selinux/enforce", "1") }, Problem, "semodule -i"},
+		{"SELinux", "no module", func(h *host) { h.file("/sys/fs/selinux/enforce", "1") }, Problem, "restorecon -R /usr/bin/virt-cow"},
 		{"SELinux", "module", func(h *host) {
 			h.file("/sys/fs/selinux/enforce", "1")
 			h.file("/var/lib/selinux/targeted/active/modules/400/virt_cow/cil", "")

@@ -71,7 +71,9 @@ func seLinux(_ context.Context, h *Host) []Finding {
 	return []Finding{{
 		Result: Problem, Seen: "enforcing, without the module virt_cow", Why: "QEMU is refused its disk's socket",
 		Mend: "make -C /usr/share/virt-cow/selinux -f /usr/share/selinux/devel/Makefile virt_cow.pp && " +
-			"semodule -i /usr/share/virt-cow/selinux/virt_cow.pp && restorecon -R " + quote(h.Config.Config.RunDir),
+			"semodule -i /usr/share/virt-cow/selinux/virt_cow.pp && " +
+			"restorecon -R /usr/bin/virt-cow /usr/lib/virt-cow /var/lib/virt-cow /var/log/virt-cow " + quote(h.Config.Config.RunDir) +
+			" && systemctl restart virt-cow && virt-cow volume restart --all # QEMU may connect to programs of the label only",
 	}}
 }
 
