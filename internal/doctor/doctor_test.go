@@ -256,6 +256,14 @@ func TestFindings(t *testing.T) {
 		{"LVM", "filter", func(h *host) {
 			h.file("/etc/lvm/lvm.conf", "devices {\n global_filter = [ \"a|^/dev/sda|\", \"r|.*|\" ]\n}\n")
 		}, OK, "filter"},
+		{"LVM", "devices file by default", func(h *host) {
+			h.file("/etc/lvm/lvm.conf", "devices {\n\t# This configuration option has an automatic default value.\n\t# use_devicesfile = 1\n}\n")
+			h.file("/etc/lvm/devices/system.devices", "")
+		}, OK, "system.devices"},
+		{"LVM", "devices file that is switched off", func(h *host) {
+			h.file("/etc/lvm/lvm.conf", "devices {\n\t# use_devicesfile = 1\n\tuse_devicesfile = 0\n}\n")
+			h.file("/etc/lvm/devices/system.devices", "")
+		}, Warning, "LVM looks at every block device"},
 		{"LVM", "devices file", func(h *host) {
 			h.file("/etc/lvm/lvmlocal.conf", "devices {\n use_devicesfile=1\n}\n")
 			h.file("/etc/lvm/lvm.conf", "")

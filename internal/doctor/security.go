@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -79,9 +80,22 @@ func seLinux(_ context.Context, h *Host) []Finding {
 
 var (
 	lvmFilter  = regexp.MustCompile(`(?m)^\s*(global_filter|filter)\s*=\s*\[[^\]]*"r[^a-zA-Z0-9]`)
-	lvmDevices = regexp.MustCompile(`(?m)^\s*use_devicesfile\s*=\s*1`)
+	lvmDevices = regexp.MustCompile(`(?m)^[ \t]*(#?)[ \t]*use_devicesfile\s*=\s*([01])`)
 	guestRule  = regexp.MustCompile(`(?m)^[^#\n]*VIRT_COW_GUEST}="1"`)
 )
+
+// usesDevicesFile goes by the last line that sets it; where none does, by the comment with the default that LVM was built with.
+func usesDevicesFile(text string) bool {
+	set, byDefault := "", ""
+	for _, m := range lvmDevices.FindAllStringSubmatch(text, -1) {
+		if m[1] == "" {
+			set = m[2]
+		} else {
+			byDefault = m[2]
+		}
+	}
+	return cmp.Or(set, byDefault) == "1"
+}
 
 // lvm looks for what keeps the host from activating volume groups that it sees on guests' disks.
 func lvm(_ context.Context, h *Host) []Finding {
@@ -96,7 +110,7 @@ func lvm(_ context.Context, h *Host) []Finding {
 	switch {
 	case lvmFilter.MatchString(text):
 		return well("lvm.conf has a filter that rejects devices")
-	case lvmDevices.MatchString(text) && h.exists("/etc/lvm/devices/system.devices"):
+	case usesDevicesFile(text) && h.exists("/etc/lvm/devices/system.devices"):
 		return well("looks only at the devices in /etc/lvm/devices/system.devices")
 	}
 	f := Finding{
