@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -17,6 +18,10 @@ func (f *BackupFlags) run(env *Env, r api.BackupRequest) error {
 		return errors.New("no longer watched; what was begun goes on: `virt-cow backup jobs`")
 	}
 	if err != nil {
+		var r *api.RemoteError
+		if errors.As(err, &r) && r.Code == http.StatusConflict && r.Reason != api.ErrorBusy {
+			return err // exit code 4, no failure to a timer's unit, is for a domain that is being backed up
+		}
 		return daemonError(err)
 	}
 	if f.NoWait {

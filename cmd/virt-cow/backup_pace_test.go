@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -50,6 +51,29 @@ func TestWaitOfBackup(t *testing.T) {
 	for wait, want := range map[time.Duration]int64{0: 1, 300 * time.Millisecond: 1, 1500 * time.Millisecond: 2, 10 * time.Minute: 600, -time.Minute: -60} {
 		if got := (&BackupFlags{Wait: wait}).request().WaitSeconds; got != want {
 			t.Errorf("--wait %v: %d seconds, want %d", wait, got, want)
+		}
+	}
+}
+
+// Only another backup of the domain is a reason to skip it, which a timer's unit takes for well.
+func TestBackupRefused(t *testing.T) {
+	t.Parallel()
+	env := &Env{RunDir: t.TempDir(), Stdout: io.Discard, Stderr: io.Discard, Context: t.Context()}
+	l, err := net.Listen("unix", filepath.Join(env.RunDir, api.DaemonSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refusal api.Error
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(refusal)
+	})}
+	go s.Serve(l)
+	defer s.Close()
+	for code, want := range map[string]int{api.ErrorBusy: exitLocked, "": exitFailed} {
+		refusal = api.Error{Message: "no", Code: code}
+		if got := exitCode((&BackupFlags{}).run(env, api.BackupRequest{Domain: "g"})); got != want {
+			t.Errorf("refused with 409 and code %q: exit code %d, want %d", code, got, want)
 		}
 	}
 }

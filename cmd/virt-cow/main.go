@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -43,7 +44,7 @@ type cli struct {
 	JSON    bool             `help:"Print JSON." name:"json"`
 	Config  string           `help:"Configuration file (default /etc/virt-cow/config.toml, $$VIRT_COW_CONFIG)." type:"path" placeholder:"FILE"`
 	RunDir  string           `help:"Sockets, locks and exception caches; on tmpfs." key:"run_dir" type:"path" placeholder:"DIR"`
-	Debug   bool             `help:"Log more." env:"VIRT_COW_DEBUG"`
+	Debug   bool             `help:"Log more ($$VIRT_COW_DEBUG)."`
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
 	Volume  VolumeCmd  `cmd:"" group:"Volumes and guests:" help:"Make, list, find and delete volumes."`
@@ -107,7 +108,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
 	level := zerolog.InfoLevel
-	if c.Debug {
+	if c.Debug || switchedOn(os.Getenv("VIRT_COW_DEBUG")) {
 		level = zerolog.DebugLevel
 	}
 	env := &Env{
@@ -133,6 +134,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitCode(err)
 	}
 	return exitOK
+}
+
+// switchedOn reads a variable that is on or off, whatever it holds: one that kong can't read would keep engines from starting.
+func switchedOn(text string) bool {
+	return !slices.Contains([]string{"", "0", "no", "off", "false"}, strings.ToLower(text))
 }
 
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) *kong.Kong {

@@ -49,6 +49,17 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
+// /etc/default/virt-cow may have it empty, or anything: an engine that ends with exit code 2 is not started again.
+func TestDebugVariable(t *testing.T) {
+	for _, value := range []string{"", "0", "off", "1", "on", "2"} {
+		t.Setenv("VIRT_COW_DEBUG", value)
+		var out, err strings.Builder
+		if code := run([]string{"config", "example"}, &out, &err); code != 0 {
+			t.Errorf("VIRT_COW_DEBUG=%q: exit code %d: %s", value, code, &err)
+		}
+	}
+}
+
 func TestHelp(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

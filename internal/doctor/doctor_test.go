@@ -216,6 +216,7 @@ func TestFindings(t *testing.T) {
 		{"NBD sockets", "well", func(*host) {}, OK, "libvirt-qemu may use all"},
 		{"NBD sockets", "root", func(h *host) { h.file("/etc/libvirt/qemu.conf", "user = \"root\"\n") }, OK, "QEMU is root"},
 		{"NBD sockets", "closed", func(h *host) { h.listen("/run/virt-cow/a.sock", nil) }, Problem, "chgrp libvirt-qemu /run/virt-cow/a.sock"},
+		{"NBD sockets", "image node's", func(h *host) { h.listen("/run/virt-cow/"+api.NodeSocket, nil) }, OK, "libvirt-qemu may use all"},
 		{"NBD sockets", "folder", func(h *host) { h.mode("/run/virt-cow", 0o700) }, Problem, "chmod 755 /run/virt-cow"},
 		{"AppArmor", "none", func(*host) {}, OK, "not in use"},
 		{"AppArmor", "no rule", appArmored, Problem, "/etc/apparmor.d/local/abstractions/libvirt-qemu"},
@@ -241,7 +242,7 @@ func TestFindings(t *testing.T) {
 		}, OK, "lets guests"},
 		{"SELinux", "none", func(*host) {}, OK, "not in use"},
 		{"SELinux", "permissive", func(h *host) { h.file("/sys/fs/selinux/enforce", "0") }, OK, "permissive"},
-		{"SELinux", "no module", func(h *host) { h.file("/sys/fs/selinux/enforce", "1") }, Problem, "semodule -i"},
+		{"SELinux", "no module", func(h *host) { h.file("/sys/fs/selinux/enforce", "1") }, Problem, "restorecon -R /usr/bin/virt-cow"},
 		{"SELinux", "module", func(h *host) {
 			h.file("/sys/fs/selinux/enforce", "1")
 			h.file("/var/lib/selinux/targeted/active/modules/400/virt_cow/cil", "")
@@ -255,6 +256,14 @@ func TestFindings(t *testing.T) {
 		{"LVM", "filter", func(h *host) {
 			h.file("/etc/lvm/lvm.conf", "devices {\n global_filter = [ \"a|^/dev/sda|\", \"r|.*|\" ]\n}\n")
 		}, OK, "filter"},
+		{"LVM", "devices file by default", func(h *host) {
+			h.file("/etc/lvm/lvm.conf", "devices {\n\t# This configuration option has an automatic default value.\n\t# use_devicesfile = 1\n}\n")
+			h.file("/etc/lvm/devices/system.devices", "")
+		}, OK, "system.devices"},
+		{"LVM", "devices file that is switched off", func(h *host) {
+			h.file("/etc/lvm/lvm.conf", "devices {\n\t# use_devicesfile = 1\n\tuse_devicesfile = 0\n}\n")
+			h.file("/etc/lvm/devices/system.devices", "")
+		}, Warning, "LVM looks at every block device"},
 		{"LVM", "devices file", func(h *host) {
 			h.file("/etc/lvm/lvmlocal.conf", "devices {\n use_devicesfile=1\n}\n")
 			h.file("/etc/lvm/lvm.conf", "")

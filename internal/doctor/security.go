@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -71,15 +72,30 @@ func seLinux(_ context.Context, h *Host) []Finding {
 	return []Finding{{
 		Result: Problem, Seen: "enforcing, without the module virt_cow", Why: "QEMU is refused its disk's socket",
 		Mend: "make -C /usr/share/virt-cow/selinux -f /usr/share/selinux/devel/Makefile virt_cow.pp && " +
-			"semodule -i /usr/share/virt-cow/selinux/virt_cow.pp && restorecon -R " + quote(h.Config.Config.RunDir),
+			"semodule -i /usr/share/virt-cow/selinux/virt_cow.pp && " +
+			"restorecon -R /usr/bin/virt-cow /usr/lib/virt-cow /var/lib/virt-cow /var/log/virt-cow " + quote(h.Config.Config.RunDir) +
+			" && systemctl restart virt-cow && virt-cow volume restart --all # QEMU may connect to programs of the label only",
 	}}
 }
 
 var (
 	lvmFilter  = regexp.MustCompile(`(?m)^\s*(global_filter|filter)\s*=\s*\[[^\]]*"r[^a-zA-Z0-9]`)
-	lvmDevices = regexp.MustCompile(`(?m)^\s*use_devicesfile\s*=\s*1`)
+	lvmDevices = regexp.MustCompile(`(?m)^[ \t]*(#?)[ \t]*use_devicesfile\s*=\s*([01])`)
 	guestRule  = regexp.MustCompile(`(?m)^[^#\n]*VIRT_COW_GUEST}="1"`)
 )
+
+// usesDevicesFile goes by the last line that sets it; where none does, by the comment with the default that LVM was built with.
+func usesDevicesFile(text string) bool {
+	set, byDefault := "", ""
+	for _, m := range lvmDevices.FindAllStringSubmatch(text, -1) {
+		if m[1] == "" {
+			set = m[2]
+		} else {
+			byDefault = m[2]
+		}
+	}
+	return cmp.Or(set, byDefault) == "1"
+}
 
 // lvm looks for what keeps the host from activating volume groups that it sees on guests' disks.
 func lvm(_ context.Context, h *Host) []Finding {
@@ -94,7 +110,7 @@ func lvm(_ context.Context, h *Host) []Finding {
 	switch {
 	case lvmFilter.MatchString(text):
 		return well("lvm.conf has a filter that rejects devices")
-	case lvmDevices.MatchString(text) && h.exists("/etc/lvm/devices/system.devices"):
+	case usesDevicesFile(text) && h.exists("/etc/lvm/devices/system.devices"):
 		return well("looks only at the devices in /etc/lvm/devices/system.devices")
 	}
 	f := Finding{

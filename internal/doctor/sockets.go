@@ -39,7 +39,7 @@ func nbdSockets(_ context.Context, h *Host) []Finding {
 	sockets := h.glob(dir + "/*.sock")
 	for _, s := range sockets {
 		st, err := os.Lstat(h.path(s))
-		if err != nil || filepath.Base(s) == api.DaemonSocket {
+		if name := filepath.Base(s); err != nil || name == api.DaemonSocket || name == api.NodeSocket { // not for QEMU
 			continue
 		}
 		sys, ok := st.Sys().(*syscall.Stat_t)

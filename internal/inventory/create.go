@@ -127,6 +127,9 @@ func (inv *Inventory) nameFree(name string) error {
 	if err := notDaemons(name); err != nil {
 		return err
 	}
+	if name+".sock" == api.NodeSocket {
+		return fmt.Errorf("%w: volume name %s: its socket would be the image node's", ErrInvalid, name)
+	}
 	switch e, err := inv.cat.ByName(name); {
 	case err == nil:
 		return fmt.Errorf("volume name %s %w, by the one with store %s (%s)", name, ErrExists, e.Store, e.State)

@@ -597,10 +597,12 @@ func TestOpenLeavesIntents(t *testing.T) {
 	}
 }
 
-func TestDaemonsOwnName(t *testing.T) {
+func TestProgramsOwnNames(t *testing.T) {
 	r := newRig(t)
 	_, err := r.Create(ctx, api.CreateRequest{Name: "daemon", Size: mib})
 	refused(t, err, ErrInvalid, "daemon")
+	_, err = r.Create(ctx, api.CreateRequest{Name: "image-node", Size: mib})
+	refused(t, err, ErrInvalid, "image-node")
 }
 
 // A guest that writes a store's header to its raw disk gets no volume of it, whatever a domain's metadata says.

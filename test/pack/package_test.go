@@ -66,7 +66,12 @@ func TestPackage(t *testing.T) {
 	if _, err := m.Run(t.Context(), "test", "-e", "/etc/virt-cow/config.toml"); err != nil {
 		t.Error("removal took the configuration: that is for purge")
 	}
+	// What a killed engine had acknowledged is in its cache alone.
+	const cache = "/run/virt-cow/cache/00000000-0000-4000-8000-000000000001.cache"
+	run(t, m, "sh", "-c", "mkdir -p /run/virt-cow/cache && echo flags >"+cache)
 	run(t, m, "dpkg", "-P", "virt-cow")
+	run(t, m, "test", "-e", cache)
+	run(t, m, "rm", "-r", "/run/virt-cow")
 	left := added(before, files(t, m))
 	slices.Sort(left)
 	want := []string{"/var/lib/virt-cow", "/var/lib/virt-cow/stores", "/var/lib/virt-cow/stores/data-1.vcow"}

@@ -183,6 +183,14 @@ func TestUnits(t *testing.T) {
 		if time.Sleep(time.Second); !inactive() {
 			t.Error("a stopped engine's unit is started again")
 		}
+		// Installed again, all that was enabled runs.
+		run(t, m, "dpkg", "-r", "virt-cow")
+		run(t, m, "dpkg", "-i", pkg)
+		for _, u := range []string{"virt-cow.service", "virt-cow-image-node.service", "virt-cow-backup@web-1.timer"} {
+			if got := show(t, m, u, "ActiveState"); got != "active" {
+				t.Errorf("removed and installed again, %s is %s", u, got)
+			}
+		}
 		run(t, m, "dpkg", "-P", "virt-cow")
 		if out, err := m.Run(t.Context(), "systemctl", "cat", "virt-cow.service"); err == nil {
 			t.Errorf("purged, systemd still knows: %s", out)
@@ -215,7 +223,21 @@ func imageNode(t *testing.T, m *machine.Machine, pkg string) {
 		t.Errorf("the image node runs %s", got)
 	}
 	run(t, m, "virt-cow", "backup", "jobs")
+
+	// A backup that is waited for outlives the daemon.
+	const backup = "virt-cow-backup@web-1.service"
+	run(t, m, "sh", "-c", `d=/run/systemd/system/virt-cow-backup@.service.d; mkdir -p $d && printf '[Service]\nExecStart=\nExecStart=sleep 600\n' >$d/test.conf && systemctl daemon-reload`)
+	run(t, m, "systemctl", "start", "virt-cow.service")
+	run(t, m, "systemctl", "start", "--no-block", backup)
+	until(t, "a backup is waited for", func() bool { return show(t, m, backup, "MainPID") != "0" })
+	waits := show(t, m, backup, "MainPID")
+	run(t, m, "systemctl", "restart", "virt-cow.service")
+
 	run(t, m, "dpkg", "-i", pkg)
+	if got := show(t, m, backup, "MainPID"); got != waits {
+		t.Errorf("the daemon restarted, and the package upgraded: who waits for a backup was %s, now %s", waits, got)
+	}
+	run(t, m, "systemctl", "stop", backup, "virt-cow.service")
 	for _, u := range []string{unit, timer} {
 		if got := enabled(u); got != "enabled" || show(t, m, u, "ActiveState") != "active" {
 			t.Errorf("upgraded, %s is %s and %s", u, got, show(t, m, u, "ActiveState"))

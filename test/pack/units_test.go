@@ -65,6 +65,14 @@ func TestUnitsSecurity(t *testing.T) {
 	analyze := analyzer(t)
 	for unit, most := range exposed {
 		path := filepath.Join(source(t), "systemd", unit)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// ProtectClock allows one device, and before systemd 252 so refuses all others where nothing else is said of devices.
+		if text := string(b); strings.Contains(text, "\nProtectClock=") && !regexp.MustCompile(`\n(DevicePolicy|PrivateDevices)=`).MatchString(text) {
+			t.Errorf("%s: ProtectClock, and all devices", unit)
+		}
 		out, err := exec.Command(analyze, "security", "--no-pager", "--offline=true", path).CombinedOutput()
 		if err != nil {
 			t.Fatalf("systemd-analyze security %s: %v: %s", unit, err, out)
