@@ -124,11 +124,8 @@ func (inv *Inventory) master(r api.CreateRequest) (master, of string, err error)
 
 // nameFree: names are unique, damaged records included.
 func (inv *Inventory) nameFree(name string) error {
-	if err := notDaemons(name); err != nil {
+	if err := notReserved(name); err != nil {
 		return err
-	}
-	if name+".sock" == api.NodeSocket {
-		return fmt.Errorf("%w: volume name %s: its socket would be the image node's", ErrInvalid, name)
 	}
 	switch e, err := inv.cat.ByName(name); {
 	case err == nil:
@@ -139,9 +136,13 @@ func (inv *Inventory) nameFree(name string) error {
 	return nil
 }
 
-func notDaemons(name string) error {
-	if name+".sock" == api.DaemonSocket {
+// notReserved refuses the names whose sockets are others'.
+func notReserved(name string) error {
+	switch name + ".sock" {
+	case api.DaemonSocket:
 		return fmt.Errorf("%w: volume name %s: its socket would be the daemon's", ErrInvalid, name)
+	case api.NodeSocket:
+		return fmt.Errorf("%w: volume name %s: its socket would be the image node's", ErrInvalid, name)
 	}
 	return nil
 }

@@ -103,7 +103,7 @@ func (s *scan) judgeStore(f *found) {
 // judgeNew takes a store that the catalogue does not know.
 func (s *scan) judgeNew(f *found) {
 	e := f.into(catalogue.Entry{State: catalogue.Ready, Store: s.inv.devices.best(f.Paths)})
-	if err := cmp.Or(notDaemons(e.Name), s.inv.devices.stable(e.Store)); err != nil {
+	if err := cmp.Or(notReserved(e.Name), s.inv.devices.stable(e.Store)); err != nil {
 		s.refuse("%s: %v", f.title(), err)
 		return
 	}
