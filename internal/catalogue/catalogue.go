@@ -26,6 +26,8 @@ import (
 var (
 	// ErrNotFound says that the catalogue has no such volume.
 	ErrNotFound = errors.New("no such volume in the catalogue")
+	// ErrChanged says that a record is not what it was any more.
+	ErrChanged = errors.New("changed meanwhile")
 	// ErrExists says that a name, UUID or store is another volume's.
 	ErrExists = errors.New("is taken")
 	// ErrDamaged says that a record can't be read.

@@ -85,6 +85,18 @@ func TestCatalogue(t *testing.T) {
 	if got, _ := c.ByStore(other.Store); got != other {
 		t.Errorf("by store: %+v", got)
 	}
+	// Who has read it before it was changed changes nothing.
+	stale, late := e, e
+	stale.State, late.State = Missing, Deleting
+	if err := c.Replace(stale, late); !errors.Is(err, ErrChanged) {
+		t.Errorf("replaced what was changed meanwhile: %v", err)
+	}
+	if got, err := c.ByName(e.Name); err != nil || got != e {
+		t.Errorf("%+v %v", got, err)
+	}
+	if err := c.Replace(e, late); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.Remove(other.Name); err != nil {
 		t.Fatal(err)
 	}

@@ -35,15 +35,23 @@ func (c *Catalogue) mayAdd(e Entry) error {
 }
 
 // Update replaces the record of a volume, durably. ErrNotFound if there is none of its name and UUID.
-func (c *Catalogue) Update(e Entry) error {
+func (c *Catalogue) Update(e Entry) error { return c.update(e, nil) }
+
+// Replace is Update where the record still is what it was. ErrChanged if somebody else was first.
+func (c *Catalogue) Replace(was, e Entry) error { return c.update(e, &was) }
+
+func (c *Catalogue) update(e Entry, was *Entry) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	c.mu.RLock()
 	old, ok := c.byName[e.Name]
 	err := c.free(e)
 	c.mu.RUnlock()
-	if !ok || old.UUID != e.UUID {
+	switch {
+	case !ok || old.UUID != e.UUID:
 		err = fmt.Errorf("%w: %s, UUID %s", ErrNotFound, e.Name, e.UUID)
+	case was != nil && old != *was:
+		err = fmt.Errorf("%s: %w", e.Title(), ErrChanged)
 	}
 	if err != nil {
 		return err

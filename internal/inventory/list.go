@@ -3,6 +3,7 @@ package inventory
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -65,10 +66,10 @@ func (inv *Inventory) refresh(ctx context.Context, e catalogue.Entry) (catalogue
 	if now == e {
 		return e, nil
 	}
-	if latest, ok := inv.cat.ByUUID(e.UUID); !ok || latest != e {
-		return now, nil // being changed by somebody else
+	if err := inv.cat.Replace(e, now); err != nil && !errors.Is(err, catalogue.ErrChanged) && !errors.Is(err, catalogue.ErrNotFound) {
+		return now, err
 	}
-	return now, inv.cat.Update(now)
+	return now, nil
 }
 
 // Lookup returns the entry of a volume that may be used. ErrNotFound; ErrNotReady while it is made or deleted, or is
@@ -175,10 +176,15 @@ func (inv *Inventory) Clones(name string) []string {
 
 // CutLoose records that a volume's hydration is complete: it needs its master no more.
 func (inv *Inventory) CutLoose(name string) error {
-	e, err := inv.ready(name)
-	if err != nil || e.CutLoose {
-		return err
+	for {
+		e, err := inv.ready(name)
+		if err != nil || e.CutLoose {
+			return err
+		}
+		cut := e
+		cut.CutLoose = true
+		if err := inv.cat.Replace(e, cut); !errors.Is(err, catalogue.ErrChanged) {
+			return err
+		}
 	}
-	e.CutLoose = true
-	return inv.cat.Update(e)
 }
