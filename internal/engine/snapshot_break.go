@@ -20,6 +20,9 @@ type breaker struct {
 // breakPause is how long the header is left alone after a write of it that failed.
 const breakPause = 50 * time.Millisecond
 
+// breakTry is what each attempt gets, however late it is: a host that stood still finds out first whose the header is.
+const breakTry = time.Second
+
 // awaitBreak breaks the snapshot because of err, and returns once that is durable; an error where that could not be done in
 // time. While the header is another host's to write, in the middle of a hand-over, it waits as long as that takes, as
 // writes do then that are held outside.
@@ -27,7 +30,7 @@ func (s *snapshot) awaitBreak(err error) error {
 	for began := time.Now(); ; time.Sleep(breakPause) {
 		b := s.startBreak(err)
 		var failed error
-		if waitFor(b.done, s.timeout-time.Since(began)) {
+		if waitFor(b.done, max(s.timeout-time.Since(began), breakTry)) {
 			failed = b.err
 		} else {
 			failed = errSlow
