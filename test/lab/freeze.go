@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -54,7 +55,7 @@ func (h *Host) signalAll(s syscall.Signal) (running int, err error) {
 		if ns, lerr := os.Readlink(p); err != nil || lerr != nil || ns != own || pid == supervisor {
 			continue
 		}
-		if state := processState(dir); state != 'T' && state != 'Z' && state != 0 {
+		if !stands(processState(dir)) {
 			running++
 		}
 		if err := syscall.Kill(pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -63,6 +64,25 @@ func (h *Host) signalAll(s syscall.Signal) (running int, err error) {
 	}
 	return running, nil
 }
+
+// awaitStopped waits until a process that was stopped is: its threads may go on for a moment.
+func awaitStopped(pid int) error {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(threads, func(dir string) bool { return !stands(processState(dir)) }) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("process %d does not stop", pid)
+		}
+	}
+}
+
+// stands says that what is in this state does nothing until it is told to.
+func stands(state byte) bool { return state == 'T' || state == 'Z' || state == 0 }
 
 // processState is the letter in /proc/PID/stat, 0 for a process that is gone.
 func processState(dir string) byte {

@@ -82,11 +82,14 @@ func (h *Host) Start(name string, args ...string) (*Process, error) {
 	}
 }
 
-// Signal sends a signal to the program itself.
+// Signal sends a signal to the program itself. After SIGSTOP it returns once all of its threads stand still.
 func (p *Process) Signal(s syscall.Signal) error {
 	err := syscall.Kill(p.PID, s)
-	if s == syscall.SIGCONT {
+	switch {
+	case s == syscall.SIGCONT:
 		p.cmd.Process.Signal(s) // nsenter stops along with its child, and does not go on with it
+	case s == syscall.SIGSTOP && err == nil:
+		return awaitStopped(p.PID)
 	}
 	return err
 }
