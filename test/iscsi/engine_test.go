@@ -49,8 +49,7 @@ func (h *host) inFlight(t *testing.T) int {
 	return reads + writes
 }
 
-// idle waits until the host's disk has nothing to do. A process that was just stopped by a signal may still send what it was about to:
-// so it has to stay like that for a moment.
+// idle waits until the host's disk has nothing to do, for a moment: one look may fall between two requests.
 func (h *host) idle(t *testing.T) {
 	t.Helper()
 	quiet := 0
