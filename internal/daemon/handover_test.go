@@ -178,6 +178,28 @@ func TestAdoptedKnowsItsGiver(t *testing.T) {
 	})
 }
 
+// TestComingIsNotStarting: libvirt announces the start of a QEMU that waits for a migration, too. Whoever gave the volume waits for
+// it to be closed where libvirtd died in between: not as long as for a guest that starts.
+func TestComingIsNotStarting(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	d.config.Peers = &others{}
+	m := d.domainHere("g")
+	v, _ := d.adoptedIncoming(t, m, api.EngineStatus{
+		Epoch: 5, Owner: &api.Owner{Host: hostA, HostName: "ha", Address: "ha"}, Grants: []api.Grant{{ID: grant, Host: hostB}},
+		Handover: &api.Handover{Role: api.RoleReceiver, State: "idle", Grant: grant},
+	})
+	r := api.PrepareRequest{Operation: "prepare", Domain: "g", UUID: m.ident().UUID.String(), Volumes: []string{"v"}}
+	if _, err := d.Prepare(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !v.announced() || time.Until(v.prepared) > incomingFor {
+		t.Errorf("kept for it for %s", time.Until(v.prepared))
+	}
+}
+
 func (c *said) Leaving(context.Context, libvirtx.Domain) (bool, error) { return false, nil }
 
 func (c *said) become(s libvirtx.State) {

@@ -126,7 +126,8 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 	d.mu.Lock()
 	v, err := d.claimLocked(d.domainFor(dom), w, true)
 	if err == nil {
-		v.incoming, v.uuid, v.prepared, v.state, v.err = in, id, time.Now().Add(incomingFor), api.VolumeIncoming, nil
+		v.incoming, v.uuid, v.state, v.err = in, id, api.VolumeIncoming, nil
+		v.announce()
 	}
 	d.mu.Unlock()
 	if err != nil {
@@ -162,7 +163,8 @@ func (d *Daemon) receive(ctx context.Context, dom libvirtx.Domain, disk api.Prep
 		return aboutVolume(v.name, err)
 	}
 	d.mu.Lock() // the time it took is the migration's
-	v.prepared, v.state = time.Now().Add(incomingFor), api.VolumeIncoming
+	v.state = api.VolumeIncoming
+	v.announce()
 	d.mu.Unlock()
 	return nil
 }

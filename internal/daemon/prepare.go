@@ -54,7 +54,7 @@ func (d *Daemon) prepare(ctx context.Context, dom libvirtx.Domain, name string) 
 	d.mu.Lock()
 	v, err := d.claimLocked(d.domainFor(dom), w, true) // at once: a domain with a volume is not forgotten
 	if err == nil {
-		v.prepared = time.Now().Add(preparedFor)
+		v.announce()
 	}
 	d.mu.Unlock()
 	if err != nil {

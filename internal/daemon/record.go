@@ -143,7 +143,7 @@ func (d *Daemon) adoptOne(path string) error {
 	v.epoch, v.snapshots = spec.Epoch, spec.Snapshots
 	if in := spec.Incoming; in != nil {
 		v.incoming = &incoming{grant: in.Grant, migration: in.Grant, since: time.Now()}
-		v.prepared = time.Now().Add(incomingFor)
+		v.announce()
 	}
 	v.engine = d.newEngine(v.name)
 	d.mu.Lock()

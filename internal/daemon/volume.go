@@ -49,6 +49,16 @@ type volume struct {
 // heard of it: QEMU itself may take its time to begin.
 const preparedFor = 5 * time.Minute
 
+// announce keeps a volume for a domain that is about to start, or to come; the caller holds Daemon.mu. libvirt has the hook
+// announce a start for one that comes, too.
+func (v *volume) announce() {
+	wait := preparedFor
+	if v.incoming != nil {
+		wait = incomingFor
+	}
+	v.prepared = time.Now().Add(wait)
+}
+
 // announced says whether a domain was announced to start with the volume; the caller holds Daemon.mu.
 func (v *volume) announced() bool { return time.Now().Before(v.prepared) }
 

@@ -26,6 +26,7 @@ import (
 //	      40   8 bytes  generation
 //	      48   8 bytes  chunks
 //	      56   4 bytes  1: a FLUSH failed
+//	      60   4 bytes  the header's epoch when it was made, from 1 on
 //	    4096   4 bytes  a leaf: its state, padded to a page
 type cacheFile struct {
 	path   string // "": anonymous memory, for a volume that is only read
@@ -39,6 +40,7 @@ const (
 	cacheMagic       = "VCOWXC01"
 	cachePage        = 4096
 	offFlushFailed   = 56
+	offEpoch         = 60
 	leafUnread       = 0 // states of a leaf
 	leafClear        = 1
 	leafMixed        = 2
@@ -105,13 +107,36 @@ func openCache(path string, h *cowfmt.Header, instance uuid.UUID, leaves int64) 
 }
 
 func cacheIdentity(h *cowfmt.Header, instance uuid.UUID) []byte {
-	b := make([]byte, offFlushFailed+4)
+	b := make([]byte, offEpoch+4)
 	copy(b, cacheMagic)
 	copy(b[8:], h.UUID[:])
 	copy(b[24:], instance[:])
 	binary.LittleEndian.PutUint64(b[40:], h.Generation)
 	binary.LittleEndian.PutUint64(b[48:], uint64(h.Chunks()))
+	binary.LittleEndian.PutUint32(b[offEpoch:], h.Epoch)
 	return b
+}
+
+// removeOutlived removes the cache that an engine left here if another host has the store since a later epoch: nobody goes on
+// with it any more. An epoch that is not later is an old copy of the header, perhaps, of before this host's.
+func removeOutlived(path string, h *cowfmt.Header) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("exception cache: %w", err)
+	}
+	defer f.Close()
+	b := make([]byte, offEpoch+4)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return fmt.Errorf("exception cache %s: %w", path, err)
+	}
+	made := binary.LittleEndian.Uint32(b[offEpoch:])
+	if string(b[:8]) != cacheMagic || string(b[8:24]) != string(h.UUID[:]) || made == 0 || h.Epoch <= made {
+		return nil
+	}
+	return os.Remove(path)
 }
 
 func mapCache(f *os.File, path string, leaves int64) (*cacheFile, error) {

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
@@ -22,6 +23,32 @@ func killed(t *testing.T) (dev *blockdevtest.Memory, boot uuid.UUID, path string
 	check(t, err)
 	abandon(v)
 	return dev, boot, path
+}
+
+// TestCacheFileOutlived: only a later epoch proves that nobody goes on with it.
+func TestCacheFileOutlived(t *testing.T) {
+	dev, _, path := killed(t)
+	st, err := store.Open(dev.Open(false))
+	check(t, err)
+	h := st.Header()
+	for _, c := range []struct {
+		name   string
+		change func(h *cowfmt.Header)
+		stays  bool
+	}{
+		{"its own epoch", func(*cowfmt.Header) {}, true},
+		{"an old header", func(h *cowfmt.Header) { h.Epoch-- }, true},
+		{"another store", func(h *cowfmt.Header) { h.Epoch++; h.UUID = uuid.New() }, true},
+		{"a later epoch", func(h *cowfmt.Header) { h.Epoch++ }, false},
+		{"none is there", func(h *cowfmt.Header) { h.Epoch++ }, false},
+	} {
+		other := h.Clone()
+		c.change(other)
+		check(t, removeOutlived(path, other))
+		if _, err := os.Stat(path); (err == nil) != c.stays {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
 }
 
 func TestCacheFileSurvivesTheEngine(t *testing.T) {

@@ -243,7 +243,7 @@ func TestNoPeer(t *testing.T) {
 	}{
 		{"nobody", nobody.Addr().String(), wait, ErrUnreachable, "connection refused: nobody listens there"},
 		{"no such name", "no-such-host.invalid", wait, ErrUnreachable, "no address is known for this name"},
-		{"silent", listen(func(net.Conn) {}), 300 * time.Millisecond, ErrUnreachable, "though it takes connections"},
+		{"silent", listen(func(c net.Conn) { t.Cleanup(func() { c.Close() }) }), time.Second, ErrUnreachable, "though it takes connections"},
 		{"closes", listen(func(c net.Conn) { c.Close() }), wait, ErrUnreachable, "ended before it showed who it is"},
 		{"plain HTTP", listen(func(c net.Conn) {
 			if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {

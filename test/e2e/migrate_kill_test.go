@@ -351,19 +351,17 @@ func TestMigrateKilledSoak(t *testing.T) {
 		t.Skip("takes long: -e2e.soak")
 	}
 	for _, chunk := range []string{"4K", "64K"} {
-		t.Run(chunk, func(t *testing.T) {
-			c := newCrossing(t, nil, []string{"--chunk", chunk}, "v1", "v2")
-			for _, s := range steps {
+		for _, s := range steps {
+			t.Run(chunk+"/"+s.name, func(t *testing.T) {
+				c := newCrossing(t, nil, []string{"--chunk", chunk}, "v1", "v2")
 				for _, k := range strikes {
-					if t.Failed() {
+					if !t.Run(k.name, func(t *testing.T) { c.under(t, s, k, either) }) {
 						return // the next would only say so once more
 					}
-					t.Logf("== %s, %s", s.name, k.name)
-					c.under(t, s, k, either)
 				}
-			}
-			c.finish(t)
-		})
+				c.finish(t)
+			})
+		}
 	}
 }
 
