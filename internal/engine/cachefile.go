@@ -117,9 +117,13 @@ func cacheIdentity(h *cowfmt.Header, instance uuid.UUID) []byte {
 	return b
 }
 
-// removeOutlived removes the cache that an engine left here if another host has the store since a later epoch: nobody goes on
-// with it any more. An epoch that is not later is an old copy of the header, perhaps, of before this host's.
-func removeOutlived(path string, h *cowfmt.Header) error {
+// RemoveOutlived removes the exception cache that an engine of this host left if another host has the store since a later epoch:
+// nobody goes on with it any more. An epoch that is not later is an old copy of the header, perhaps, of before this host's. No
+// engine of this host has the store open meanwhile.
+func RemoveOutlived(path string, h *cowfmt.Header, host uuid.UUID) error {
+	if h.Owner == nil || h.Owner.Host == host {
+		return nil
+	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -38,13 +38,16 @@ func TestCacheFileOutlived(t *testing.T) {
 	}{
 		{"its own epoch", func(*cowfmt.Header) {}, true},
 		{"an old header", func(h *cowfmt.Header) { h.Epoch-- }, true},
+		{"nobody's", func(h *cowfmt.Header) { h.Epoch++; h.Owner = nil }, true},
+		{"this host's", func(h *cowfmt.Header) { h.Epoch++; h.Owner.Host = testHost }, true},
 		{"another store", func(h *cowfmt.Header) { h.Epoch++; h.UUID = uuid.New() }, true},
 		{"a later epoch", func(h *cowfmt.Header) { h.Epoch++ }, false},
 		{"none is there", func(h *cowfmt.Header) { h.Epoch++ }, false},
 	} {
 		other := h.Clone()
+		other.Owner.Host = uuid.New()
 		c.change(other)
-		check(t, removeOutlived(path, other))
+		check(t, RemoveOutlived(path, other, testHost))
 		if _, err := os.Stat(path); (err == nil) != c.stays {
 			t.Errorf("%s: %v", c.name, err)
 		}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -312,30 +311,6 @@ func TestGiverYields(t *testing.T) {
 	s.b.reads(8192, 4096, 5)
 	s.a.close()
 	s.b.alone()
-	s.b.close()
-}
-
-// What a giver leaves that is killed after the hand-over is of no use to anybody: its successor, which another host's volume is
-// refused, removes it.
-func TestGiverLeavesNoCache(t *testing.T) {
-	s := sharedClone(t, 16<<12, 4096)
-	check(t, s.a.open())
-	s.a.write(0, 4096, 3)
-	check(t, s.b.open(incoming(s.a.grantTo(s.b))))
-	s.a.guest(handover.GuestStopped)
-	s.b.guest(handover.GuestRuns)
-	s.b.write(4096, 4096, 4)
-	s.b.is(handover.Owner)
-	s.a.die()
-	if _, err := os.Stat(s.a.cache); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.a.open(); !errors.Is(err, store.ErrOwned) {
-		t.Errorf("%v: want ErrOwned", err)
-	}
-	if _, err := os.Stat(s.a.cache); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("its exception cache: %v", err)
-	}
 	s.b.close()
 }
 

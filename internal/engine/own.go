@@ -25,11 +25,6 @@ func (v *Volume) own(ctx context.Context, o Options) (recovered bool, err error)
 	if v.info.ReadOnly {
 		return false, v.onlyRead(o)
 	}
-	if owner := v.st.Header().Owner; owner != nil && owner.Host != o.Owner.Host {
-		if err := removeOutlived(o.CachePath, v.st.Header()); err != nil {
-			v.log.Warn().Err(err).Msg("what an engine left before another host took over can't be removed")
-		}
-	}
 	if owner := v.st.Header().Owner; o.Incoming != uuid.Nil && (owner == nil || owner.Host != o.Owner.Host) {
 		return v.receive(o)
 	}

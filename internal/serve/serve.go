@@ -123,6 +123,11 @@ func open(ctx context.Context, c Config, log zerolog.Logger) (o *opened, err err
 	if o.lock, err = lockUUID(waiting, c.RunDir, h, c.ReadOnly); err != nil {
 		return o, err
 	}
+	if !c.ReadOnly {
+		if err := engine.RemoveOutlived(api.CachePath(c.RunDir, h.UUID.String()), h, owner.Host); err != nil {
+			log.Warn().Err(err).Msg("what an engine left, before another host took the store, can't be removed")
+		}
+	}
 	// Said before the master is opened, which may take its time; the engine asks again.
 	if err := st.Elsewhere(owner.Host); err != nil && incoming == uuid.Nil && dead == nil {
 		return o, err

@@ -93,6 +93,38 @@ func TestRunAndLocks(t *testing.T) {
 }
 
 // The end does not wait for a suspension's deadline, and what it held is carried out.
+// TestLeavesNoCacheElsewhere: what an engine leaves that was killed is of no use once another host has the volume: its successor, which
+// is refused that, removes it.
+func TestLeavesNoCacheElsewhere(t *testing.T) {
+	c, h := config(t)
+	left := api.CachePath(c.RunDir, h.UUID.String())
+	kill := func(c Config) *cowfmt.Header {
+		o, err := open(t.Context(), c, zerolog.Nop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := o.volume.Header()
+		if err := errors.Join(o.volume.Abandon(), o.close()); err != nil && !errors.Is(err, os.ErrClosed) {
+			t.Fatal(err)
+		}
+		return h
+	}
+	h = kill(c)
+	if _, err := os.Stat(left); err != nil {
+		t.Fatal(err)
+	}
+	other := c
+	other.HostUUID, other.RunDir = uuid.NewString(), t.TempDir()
+	other.Dead = &api.DeadOwner{Host: h.Owner.Host.String(), Instance: h.Owner.Instance.String(), Epoch: h.Epoch}
+	kill(other)
+	if _, err := open(t.Context(), c, zerolog.Nop()); !errors.Is(err, store.ErrOwned) {
+		t.Errorf("%v: want ErrOwned", err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its exception cache: %v", err)
+	}
+}
+
 func TestEndDuringASuspension(t *testing.T) {
 	c, _ := config(t)
 	stop := start(t, c)
