@@ -279,7 +279,7 @@ func TestWatchOnTerminal(t *testing.T) {
 	term.resize(60, 8)
 	mark = term.shows(mark, "scroll: 36 to 39 of 51")
 	for line := range strings.SplitSeq(term.output()[mark:], "\r\n") {
-		if n := len([]rune(strings.NewReplacer("\x1b[K", "", "\x1b[H", "", "\x1b[J", "", "\x1b[7m", "", "\x1b[0m", "").Replace(line))); n > 60 {
+		if n := len([]rune(strings.NewReplacer("\x1b[K", "", "\x1b[H", "", "\x1b[J", "", "\x1b[7m", "", "\x1b[0m", "", "\r", "").Replace(line))); n > 60 {
 			t.Errorf("%d wide: %q", n, line)
 		}
 	}

@@ -23,7 +23,7 @@ func (d *Daemon) closeVolume(ctx context.Context, v *volume, e *engine) error {
 		}
 		d.log.Warn().Str("volume", v.name).Msg("engine ended without closing its store: starting another one to do that")
 		e = d.beginEngine(v)
-		if up := e.wait(ctx); up != nil {
+		if up := e.wait(ctx); up != nil && d.leftOpen(v) { // it may have found that another host has the store, and left nothing
 			d.log.Error().Err(up).Str("volume", v.name).Msg("engine to close the store")
 		}
 		err = e.stop(ctx)
