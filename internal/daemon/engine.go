@@ -167,7 +167,7 @@ func (e *engine) oneLife(p *launch.Process, start func(context.Context) (*launch
 // awaitStatus waits until the process answers on its control socket.
 func (e *engine) awaitStatus(p *launch.Process) error {
 	deadline := time.After(engineUp)
-	for {
+	for wait := time.Millisecond; ; wait = min(2*wait, 25*time.Millisecond) { // a migration waits for it
 		ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
 		s, err := e.client.Status(ctx)
 		cancel()
@@ -185,7 +185,7 @@ func (e *engine) awaitStatus(p *launch.Process) error {
 		case <-deadline:
 			p.Terminate()
 			return fmt.Errorf("%w: volume %s: no answer in %s: %w", errNotUp, e.volume, engineUp, err)
-		case <-time.After(25 * time.Millisecond):
+		case <-time.After(wait):
 		}
 	}
 }
