@@ -60,6 +60,24 @@ func (unreadable) Metadata(context.Context, libvirtx.Domain) (string, error) {
 	return "<disks><disk volume='v'/></disks>", nil
 }
 
+// ending is a libvirt with a transient domain whose QEMU has just ended.
+type ending struct{ *said }
+
+func (ending) Metadata(context.Context, libvirtx.Domain) (string, error) {
+	return "", libvirtx.ErrTransient
+}
+
+// TestTransientEnds: nothing is wrong where libvirt is about to forget a domain.
+func TestTransientEnds(t *testing.T) {
+	t.Parallel()
+	d := newRealDaemon(t)
+	m, libvirt := d.pausedGuest(t)
+	d.conn = ending{libvirt}
+	if err := m.reconcile(t.Context()); !errors.Is(err, errUnfinished) {
+		t.Errorf("reconciled: %v", err)
+	}
+}
+
 // TestResumedWithBrokenMetadata: what the guest has its definition says.
 func TestResumedWithBrokenMetadata(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,9 @@ func (m *domain) look(ctx context.Context, c libvirtx.Conn) (view, error) {
 	v := view{disks: map[string]libvirtx.Disk{}, declared: map[string]libvirtx.Disk{}, taken: map[string]bool{}}
 	id := m.ident()
 	element, err := c.Metadata(ctx, id)
+	if errors.Is(err, libvirtx.ErrTransient) { // its QEMU has just ended
+		return v, fmt.Errorf("domain %s is ending: %w", id.Name, errUnfinished)
+	}
 	if err != nil {
 		return v, err
 	}

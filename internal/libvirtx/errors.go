@@ -24,6 +24,8 @@ var (
 	ErrNoMetadata = errors.New("no metadata element of virt-cow")
 	// ErrNotRunning says that a domain is off or paused, where it would have to run.
 	ErrNotRunning = errors.New("the domain is not running")
+	// ErrTransient says that a domain has no definition that outlives its QEMU, which was asked for.
+	ErrTransient = errors.New("the domain is transient")
 	// ErrNoAgent says that a guest has no agent that could be asked: no channel, nobody listens, or it ended meanwhile.
 	ErrNoAgent = errors.New("no guest agent: the guest needs qemu-guest-agent, its domain <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>")
 	// ErrAgentHangs says that a guest's agent did not answer in time.
@@ -81,6 +83,8 @@ func Known(err error, code int, text string) error {
 		known = ErrNoDevice
 	case strings.Contains(text, "No more available PCI slots"):
 		known = ErrNoSlot
+	case code == codeInvalid && strings.Contains(text, "transient domains do not have any persistent config"):
+		known = ErrTransient
 	case strings.Contains(text, "already exists with uuid"), strings.Contains(text, "is already defined with uuid"):
 		known = ErrDomainExists
 	default:

@@ -124,6 +124,7 @@ func TestKnown(t *testing.T) {
 		{3, "this function is not supported by the connection driver: storage pool does not support volume creation", ErrPool},
 		{9, "operation failed: domain 'a' already exists with uuid x", ErrDomainExists}, {9, "operation failed: domain 'a' is already defined with uuid x", ErrDomainExists},
 		{55, "Requested operation is not valid: domain is not running", ErrNotRunning},
+		{55, "Requested operation is not valid: transient domains do not have any persistent config", ErrTransient},
 		{74, "argument unsupported: QEMU guest agent is not configured", ErrNoAgent},
 		{86, "Guest agent is not responding: QEMU guest agent is not connected", ErrNoAgent},
 		{86, "Guest agent is not responding: QEMU guest agent is not available due to an error", ErrNoAgent},
