@@ -173,14 +173,20 @@ type BackupCancelCmd struct {
 	Job string `arg:"" help:"The job's UUID."`
 }
 
-// Run waits until the job has ended: exit code 1 if it was done before.
+// cancelPatience is how long a job that is cancelled may take to end. What it has to clean up in the archive takes a minute at most.
+const cancelPatience = 2 * time.Minute
+
+// Run waits until the job has ended: exit code 1 if it was done before, or if it hangs.
 func (c *BackupCancelCmd) Run(env *Env) error {
 	if err := checkJob(c.Job); err != nil {
 		return err
 	}
 	n := nodeOf(env)
 	s, err := n.CancelBackup(env.Context, api.JobRequest{Job: c.Job})
-	for err == nil && s.Ended == 0 && env.Context.Err() == nil {
+	for late := time.Now().Add(cancelPatience); err == nil && s.Ended == 0 && env.Context.Err() == nil; {
+		if time.Now().After(late) {
+			return fmt.Errorf("job %s is cancelled, but has not ended yet: %s", c.Job, or(s.Waits, "it is "+s.State))
+		}
 		s, err = n.BackupJob(env.Context, api.JobRequest{Job: c.Job, Changed: s.Changed})
 	}
 	switch {

@@ -67,34 +67,56 @@ const lockPatience = 2 * time.Second
 
 // restoreOver writes over what is there, if nobody has it open: no engine, no mount, no RAID, no QEMU.
 func restoreOver(env *Env, d *backupDisk, path string) error {
+	to, old, err := openOver(env, path)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		err = eraseStore(env, old, "")
+	}
+	if err == nil {
+		err = restoreTo(env, d, to, false)
+	}
+	return errors.Join(err, to.Close())
+}
+
+// mayRestoreOver says why restoreOver would refuse, and changes nothing.
+func mayRestoreOver(env *Env, path string) error {
+	to, old, err := openOver(env, path)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		var me cowfmt.Owner
+		if me, err = eraser(env, old, ""); err == nil {
+			err = old.MayErase(me)
+		}
+	}
+	return errors.Join(err, to.Close())
+}
+
+// openOver opens what is to be written over. A store that it holds is to be ended, as `store create --force` does: not while a
+// host has it open, or others need it.
+func openOver(env *Env, path string) (*blockdev.File, *store.Store, error) {
 	ctx, cancel := context.WithTimeout(env.Context, lockPatience)
 	defer cancel()
 	to, err := blockdev.OpenFile(ctx, path, blockdev.FileOptions{Direct: true, Lock: blockdev.LockExclusive, Exclusive: true})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	err = restore.NoQEMU(to)
-	if err == nil {
-		err = noStore(env, to)
+	if err := restore.NoQEMU(to); err != nil {
+		return nil, nil, errors.Join(err, to.Close())
 	}
-	if err != nil {
-		return errors.Join(err, to.Close())
-	}
-	return errors.Join(restoreTo(env, d, to, false), to.Close())
-}
-
-// noStore ends a store that is to be written over, as `store create --force` does: not while a host has it open, or others need it.
-func noStore(env *Env, to *blockdev.File) error {
 	old, err := store.Open(to)
 	if err != nil {
-		return nil // none, or none that could be opened by anybody
+		return to, nil, nil // none, or none that could be opened by anybody
 	}
 	if h := old.Header(); h.Role == cowfmt.RoleSnapshot {
 		if err := unlisted(env.Context, h, ""); err != nil {
-			return fmt.Errorf("%s: %w", to.Info().Name, err)
+			return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), to.Close())
 		}
 	}
-	return eraseStore(env, old, "")
+	return to, old, nil
 }
 
 func restoreTo(env *Env, d *backupDisk, to blockdev.Device, empty bool) error {

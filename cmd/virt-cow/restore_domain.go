@@ -52,6 +52,9 @@ func (c *RestoreDomainCmd) Run(env *Env) error {
 	if err == nil {
 		err = plan.Check(env.Context, r.libvirt, r.volumes)
 	}
+	if err == nil {
+		err = mayWrite(env, plan)
+	}
 	if err != nil {
 		return restoreError(err)
 	}
@@ -112,6 +115,18 @@ func (c *RestoreDomainCmd) again(env *Env, r *restorer, held *restore.Entry) err
 		printUndone(env, was.Domain, u)
 	}
 	return restoreError(err)
+}
+
+// mayWrite looks at all devices before the first is written over.
+func mayWrite(env *Env, plan *restore.Plan) error {
+	for _, d := range plan.Disks {
+		if d.Device {
+			if err := mayRestoreOver(env, d.Path); err != nil {
+				return fmt.Errorf("disk %s: %w", d.Target, err)
+			}
+		}
+	}
+	return nil
 }
 
 // carryOut restores the guest and tells of it.

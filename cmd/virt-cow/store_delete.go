@@ -103,27 +103,36 @@ func openAlone(ctx context.Context, path string) (*blockdev.File, error) {
 
 // eraseStore ends a store that nobody has open, on this host or another one.
 func eraseStore(env *Env, st *store.Store, hostGone string) error {
+	me, err := eraser(env, st, hostGone)
+	if err != nil {
+		return err
+	}
+	f, _, ok := blockdev.FileOf(st.Device())
+	return st.Erase(env.Context, me, store.Claiming{Shared: !ok || f.Shared()})
+}
+
+// eraser is as whom a store is ended that no engine of this host has open.
+func eraser(env *Env, st *store.Store, hostGone string) (cowfmt.Owner, error) {
 	h := st.Header()
 	if err := serve.NotServed(env.RunDir, h); err != nil {
-		return err
+		return cowfmt.Owner{}, err
 	}
 	me, err := serve.Host(env.Config.Engine.HostUUID)
 	if err != nil {
-		return err
+		return cowfmt.Owner{}, err
 	}
 	me.Instance = uuid.New()
 	if hostGone != "" {
 		id, err := uuid.Parse(hostGone)
 		if err != nil {
-			return exitError{fmt.Errorf("--host-gone %q: %w", hostGone, err), exitUsage}
+			return cowfmt.Owner{}, exitError{fmt.Errorf("--host-gone %q: %w", hostGone, err), exitUsage}
 		}
 		if h.Owner == nil || h.Owner.Host != id {
-			return fmt.Errorf("%s: host %s is not the owner of volume %s", st.Name(), id, h.Name)
+			return cowfmt.Owner{}, fmt.Errorf("%s: host %s is not the owner of volume %s", st.Name(), id, h.Name)
 		}
 		me.Host = id // in its stead
 	}
-	f, _, ok := blockdev.FileOf(st.Device())
-	return st.Erase(env.Context, me, store.Claiming{Shared: !ok || f.Shared()})
+	return me, nil
 }
 
 // unlink removes the file that is open, durably, unless another one has its name by now.

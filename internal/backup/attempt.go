@@ -190,7 +190,9 @@ func (c *copying) open(ctx context.Context, a Archive) error {
 	var vias []via
 	for i := range c.manifest.Disks {
 		d := &c.manifest.Disks[i]
+		done := c.job.asks(d.Target)
 		s, err := c.node.openDisk(ctx, c.job, d)
+		done()
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", d.Target, err)
 		}

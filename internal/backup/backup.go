@@ -152,6 +152,7 @@ type Config struct {
 	Patience   time.Duration // without a step forward, default an hour
 	Reserve    time.Duration // that a cut may take, default half an hour
 	Upkeep     time.Duration // between two looks at the archive: whether it can be reached, and whether maintenance is due; default 10 min
+	Grace      time.Duration // after which a job that is cancelled and still at work has its place among Jobs no more, default 30 s
 	Remove     time.Duration // for how long the owner is asked to remove snapshots, default a day
 	Retry      time.Duration // the first pause, default a second; it doubles up to a minute
 }
@@ -165,6 +166,7 @@ func (c *Config) defaults() {
 	def(&c.Patience, time.Hour)
 	def(&c.Reserve, 30*time.Minute)
 	def(&c.Upkeep, 10*time.Minute)
+	def(&c.Grace, 30*time.Second)
 	def(&c.Remove, 24*time.Hour)
 	def(&c.Retry, time.Second)
 }

@@ -19,7 +19,9 @@ const asking = 15 * time.Second
 // attest makes sure that all that was read of a disk was as of the cut, now that nothing more is to be read. An error that is not
 // ErrGivenUp may be asked for again.
 func (n *Node) attest(ctx context.Context, j *job, d *api.ManifestDisk, s Source) error {
+	done := j.asks(d.Target)
 	now, err := s.Look(ctx, d.Size)
+	done()
 	if err != nil {
 		return err
 	}

@@ -158,7 +158,9 @@ func outlast(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // zero says whether a piece certainly reads as zeros. Where that can't be told it is read.
 func (c *copying) zero(i int, piece int64, length int) bool {
+	done := c.job.asks(c.manifest.Disks[i].Target)
 	extents, err := c.sources[i].Extents(piece*c.at.Piece, int64(length))
+	done()
 	if err != nil {
 		return false
 	}
@@ -176,7 +178,10 @@ func (c *copying) piece(ctx context.Context, i int, piece int64, length int, zer
 	if !zero {
 		data = blockdev.Alloc(length)
 		defer blockdev.Free(data)
-		if _, err := c.sources[i].ReadAt(data, piece*c.at.Piece); err != nil {
+		done := c.job.asks(c.manifest.Disks[i].Target)
+		_, err := c.sources[i].ReadAt(data, piece*c.at.Piece)
+		done()
+		if err != nil {
 			return err
 		}
 		c.job.read.Add(int64(length))

@@ -65,7 +65,8 @@ func openShared(ctx context.Context, path string) (*blockdev.File, error) {
 	return blockdev.OpenFile(ctx, path, blockdev.FileOptions{ReadOnly: true, Direct: true})
 }
 
-// store opens the store with a UUID: at the place that was told, or where it was last, or wherever a scan finds it.
+// store opens the store with a UUID: at the place that was told, or where it was last, or wherever a scan finds it. Where the place is
+// another LUN here the scan decides: a name may be another device's on this host, and a guest may have written a false store to that.
 func (f *finder) store(ctx context.Context, p api.Place) (*blockdev.File, error) {
 	if !api.IsUUID(p.UUID) {
 		return nil, fmt.Errorf("%w: %q is no store's UUID", ErrGivenUp, p.UUID)
@@ -76,6 +77,10 @@ func (f *finder) store(ctx context.Context, p api.Place) (*blockdev.File, error)
 	var tried error
 	for _, path := range []string{p.Address, last} {
 		if path == "" || !f.allowed(path) {
+			continue
+		}
+		if is := f.wwid(path); path != last && p.WWID != "" && is != p.WWID {
+			tried = fmt.Errorf("%s: is LUN %q here, store %s is on %s", path, is, p.UUID, p.WWID)
 			continue
 		}
 		dev, err := f.openStore(ctx, path, p.UUID)

@@ -109,6 +109,23 @@ func TestFindStore(t *testing.T) {
 	if path, err := found(api.Place{UUID: a, Address: filepath.Join(in, "c")}); err != nil || path != filepath.Join(in, "c") {
 		t.Errorf("%s %v", path, err)
 	}
+	// The place that was told is another LUN here.
+	f.wwid = func(path string) string { return "naa." + filepath.Base(path) }
+	right := api.Place{UUID: a, Address: filepath.Join(in, "c"), WWID: "naa.c"}
+	if path, err := found(right); err != nil || path != right.Address {
+		t.Errorf("%s %v", path, err)
+	}
+	if path, err := found(api.Place{UUID: a, Address: filepath.Join(in, "false"), WWID: "naa.c"}); err == nil || !strings.Contains(err.Error(), "more than once") {
+		t.Errorf("%s %v", path, err)
+	}
+	if err := os.Remove(filepath.Join(in, "false")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it may have another WWID there, as by a single path
+		if path, err := found(api.Place{UUID: a, Address: filepath.Join(in, "c"), WWID: "mpath-c"}); err != nil || path != filepath.Join(in, "c") {
+			t.Errorf("%s %v", path, err)
+		}
+	}
 }
 
 func TestFindRaw(t *testing.T) {

@@ -3,6 +3,9 @@ package backup
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +29,7 @@ type job struct {
 	changed uint64
 	notify  chan struct{} // closed at the next change
 	cancel  context.CancelCauseFunc
+	asked   map[string]int   // disks that have not answered yet, by target
 	saved   map[string]int64 // bytes that a snapshot's store holds, by its UUID
 
 	// Of this attempt; what the record and the checkpoint have is what was durable.
@@ -98,6 +102,11 @@ func (j *job) tell() {
 func (j *job) waitsFor(what string) {
 	j.node.mu.Lock()
 	defer j.node.mu.Unlock()
+	j.wait(what)
+}
+
+// wait is waitsFor with mu.
+func (j *job) wait(what string) {
 	if j.waits != what {
 		j.waits = what
 		j.touch()
@@ -105,6 +114,35 @@ func (j *job) waitsFor(what string) {
 			j.log.Warn().Str("waits", what).Msg("job waits")
 		}
 	}
+}
+
+// asks notes that a disk is asked for something, until done is called.
+func (j *job) asks(disk string) (done func()) {
+	add := func(n int) {
+		j.node.mu.Lock()
+		defer j.node.mu.Unlock()
+		if j.asked == nil {
+			j.asked = map[string]int{}
+		}
+		if j.asked[disk] += n; j.asked[disk] == 0 {
+			delete(j.asked, disk)
+		}
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// hangs says what does not answer a job that is cancelled, unless that was said already. Called with mu.
+func (j *job) hangs() {
+	const cancelled = "it is cancelled, and ends once what it asked for comes back: "
+	if j.rec.ended() || j.waits != "" && !strings.HasPrefix(j.waits, cancelled) {
+		return
+	}
+	what := "the archive does not answer"
+	if disks := slices.Sorted(maps.Keys(j.asked)); len(disks) > 0 {
+		what = "disk " + strings.Join(disks, ", ") + " does not answer"
+	}
+	j.wait(cancelled + what)
 }
 
 // step notes what is durable now.

@@ -117,13 +117,32 @@ func (n *Node) launch(j *job) {
 	j.cancel = cancel
 	n.copied++
 	life := n.life
+	free := sync.OnceFunc(func() {
+		n.copied--
+		n.kick()
+	})
+	back := make(chan struct{})
+	// What hangs in the kernel can't be ended. Until it comes back its domain has this job, and its snapshots stay; others go on.
+	context.AfterFunc(ctx, func() {
+		for errors.Is(context.Cause(ctx), errCancelled) {
+			select {
+			case <-back:
+				return
+			case <-time.After(n.config.Grace):
+			}
+			n.mu.Lock()
+			j.hangs()
+			free()
+			n.mu.Unlock()
+		}
+	})
 	n.running.Go(func() {
 		n.copy(ctx, j)
+		close(back)
 		n.mu.Lock()
 		j.cancel = nil
 		cancel(nil)
-		n.copied--
-		n.kick()
+		free()
 		over := j.rec.ended()
 		n.mu.Unlock()
 		if over {

@@ -326,6 +326,57 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// A job that is cancelled while a disk or the archive hangs says which, and holds up no other domain's; it ends once that comes back.
+func TestCancelHung(t *testing.T) {
+	t.Parallel()
+	for _, hung := range []string{"disk vda", "the archive"} {
+		r := newRig(t)
+		r.stop()
+		r.config.Jobs, r.config.Grace = 1, time.Millisecond
+		r.start()
+		m := r.manifest(r.reserve(), 3)
+		begun, hold := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		first := func() error {
+			once.Do(func() {
+				close(begun)
+				<-hold
+			})
+			return nil
+		}
+		if hung == "the archive" {
+			r.shelf.fails(func(op string) error {
+				if op == "write" {
+					return first()
+				}
+				return nil
+			})
+		} else {
+			r.disks[m.Disks[0].UUID].onRead = func(int64) error { return first() }
+		}
+		r.begin(&m)
+		<-begun
+		if _, err := r.node.Cancel(t.Context(), api.JobRequest{Job: m.Cut}); err != nil {
+			t.Fatal(err)
+		}
+		r.await(m.Cut, func(s api.JobStatus) bool { return strings.Contains(s.Waits, hung+" does not answer") && s.Ended == 0 })
+		s, err := r.node.Reserve(t.Context(), api.ReserveRequest{Domain: "db", UUID: uuid.NewString(), Host: "hv1", Address: "hv1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := r.manifest(s.Job, 1)
+		other.UUID = s.UUID
+		r.begin(&other)
+		if hung != "the archive" { // which all need
+			r.await(other.Cut, state(api.JobDone))
+		}
+		close(hold)
+		r.await(m.Cut, state(api.JobCancelled))
+		r.await(other.Cut, state(api.JobDone))
+		r.awaitRemoved(&m)
+	}
+}
+
 // What a node that ends has copied is not read again by the next.
 func TestRestart(t *testing.T) {
 	t.Parallel()

@@ -217,15 +217,21 @@ func (h *hosts) Call(_ context.Context, address, path string, in, out any) error
 	return nil
 }
 
+func (h *hosts) disk(d *api.ManifestDisk) *testDisk {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.disks[d.UUID]
+}
+
 func (h *hosts) Open(_ context.Context, d *api.ManifestDisk) (Source, error) {
-	disk := h.disks[d.UUID]
+	disk := h.disk(d)
 	disk.mu.Lock()
 	defer disk.mu.Unlock()
 	return disk, disk.opens
 }
 
 func (h *hosts) Owner(_ context.Context, d *api.ManifestDisk) (Standing, error) {
-	disk := h.disks[d.UUID]
+	disk := h.disk(d)
 	disk.mu.Lock()
 	defer disk.mu.Unlock()
 	if errors.Is(disk.look, ErrGivenUp) { // it can be read
@@ -343,7 +349,9 @@ func (r *rig) manifest(job string, pieces ...int) api.Manifest {
 			}
 		}
 		v := uuid.NewString()
+		r.hosts.mu.Lock()
 		r.disks[v] = d
+		r.hosts.mu.Unlock()
 		m.Disks = append(m.Disks, api.ManifestDisk{
 			Target: fmt.Sprintf("vd%c", 'a'+i), Volume: fmt.Sprintf("web-%d", i), UUID: v, Size: int64(len(d.data)), Snapshot: uuid.NewString(),
 		})

@@ -42,14 +42,14 @@ func (v *Volume) SetCache(ctx context.Context, mode cowfmt.CacheMode) error {
 	return v.moving.call(ctx, func() error {
 		if err := v.moving.undivided("switch the exception cache of"); err != nil {
 			if v.moving.granted() {
-				v.moving.wanted = mode
+				v.moving.want(mode)
 			}
 			if mode == cowfmt.CacheOff && v.CacheMode() == cowfmt.CacheOff {
 				return nil // it is, and will stay so
 			}
 			return err
 		}
-		v.moving.wanted = mode
+		v.moving.want(mode)
 		if mode == cowfmt.CacheOff {
 			return v.cacheOff()
 		}

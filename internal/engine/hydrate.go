@@ -66,8 +66,8 @@ func newHydrator(v *Volume, c *clone) *hydrator {
 	return &hydrator{v: v, c: c, state: HydrationPaused, pace: newPace()}
 }
 
-// StartHydration starts or goes on with the background copy. It needs the exception cache: while another host has the
-// volume open it is noted, and begins when the cache is on again.
+// StartHydration starts or goes on with the background copy. It needs the exception cache: while that is off because another host
+// has the volume open, or had until now, it is noted, and begins when the cache is on again.
 func (v *Volume) StartHydration() error {
 	h := v.hydrator
 	if h == nil {
@@ -83,7 +83,7 @@ func (v *Volume) StartHydration() error {
 		return fmt.Errorf("hydrate %s: %w", v.info.Name, ErrClosed)
 	}
 	off := v.table.off()
-	if off && !divided {
+	if off && !divided && v.moving.wantsOff() {
 		return fmt.Errorf("hydrate %s: its exception cache is off", v.info.Name)
 	}
 	h.wanted = true

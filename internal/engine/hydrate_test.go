@@ -11,6 +11,7 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
+	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
 
@@ -51,6 +52,18 @@ func expectLoose(t *testing.T, v *Volume, dev blockdev.Device, want []byte) {
 		t.Error("the volume reads as something else when opened again")
 	}
 	check(t, again.Close())
+}
+
+// What is asked for between the ownership and the cache that goes on is remembered.
+func TestHydrateBeforeCacheIsOn(t *testing.T) {
+	master := memoryMaster(hydrateSize, true, 0, hydrateSize)
+	want := contents(t, master, hydrateSize)
+	dev := memoryStore(t, hydrateSize, 4096, sector, true)
+	v := mustOpen(t, dev, master, uuid.New(), "")
+	v.setMode(cowfmt.CacheOff)
+	check(t, v.StartHydration())
+	check(t, v.SetCache(t.Context(), cowfmt.CacheOn))
+	expectLoose(t, v, dev, want)
 }
 
 // Holes of the master are not written; what the master has is copied once.

@@ -46,12 +46,12 @@ type mover struct {
 	past  *Handover       // of a hand-over that is over
 	last  handover.Action // Nothing: it runs
 
-	wrote   bool  // receiver: the guest may have written here
-	closing bool  // the volume is to be closed; set by who asks for it
-	trouble error // why the last action or poll failed
+	wrote   bool             // receiver: the guest may have written here
+	closing bool             // the volume is to be closed; set by who asks for it
+	trouble error            // why the last action or poll failed
+	wanted  cowfmt.CacheMode // once this host is alone
 
 	// The runner's own.
-	wanted     cowfmt.CacheMode // once this host is alone
 	asked      *cowfmt.Grant
 	slot       int  // this host's
 	peerSlot   int  // the other's; -1: not found yet
@@ -140,6 +140,20 @@ func (m *mover) undivided(what string) error {
 	}
 	return fmt.Errorf("%s %s: %w: %s has it open since %s (its slot says %s, this host's %v)", what, m.v.info.Name, ErrGranted, m.peerName(),
 		time.Unix(m.grant.Since, 0).Format(time.RFC3339), says, m.state)
+}
+
+// want notes what is wanted of the cache. Only the runner does.
+func (m *mover) want(mode cowfmt.CacheMode) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.wanted = mode
+}
+
+// wantsOff says whether the cache is to stay off also once this host is alone.
+func (m *mover) wantsOff() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wanted == cowfmt.CacheOff
 }
 
 // granted says whether another host has, or may have, the volume open.

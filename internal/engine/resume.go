@@ -14,7 +14,7 @@ import (
 func (m *mover) begin(ctx context.Context, wanted cowfmt.CacheMode) error {
 	v := m.v
 	if wanted != 0 {
-		m.wanted = wanted
+		m.want(wanted)
 	}
 	if m.role == giver {
 		if o := v.st.Header().Owner; o != nil {

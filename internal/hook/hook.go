@@ -13,6 +13,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -91,24 +92,40 @@ func (c Config) named(ctx context.Context, call Call, r io.Reader) (dom libvirtx
 
 // read reads at most maxXML bytes, and no longer than ctx. What was read is returned with an error too.
 func read(ctx context.Context, r io.Reader) ([]byte, error) {
-	type result struct {
-		xml []byte
-		err error
-	}
-	all := make(chan result, 1)
+	got := &soFar{}
+	all := make(chan error, 1)
 	go func() {
-		b, err := io.ReadAll(io.LimitReader(r, maxXML+1))
-		if err == nil && len(b) > maxXML {
+		n, err := io.Copy(got, io.LimitReader(r, maxXML+1))
+		if err == nil && n > maxXML {
 			err = fmt.Errorf("XML of more than %d MiB", maxXML>>20)
 		}
-		all <- result{b, err}
+		all <- err
 	}()
 	select {
-	case a := <-all:
-		return a.xml, a.err
+	case err := <-all:
+		return got.bytes(), err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("standard input: %w", ctx.Err())
+		return got.bytes(), fmt.Errorf("standard input: %w", ctx.Err())
 	}
+}
+
+// soFar is what was written to it.
+type soFar struct {
+	mu  sync.Mutex
+	xml []byte
+}
+
+func (s *soFar) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.xml = append(s.xml, p...)
+	return len(p), nil
+}
+
+func (s *soFar) bytes() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return bytes.Clone(s.xml)
 }
 
 // notice tells the daemon, if it is there. Whatever comes of it, libvirt goes on.

@@ -72,6 +72,46 @@ func TestXMLThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// A domain of ours whose XML has no end is not let through once the time is over.
+func TestXMLWithoutEnd(t *testing.T) {
+	for _, operation := range []string{"prepare", "migrate"} {
+		late := lateContext{t.Context(), make(chan struct{})}
+		stop := make(chan struct{})
+		defer close(stop)
+		then := readFunc(func([]byte) (int, error) {
+			close(late.done)
+			<-stop
+			return 0, io.EOF
+		})
+		conf := Config{RunDir: "/run/vc", Timeout: time.Hour, Log: zerolog.Nop()}
+		err := Run(late, conf, Call{"g", operation, "begin"}, io.MultiReader(strings.NewReader("<domain>/run/vc/a.sock"), then))
+		if !errors.Is(err, ErrVeto) || !strings.Contains(err.Error(), "can't be read") {
+			t.Errorf("%s: %v", operation, err)
+		}
+	}
+}
+
+// lateContext is over in time once done is closed.
+type lateContext struct {
+	context.Context
+	done chan struct{}
+}
+
+func (l lateContext) Done() <-chan struct{} { return l.done }
+
+func (l lateContext) Err() error {
+	select {
+	case <-l.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) {

@@ -65,8 +65,8 @@ func explain(err error, patience time.Duration) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: the hook runs as libvirtd does: see that AppArmor or SELinux lets it use the socket (docs/HOOKS.md)", err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("the virt-cow daemon gave no answer within %s: see `journalctl -u virt-cow`, then `systemctl restart virt-cow` "+
-			"(no guest notices): %w", patience, err)
+		return fmt.Errorf("the virt-cow daemon gave no answer within %s: see `journalctl -u virt-cow`; if it is at work, as while it fences a host, "+
+			"it goes on: try again then; if it hangs `systemctl restart virt-cow` (no guest notices): %w", patience, err)
 	}
 	return fmt.Errorf("the virt-cow daemon gave no proper answer: see `journalctl -u virt-cow`, then `systemctl restart virt-cow` "+
 		"(no guest notices): %w", err)

@@ -78,7 +78,8 @@ type Conn interface {
 	// Leaving says that an active domain is being migrated to another host: from before that one's hook is called until
 	// the migration has succeeded or failed.
 	Leaving(ctx context.Context, d Domain) (bool, error)
-	// Saved says that a domain is off with its memory kept (virsh managedsave): at its next start its guest goes on.
+	// Saved says that a domain is off with its memory kept: at its next start its guest goes on (virsh managedsave), or may be
+	// made to go on (virsh save). Of the latter a libvirtd that was started since knows nothing.
 	Saved(ctx context.Context, d Domain) (bool, error)
 	// Metadata is the virt-cow element, "" if there is none: the live one of an active domain.
 	Metadata(ctx context.Context, d Domain) (string, error)
@@ -150,6 +151,13 @@ func StateOf(state, reason int) State {
 		return State{Active: true, Paused: true, IOError: reason == ioError, Moving: moving}
 	}
 	return State{}
+}
+
+// SavedBy says whether a domain is off because it was saved: virDomainState, and virDomainShutoffReason of one that is off. It
+// is for the drivers.
+func SavedBy(state, reason int) bool {
+	const shutoff, saved = 5, 5
+	return state == shutoff && reason == saved
 }
 
 // LeavingBy judges a domain's job, as libvirt tells of it: virDomainJobType, and virDomainJobOperation if it is known. It is

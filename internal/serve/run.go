@@ -50,7 +50,15 @@ func Run(ctx context.Context, c Config, log zerolog.Logger, ready func(*engine.V
 	if err != nil {
 		return err
 	}
-	err = o.run(ctx, c, log, ready)
+	return o.serve(ctx, c, log, ready)
+}
+
+// serve runs what is open, and closes it.
+func (o *opened) serve(ctx context.Context, c Config, log zerolog.Logger, ready func(*engine.Volume)) error {
+	err := o.run(ctx, c, log, ready)
+	if err != nil && !o.leave { // perhaps before it served anybody: Close would wait for another host without bound
+		o.await(log)
+	}
 	if cerr := o.close(); cerr != nil {
 		return errors.Join(err, fmt.Errorf("close %s: %w", c.Store, cerr))
 	}
@@ -135,7 +143,7 @@ func (o *opened) run(ctx context.Context, c Config, log zerolog.Logger, ready fu
 
 // handoverWait bounds the wait, when the process is told to end, for another host to let go of the volume or to take it over. A
 // control API's stop waits for as long as it takes.
-const handoverWait = 20 * time.Second
+var handoverWait = 20 * time.Second
 
 // await waits until the volume may be closed.
 func (o *opened) await(log zerolog.Logger) {

@@ -125,6 +125,46 @@ func TestLeavesNoCacheElsewhere(t *testing.T) {
 	}
 }
 
+// What ends before it serves, while another host has the volume open, leaves it to the next engine.
+func TestFailsWhileGranted(t *testing.T) {
+	defer func(was time.Duration) { handoverWait = was }(handoverWait)
+	handoverWait = time.Millisecond
+	c, h := config(t)
+	o, err := open(t.Context(), c, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !o.file.Direct() {
+		_ = o.close()
+		t.Skip("SKIPPED: no O_DIRECT in ", os.TempDir())
+	}
+	g := cowfmt.Grant{ID: uuid.New(), Host: uuid.New(), Boot: uuid.New(), HostName: "hv2", Since: time.Now().Unix()}
+	if err := o.volume.Grant(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	bad := c
+	bad.Group = "no such group"
+	ended := make(chan error, 1)
+	go func() { ended <- o.serve(t.Context(), bad, zerolog.Nop(), nil) }()
+	select {
+	case err = <-ended:
+	case <-time.After(time.Minute):
+		t.Fatal("it does not end")
+	}
+	if err == nil || !strings.Contains(err.Error(), bad.Group) {
+		t.Error(err)
+	}
+	if o, err = open(t.Context(), c, zerolog.Nop()); err != nil {
+		t.Fatal(err)
+	}
+	if got := o.volume.Header().Grants; len(got) != 1 || got[0].ID != g.ID || o.volume.Header().UUID != h.UUID {
+		t.Errorf("%+v", got)
+	}
+	if err := errors.Join(o.volume.Abandon(), o.close()); err != nil && !errors.Is(err, os.ErrClosed) {
+		t.Error(err)
+	}
+}
+
 func TestEndDuringASuspension(t *testing.T) {
 	c, _ := config(t)
 	stop := start(t, c)

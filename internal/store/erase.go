@@ -14,7 +14,7 @@ import (
 // another host has the store open (ErrOwned) or is opening it (ErrClaimed), and while others depend on it. The caller
 // holds the device's lock on this host. After an error the store is there or gone; Erase may be called again.
 func (s *Store) Erase(ctx context.Context, me cowfmt.Owner, how Claiming) error {
-	if err := s.mayErase(me); err != nil {
+	if err := s.MayErase(me); err != nil {
 		return err
 	}
 	if s.Header().Owner == nil {
@@ -22,7 +22,7 @@ func (s *Store) Erase(ctx context.Context, me cowfmt.Owner, how Claiming) error 
 		if err != nil {
 			return err
 		}
-		if err := s.mayErase(me); err != nil {
+		if err := s.MayErase(me); err != nil {
 			if lerr := c.lower(); lerr != nil {
 				return fmt.Errorf("%w; and %w", err, lerr)
 			}
@@ -51,8 +51,8 @@ func (s *Store) wipe(off, length int64) error {
 	return nil
 }
 
-// mayErase reads the header again and says who needs the store.
-func (s *Store) mayErase(me cowfmt.Owner) error {
+// MayErase reads the header again and says who needs the store.
+func (s *Store) MayErase(me cowfmt.Owner) error {
 	if err := s.Reread(); err != nil {
 		return err
 	}

@@ -87,6 +87,9 @@ func (r *Ring) take(io *blockdev.IO, op *Op) uint64 {
 	return i
 }
 
+// enter is io_uring_enter, but for tests.
+var enter = unix.Syscall6
+
 // Turn submits everything queued and, if told to wait, waits until at least one operation completed.
 // It then runs the callbacks of all that completed.
 func (r *Ring) Turn(wait bool) error {
@@ -99,17 +102,18 @@ func (r *Ring) Turn(wait bool) error {
 		atomic.StoreUint32(r.sqTail, r.tail)
 		queued := r.tail - atomic.LoadUint32(r.sqHead)
 		r.enters++
-		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.enterFd), uintptr(queued), minComplete,
+		_, _, errno := enter(unix.SYS_IO_URING_ENTER, uintptr(r.enterFd), uintptr(queued), minComplete,
 			enterGetEvents|r.enterFlags, 0, 0)
 		n := r.reap()
 		switch errno {
 		case 0, unix.EINTR:
 		case unix.EAGAIN, unix.EBUSY:
 			// No memory for requests, or completions overflowed: those just reaped made room. With none
-			// there is only time to give.
+			// there is only time to give. After those no other may come: what their callbacks want is for the caller to do.
 			if n == 0 {
 				time.Sleep(time.Millisecond)
 			}
+			wait = wait && n == 0
 			continue
 		default:
 			return errno

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,6 +78,41 @@ func TestOverflow(t *testing.T) {
 	got := make([]byte, len(data))
 	if _, err := unix.Pread(fd, got, 0); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("the file changed: %v", err)
+	}
+}
+
+// The kernel completes what there is and has no memory for more: what completed is told at once, though nothing else may come.
+func TestNoMemory(t *testing.T) {
+	defer func() { enter = unix.Syscall6 }()
+	fd, _ := file(t, 512)
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		r, err := New(4)
+		if err != nil {
+			ended <- nil // TestErrors says why
+			return
+		}
+		refused := false
+		enter = func(trap, a1, a2, a3, a4, a5, a6 uintptr) (uintptr, uintptr, unix.Errno) {
+			n, m, errno := unix.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+			if errno == 0 && !refused {
+				refused, errno = true, unix.EAGAIN
+			}
+			return n, m, errno
+		}
+		r.Submit(&blockdev.IO{Fd: fd, Buf: make([]byte, 512), Done: func(*blockdev.IO, int32) {}})
+		err = r.Turn(true)
+		ended <- errors.Join(err, r.Close())
+	}()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it waits for another completion")
 	}
 }
 

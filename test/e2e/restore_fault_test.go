@@ -38,6 +38,27 @@ func TestRestoreRefused(t *testing.T) {
 	must(t, err)
 	refused(1, "1048576 bytes, and 3145728 are needed", b, "--disk", "vda="+small.Path, "--force")
 
+	// Of two devices the second is another host's: the first stays as it is.
+	before := map[string][]byte{}
+	var over []string
+	for _, target := range []string{"vda", "vdb"} {
+		device, err := s.site.NewDisk(lab.DiskConfig{Name: "store-" + target, Size: 2 * shelfDisk})
+		must(t, err)
+		s.run(t, "store", "create", "--size", "1M", "--name", "some-"+target, device.Path)
+		over = append(over, "--disk", target+"="+device.Path)
+		if target == "vdb" {
+			s.openElsewhere(t, device.Path)
+		}
+		before[device.Path], err = os.ReadFile(s.Path(device.Path))
+		must(t, err)
+	}
+	refused(4, "open on another host", append(over, b, "--force")...)
+	for device, was := range before {
+		if now, err := os.ReadFile(s.Path(device)); err != nil || !bytes.Equal(now, was) {
+			t.Errorf("%s was written to: %v", device, err)
+		}
+	}
+
 	text := strings.ReplaceAll(fullQ35, "DISK", other)
 	must(t, s.DefineXML(t.Context(), text))
 	refused(4, "is its disk vda: in use", b, "--disk", "vda="+other, "--force")
@@ -89,11 +110,11 @@ func TestRestoreRefused(t *testing.T) {
 	refused(2, "this name may be another device's", b, "--disk", "vda="+filepath.Join("/dev", filepath.Base(kernels)), "--force")
 	must(t, os.WriteFile(other, bytes.Repeat([]byte("older"), 1024*512/5), 0o600))
 	must(t, os.Truncate(other, 1<<20))
-	before, err := os.ReadFile(other)
+	held, err := os.ReadFile(other)
 	must(t, err)
-	over := []string{b, "--disk", "vda=" + device.Path, "--disk", "vdb=" + other, "--force"}
+	over = []string{b, "--disk", "vda=" + device.Path, "--disk", "vdb=" + other, "--force"}
 	refused(1, "damaged", over...)
-	if now, err := os.ReadFile(other); err != nil || !bytes.Equal(now, before) {
+	if now, err := os.ReadFile(other); err != nil || !bytes.Equal(now, held) {
 		t.Error("the file was touched, though its restore failed")
 	}
 	s.refused(t, 3, "zeros instead", append(over, "--skip-bad")...)

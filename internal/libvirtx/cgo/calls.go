@@ -100,7 +100,13 @@ func (r *conn) Leaving(ctx context.Context, x libvirtx.Domain) (bool, error) {
 }
 
 func (r *conn) Saved(ctx context.Context, x libvirtx.Domain) (bool, error) {
-	return on(ctx, r, "saved memory of", x, func(d *libvirt.Domain) (bool, error) { return d.HasManagedSaveImage(0) })
+	return on(ctx, r, "saved memory of", x, func(d *libvirt.Domain) (bool, error) {
+		if saved, err := d.HasManagedSaveImage(0); err != nil || saved {
+			return saved, err
+		}
+		state, reason, err := d.GetState()
+		return libvirtx.SavedBy(int(state), reason), err
+	})
 }
 
 func (r *conn) Metadata(ctx context.Context, x libvirtx.Domain) (string, error) {

@@ -136,6 +136,11 @@ func (r *rig) life(t *testing.T) {
 	}
 	r.virsh(t, "start", g.Name)
 	saved(false)
+	file := filepath.Join(t.TempDir(), "memory")
+	r.virsh(t, "save", g.Name, file)
+	saved(true)
+	r.virsh(t, "restore", file)
+	saved(false)
 	const destroyed = 1
 	if err := g.Destroy(ctx); err != nil {
 		t.Fatal(err)

@@ -82,8 +82,11 @@ func (r *conn) Leaving(ctx context.Context, d libvirtx.Domain) (bool, error) {
 
 func (r *conn) Saved(ctx context.Context, d libvirtx.Domain) (bool, error) {
 	return call(ctx, r, "saved memory of "+d.Name, func() (bool, error) {
-		saved, err := r.l.DomainHasManagedSaveImage(toDomain(d), 0)
-		return saved == 1, err
+		if saved, err := r.l.DomainHasManagedSaveImage(toDomain(d), 0); err != nil || saved == 1 {
+			return err == nil, err
+		}
+		state, reason, err := r.l.DomainGetState(toDomain(d), 0)
+		return libvirtx.SavedBy(int(state), int(reason)), err
 	})
 }
 
