@@ -2,9 +2,11 @@ package archive
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +21,40 @@ import (
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/blockdev/blockdevtest"
 )
+
+// openedDir is set, to a folder of fresh, for a process that only connects to the archive.
+const openedDir = "VIRT_COW_TEST_OPENED"
+
+// openAtOnce does the first part of Open many times at once, before its process has done anything else.
+func openAtOnce(dir string) {
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			c := Config{URI: filepath.Join(dir, "repository"), PassphraseFile: filepath.Join(dir, "passphrase"), Folder: filepath.Join(dir, "node")}
+			p, _, err := c.read()
+			if err == nil {
+				var st *storage
+				if st, err = p.connect(context.Background(), &c, false); err == nil {
+					_, _, err = c.connection(st, "1", false)
+				}
+			}
+			if err != nil {
+				panic(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestOpenAtOnce: an image node that starts looks after its archive, and goes on with its jobs, at once.
+func TestOpenAtOnce(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), openedDir+"="+filepath.Dir(fresh(t).URI))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
 
 // TestPlainKopia has kopia itself list, verify and restore what was written, through what its commands call.
 func TestPlainKopia(t *testing.T) {

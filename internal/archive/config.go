@@ -66,6 +66,7 @@ func (c *Config) read() (*place, string, error) {
 	if c.Folder != "" && !filepath.IsAbs(c.Folder) {
 		return nil, "", fmt.Errorf("archive %s: %s: the folder for caches must be an absolute path", c.URI, c.Folder)
 	}
+	register()
 	pl, err := parsePlace(c)
 	if err != nil {
 		return nil, "", err

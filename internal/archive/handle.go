@@ -24,6 +24,7 @@ var (
 	lastHandle atomic.Uint64
 )
 
+// register is done before anything is looked up in kopia's list, which no lock guards.
 var register = sync.OnceFunc(func() {
 	blob.AddSupportedStorage(handleType, handle{}, func(_ context.Context, h *handle, _ bool) (blob.Storage, error) {
 		st, ok := handles.LoadAndDelete(h.Number)
@@ -35,7 +36,6 @@ var register = sync.OnceFunc(func() {
 })
 
 func (s *storage) handle() handle {
-	register()
 	h := handle{lastHandle.Add(1)}
 	handles.Store(h.Number, s)
 	return h

@@ -30,6 +30,10 @@ var template = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(openedDir); dir != "" {
+		openAtOnce(dir)
+		os.Exit(0)
+	}
 	code := m.Run()
 	if dir, err := template(); err == nil {
 		os.RemoveAll(dir)

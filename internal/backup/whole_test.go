@@ -332,7 +332,7 @@ func TestWholeKilled(t *testing.T) {
 	m := manifestOf(job, v)
 	r.stop()
 	r.node.queue = nil
-	if _, err := r.node.Start(t.Context(), api.StartRequest{Job: job, Manifest: m, Rate: 4 << 20}); err != nil { // the node that is stopped only notes it
+	if _, err := r.node.Start(t.Context(), api.StartRequest{Job: job, Manifest: m}); err != nil { // the node that is stopped only notes it
 		t.Fatal(err)
 	}
 	self := must(os.Executable())(t)
@@ -453,10 +453,28 @@ func (s watchedSource) ReadAt(p []byte, off int64) (int, error) {
 	return s.Source.ReadAt(p, off)
 }
 
+// halfRead has reads behind 6 MiB last until the process is killed.
+type halfRead struct{ Sources }
+
+type halfReadSource struct{ Source }
+
+func (h halfRead) Open(ctx context.Context, d *api.ManifestDisk) (Source, error) {
+	s, err := h.Sources.Open(ctx, d)
+	return halfReadSource{s}, err
+}
+
+func (s halfReadSource) ReadAt(p []byte, off int64) (int, error) {
+	if off >= 6<<20 {
+		time.Sleep(wait)
+	}
+	return s.Source.ReadAt(p, off)
+}
+
 // runNode is a process that is to be killed.
 func runNode(dir string) {
 	c := nodeConfig(dir)
 	c.Peers = &hosts{cursors: map[string][]int64{}, removed: map[string]string{}}
+	c.Sources = halfRead{c.Sources}
 	node, err := Open(c)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

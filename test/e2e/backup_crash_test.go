@@ -149,10 +149,11 @@ func TestBackupKilled(t *testing.T) {
 		return err == nil && attached(s) && len(s.Engine.Stack) == 1 && s.Engine.Stack[0].Cursor == s.Engine.Size
 	})
 	r.copied(t, job, 0)
-	r.limit(t, "16M", syscall.SIGKILL) // so that it is not over before this looks
+	r.limit(t, slow, syscall.SIGKILL) // so that it is not over before this looks
 	if s := r.job(t, job); s.Disks[0].Done != s.Disks[0].Size || s.Done == s.Size {
 		t.Errorf("the image node did not go on where it was: %+v", s)
 	}
+	r.limit(t, "", syscall.SIGTERM)
 	r.succeeds(t, job, at)
 	made.told(t, job, api.JobDone)
 	r.verdict(t)

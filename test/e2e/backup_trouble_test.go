@@ -183,7 +183,7 @@ func TestBackupTrouble(t *testing.T) {
 
 	t.Log("== the archive is unmounted, and comes back")
 	at = r.begins(t)
-	job = r.starts(t, 8<<20)
+	job = r.starts(t, 4<<20)
 	eventually(t, "it is copied", func() bool { return r.job(t, job).State == api.JobCopying })
 	mount := archiveGone.begin(t, r)
 	eventually(t, "it waits for the archive", func() bool { return strings.Contains(r.job(t, job).Waits, shelfAt) })

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
@@ -241,12 +240,7 @@ func (b *bed) verifyOutside(t *testing.T, store string, log records.Log) {
 	p, err := b.Start(program, "serve", "--read-only", "--socket", socket, store)
 	must(t, err)
 	defer p.Stop(15)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		if _, err = os.Stat(socket); err == nil || time.Now().After(deadline) {
-			break
-		}
-	}
-	must(t, err)
+	eventually(t, "it serves", func() bool { return listens(socket) })
 	_, err = b.Run(t.Context(), "qemu-img", "convert", "-f", "raw", "-O", "raw", "nbd+unix:///?socket="+socket, raw)
 	must(t, err)
 	f, err := os.Open(raw)

@@ -36,7 +36,7 @@ func TestTwoGuestsOneMaster(t *testing.T) {
 	b.run(t, "hydrate", "pause", "c1")
 	b.await(t, "c1", "paused", hydration(api.HydrationPaused, -1))
 
-	b.run(t, "hydrate", "start", "c3", "--rate", "256K")
+	b.run(t, "hydrate", "start", "c3", "--rate", "64K")
 	pid := b.await(t, "c3", "held for its hydration", func(s *api.VolumeStatus) bool {
 		return s != nil && s.State == api.VolumeServed && s.Held == api.HeldHydration
 	}).PID
@@ -44,7 +44,7 @@ func TestTwoGuestsOneMaster(t *testing.T) {
 	_, err = b.vc.StartDaemon(t.Context())
 	must(t, err)
 	b.await(t, "c3", "adopted, and held still", func(s *api.VolumeStatus) bool {
-		return s != nil && s.PID == pid && s.Held == api.HeldHydration && hydration(api.HydrationRunning, 256<<10)(s)
+		return s != nil && s.PID == pid && s.Held == api.HeldHydration && hydration(api.HydrationRunning, 64<<10)(s)
 	})
 	b.run(t, "hydrate", "rate", "c3", "0")
 	b.await(t, "c3", "let go when it was cut loose", gone)

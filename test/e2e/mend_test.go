@@ -151,7 +151,7 @@ func TestPausedGuest(t *testing.T) {
 	fail := filepath.Join(b.Dir, "fail")
 	_, err := b.Start("nbdkit", "-f", "-U", "/run/foreign.sock", "--filter=error", "memory", "64M", "error=EIO", "error-rate=100%", "error-file="+fail)
 	must(t, err)
-	eventually(t, "nbdkit serves", func() bool { _, err := os.Stat(b.Path("/run/foreign.sock")); return err == nil })
+	eventually(t, "nbdkit serves", func() bool { return listens(b.Path("/run/foreign.sock")) })
 	b.virsh(t, "attach-device", "g1", b.diskFile(t, "/run/foreign.sock", "x", "vdx"))
 	foreign := b.in(t, `until [ -b /dev/vdb ]; do sleep 0.2; done; echo /dev/vdb`)
 	b.in(t, "(sleep 2; dd if="+foreign+" of=/dev/null bs=4k count=1 iflag=direct) >/dev/null 2>&1 &") // later: a paused guest answers nothing

@@ -23,7 +23,7 @@ func (r *rescue) sees(t *testing.T, globs, rate string) {
 func TestPull(t *testing.T) {
 	const some = `"/dev/disk/by-id/snap*", "/dev/disk/by-id/` + half + `", "/dev/disk/by-id/` + linear + `", "/dev/disk/by-id/master"`
 	r := newRescueOf(t, rescueConfig{siteConfig: siteConfig{volumes: []string{small, half, linear}, made: kinds(16 << 20)}, snapshots: 3})
-	r.sees(t, some, "1M")
+	r.sees(t, some, slow)
 	job, at := r.cut(t)
 	from, to := r.on(), r.other()
 	seen := r.copied(t, job, 0)

@@ -67,10 +67,7 @@ func TestRestoreRefused(t *testing.T) {
 
 	foreign, err := s.Start("qemu-nbd", "-t", "-f", "raw", "-k", "/run/foreign.sock", other)
 	must(t, err)
-	eventually(t, "somebody's QEMU has the file", func() bool {
-		_, err := os.Stat(s.Path("/run/foreign.sock"))
-		return err == nil
-	})
+	eventually(t, "somebody's QEMU has the file", func() bool { return listens(s.Path("/run/foreign.sock")) })
 	refused(4, "has it open", b, "--disk", "vda="+other, "--force")
 	must(t, foreign.Stop(syscall.SIGTERM))
 

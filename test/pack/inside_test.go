@@ -30,7 +30,7 @@ const lastWords = "written on the way down"
 // inside does what the daemon, or a guest, would.
 //
 //	start VOLUME STORE [DEVICE...]  has the engine started; prints the launcher and the process
-//	follow VOLUME STORE [DEVICE...] the same, then waits for the process's end and prints why
+//	follow VOLUME STORE [DEVICE...] the same, then says so, waits for the process's end and prints why
 //	stop VOLUME                     stops the engine cleanly and clears up
 //	guest VOLUME FILE               a disk's user: makes FILE once connected, at SIGTERM writes to the disk, then to FILE
 func inside(args []string) error {
@@ -48,6 +48,7 @@ func inside(args []string) error {
 		if err != nil {
 			return err
 		}
+		fmt.Println("follows")
 		<-p.Done()
 		fmt.Println(p.Why())
 		return nil

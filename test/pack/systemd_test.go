@@ -1,8 +1,12 @@
 package pack
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -131,18 +135,27 @@ func TestUnits(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), soon)
 		defer cancel()
 		follow := m.Command(ctx, insideProgram, insideArg, "follow", volume, lun, lun)
-		said := new(bytes.Buffer)
-		follow.Stdout, follow.Stderr = said, os.Stderr
+		follow.Stderr = os.Stderr
+		out, err := follow.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := follow.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second) // it follows; if not yet, it will find the next one and the test fails
+		said := bufio.NewReader(out)
+		for _, want := range []string{fmt.Sprintf("systemd %d\n", pid), "follows\n"} {
+			if line, err := said.ReadString('\n'); err != nil || line != want {
+				t.Fatalf("who follows the engine says %q, %v, not %q", line, err, want)
+			}
+		}
 		run(t, m, "bash", "-c", "kill -KILL "+strconv.Itoa(pid))
-		if err := follow.Wait(); err != nil {
+		why, err := io.ReadAll(said)
+		if err := errors.Join(err, follow.Wait()); err != nil {
 			t.Fatal(err)
 		}
-		if !strings.Contains(said.String(), "signal: killed") {
-			t.Errorf("who followed it was told: %s", said)
+		if !strings.Contains(string(why), "signal: killed") {
+			t.Errorf("who followed it was told: %s", why)
 		}
 		// systemd starts it again, and whoever asks for it meanwhile gets that one.
 		again := starting(t, m, volume, lun, lun)
