@@ -250,10 +250,16 @@ func TestWatchPlain(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("interrupted: %v", err)
 	}
-	plain := b.command(ctx, "timeout", "-s", "INT", "2", program, "status", "--watch", "--interval", "200ms")
-	text, _ := plain.Output()
-	if n := strings.Count(string(text), "VOLUME"); n < 2 || strings.Contains(string(text), "\x1b") {
-		t.Errorf("%d tables: %q", n, text)
+	var text logBuffer
+	plain := b.command(ctx, program, "status", "--watch", "--interval", "100ms")
+	plain.Stdout = &text
+	if err := plain.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a second table", func() bool { return strings.Count(text.String(), "VOLUME") > 1 })
+	plain.Process.Signal(os.Interrupt)
+	if err := plain.Wait(); err != nil || strings.Contains(text.String(), "\x1b") {
+		t.Errorf("%v: %q", err, text.String())
 	}
 }
 
