@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 )
@@ -95,14 +96,25 @@ func (b *hookBed) field(t *testing.T, argv []string, engine *server, call, domai
 		call = "frobnicate middle"
 	}
 	operation, phase, _ := strings.Cut(call, " ")
-	r := b.hook(t.Context(), d.dir, d.timeout, xml, append(argv, "g1", operation, phase, "-")...)
-	if d.user != 0 {
-		r.SysProcAttr.Credential = &syscall.Credential{Uid: d.user, Gid: d.user}
-	}
-	code := r.outcome(t)
-	calls := d.called()
 	listens := !slices.Contains([]string{"accepts nothing", "not HTTP"}, variant) // and notes what it is asked
-	said := r.stderr.String()
+	var code, runs int
+	var said string
+	for again := true; again; {
+		r := b.hook(t.Context(), d.dir, d.timeout, xml, append(slices.Clone(argv), "g1", operation, phase, "-")...)
+		if d.user != 0 {
+			r.SysProcAttr.Credential = &syscall.Credential{Uid: d.user, Gid: d.user}
+		}
+		code, said = r.outcome(t), r.stderr.String()
+		runs++
+		// Telling it may take a second, which is too little now and then on a busy machine.
+		for range 100 {
+			if again = want == "told" && listens && runs < 10 && len(d.called()) == 0; !again {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	calls := d.called()
 	var ok bool
 	switch want {
 	case "on":
@@ -110,7 +122,7 @@ func (b *hookBed) field(t *testing.T, argv []string, engine *server, call, domai
 	case "asked":
 		ok = code == 0 && said == "" && slices.Equal(calls, []string{api.PathDaemonPrepare})
 	case "told":
-		ok = code == 0 && said == "" && (!listens || slices.Equal(calls, []string{api.PathDaemonNotice}))
+		ok = code == 0 && said == "" && (!listens || len(calls) > 0 && len(calls) <= runs && slices.Equal(slices.Compact(calls), []string{api.PathDaemonNotice}))
 	case "warned":
 		ok = code == 0 && strings.Contains(said, "without the daemon") && strings.Count(said, "\n") == 1
 	case "veto":
@@ -128,7 +140,7 @@ func saysWhy(variant, said string) bool {
 	why := map[string]string{
 		"error": "store /s of volume web1 is open on host; b since noon", "page": "500 Internal Server Error",
 		"garbage": "no proper answer", "hangs up": "no proper answer", "midway": "no proper answer", "not HTTP": "no proper answer",
-		"silent": "no answer within 1.5s", "endless": "no answer within 1.5s", "accepts nothing": "no answer within 1.5s",
+		"silent": "no answer within 15s", "endless": "no answer within 15s", "accepts nothing": "no answer within 15s",
 		"no socket": "systemctl start virt-cow", "stale socket": "systemctl start virt-cow", "no folder": "systemctl start virt-cow",
 		"mode": "permission denied",
 	}[variant]

@@ -169,12 +169,8 @@ func (b *hookBed) daemon(t *testing.T, state, variant string, ready bool) *daemo
 		}
 	}
 	must(os.Chmod(d.dir, 0o755))
-	if !ready && state == "hung" {
-		d.timeout = "2s"
-	} else if !ready && (state == "down" || state == "broken") {
-		d.timeout = "4s" // a quarter of it is what a daemon is waited for
-	} else if state == "hung" {
-		d.timeout = "12s" // a quarter of it is what is left for the engines
+	if state == "hung" || !ready && (state == "down" || state == "broken") {
+		d.timeout = "20s" // a quarter of it is what a daemon is waited for, and what is left for the engines
 	}
 	switch variant {
 	case "no folder":

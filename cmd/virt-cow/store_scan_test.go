@@ -114,12 +114,12 @@ func TestScanOfWhatHangs(t *testing.T) {
 	defer unix.Unmount(hung, unix.MNT_DETACH)
 	var got []scanned
 	paths := []string{hung + "/1", hung + "/2", b.path("a.vcow"), hung}
-	b.run(append([]string{"--json", "store", "scan", "--timeout", "300ms"}, paths...)...).exits(0).json(&got)
+	b.run(append([]string{"--json", "store", "scan", "--timeout", "5s"}, paths...)...).exits(0).json(&got)
 	if len(got) != 4 {
 		t.Fatalf("%+v", got)
 	}
 	for i, s := range got {
-		if ok := paths[i] == b.path("a.vcow"); s.Path != paths[i] || ok != (s.Error == "") || !ok && !strings.Contains(s.Error, "no answer in 300ms") {
+		if ok := paths[i] == b.path("a.vcow"); s.Path != paths[i] || ok != (s.Error == "") || !ok && !strings.Contains(s.Error, "no answer in 5s") {
 			t.Errorf("%+v", s)
 		}
 	}

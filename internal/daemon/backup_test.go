@@ -343,7 +343,7 @@ func TestBackupFails(t *testing.T) {
 	a.mu.Unlock()
 	n.end(s.Job, api.JobFailed)
 	d.clean(t)
-	if a.frozen || d.cutter.MaybeFrozen(a.id.UUID.String()) {
+	if frozen, _ := a.Frozen(t.Context(), a.id); frozen || d.cutter.MaybeFrozen(a.id.UUID.String()) {
 		t.Error("frozen still")
 	}
 }

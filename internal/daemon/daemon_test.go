@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
@@ -186,6 +187,8 @@ func TestAdoptWithDamagedSpecs(t *testing.T) {
 func TestOneDaemonARunFolder(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
+	syscall.ForkLock.RLock() // what another test starts would have the file open, and so locked, until it runs
+	defer syscall.ForkLock.RUnlock()
 	unlock, err := lockRunDir(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -478,9 +478,10 @@ func TestGuestIsToldWhileOthersAreAsked(t *testing.T) {
 	} {
 		d := newRealDaemon(t)
 		asked, end := make(chan struct{}), make(chan struct{})
+		first := sync.OnceFunc(func() { close(asked) })
 		d.config.PeerTimeout = patience
 		d.config.Peers = &others{answers: map[string]func(any) (any, error){what: func(any) (any, error) {
-			close(asked)
+			first()
 			<-end
 			return nil, peer.ErrUnreachable
 		}}}
@@ -513,9 +514,7 @@ func TestNotFencedWhileItComesUp(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	command, fenced := filepath.Join(dir, "fence"), filepath.Join(dir, "fenced")
-	if err := os.WriteFile(command, []byte("#!/bin/sh\n: > "+fenced+"\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	script(t, command, ": > "+fenced)
 	for _, force := range []func(*Config){
 		func(c *Config) { c.FenceCommand, c.FenceTimeout = command, patience },
 		func(c *Config) { c.Reservations = true },
@@ -561,9 +560,7 @@ func TestFencedWhileAGuestWaits(t *testing.T) {
 		dir := t.TempDir()
 		fenced := filepath.Join(dir, "fenced")
 		d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
-		if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: >"+fenced+"\nexit 1\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		script(t, d.config.FenceCommand, ": >"+fenced+"\nexit 1")
 		var asked atomic.Int32
 		d.config.PeerTimeout = patience
 		d.config.Peers = &others{answers: map[string]func(any) (any, error){api.PathPeerSeal: func(any) (any, error) {
@@ -597,9 +594,7 @@ func TestNotFencedOnceProven(t *testing.T) {
 	dir := t.TempDir()
 	fenced := filepath.Join(dir, "fenced")
 	d.config.FenceCommand, d.config.FenceTimeout = filepath.Join(dir, "fence"), patience
-	if err := os.WriteFile(d.config.FenceCommand, []byte("#!/bin/sh\n: >"+fenced+"\nexit 1\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	script(t, d.config.FenceCommand, ": >"+fenced+"\nexit 1")
 	err := otherHost(t, d.create(t, "v").Store).Update(func(h *cowfmt.Header) {
 		h.Owner = &cowfmt.Owner{
 			Host: uuid.MustParse(hostA), Boot: uuid.MustParse(bootA), Instance: uuid.New(), HostName: "ha", Address: "ha", Since: 1,
@@ -631,9 +626,7 @@ func TestFencedOnce(t *testing.T) {
 	dir := t.TempDir()
 	command, code, runs := filepath.Join(dir, "fence"), filepath.Join(dir, "code"), filepath.Join(dir, "runs")
 	d.config.FenceCommand, d.config.FenceTimeout = command, patience
-	if err := os.WriteFile(command, []byte("#!/bin/sh\necho >>"+runs+"\nexit $(cat "+code+")\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	script(t, command, "echo >>"+runs+"\nexit $(cat "+code+")")
 	silent := time.Now()
 	for i, c := range []struct {
 		host, boot string

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,6 +84,17 @@ func (d *Daemon) create(t *testing.T, name string) api.VolumeInfo {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// script makes a program. No other may be started meanwhile: it would have the file open for writing until it runs, and "text file
+// busy" be all that comes of this one.
+func script(t *testing.T, path, text string) {
+	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // eventually waits for something.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -75,7 +76,9 @@ func TestAnswersOfAGuest(t *testing.T) {
 	}
 }
 
-func TestAgentEndsBeforeTheContext(t *testing.T) {
+func TestAgentEndsBeforeTheContext(t *testing.T) { synctest.Test(t, agentEndsBeforeTheContext) }
+
+func agentEndsBeforeTheContext(t *testing.T) {
 	for left, want := range map[time.Duration][2]int{0: {1, 1}, 9900 * time.Millisecond: {3, 3}, 30*time.Second + 900*time.Millisecond: {24, 5}, time.Hour: {40, 5}} {
 		ctx, cancel := context.WithTimeout(t.Context(), left)
 		a := agent{answers: map[string]any{"freeze": `{"return":1}`, "thaw": `{"return":1}`}}

@@ -85,6 +85,9 @@ func TestWatch(t *testing.T) {
 	var signs, asked atomic.Int64
 	s.doubt <- struct{}{}
 	go s.Watch(k, func() int64 { return signs.Add(1) }, func() { asked.Add(1); <-hang })
+	for end := time.Now().Add(time.Minute); asked.Load() == 0 && time.Now().Before(end); {
+		time.Sleep(k.Interval)
+	}
 	time.Sleep(10 * k.Timeout)
 	if err := s.Err(); err != nil || asked.Load() != 1 {
 		t.Fatal(err, asked.Load())

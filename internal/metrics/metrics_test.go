@@ -312,7 +312,7 @@ func TestHandlerRefuses(t *testing.T) {
 }
 
 func TestServe(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", "127.0.0.2:0") // where nobody else takes the port meanwhile
 	if err != nil {
 		t.Fatal(err)
 	}

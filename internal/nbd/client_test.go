@@ -181,9 +181,15 @@ func TestClientNbdkit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		cmd := exec.Command("nbdkit", "-f", "-i", "127.0.0.1", "-p", fmt.Sprint(port), "memory", "8M")
+		defer l.Close()
+		socket, err := l.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		// As systemd would start it: nobody else can have taken the port meanwhile.
+		cmd := exec.Command("sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec nbdkit -f memory 8M")
+		cmd.ExtraFiles = []*os.File{socket}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -191,15 +197,7 @@ func TestClientNbdkit(t *testing.T) {
 			cmd.Process.Kill()
 			cmd.Wait()
 		}()
-		until(t, "nbdkit listens", func() bool {
-			c, err := Dial(context.Background(), fmt.Sprintf("nbd://127.0.0.1:%d/", port), Options{})
-			if err != nil {
-				return false
-			}
-			defer c.Close()
-			exercise(t, c)
-			return true
-		})
+		exercise(t, dial(t, fmt.Sprintf("nbd://%s/", l.Addr()), Options{}))
 	})
 	t.Run("old", func(t *testing.T) { // no structured replies
 		spawn(t, sock, "nbdkit", "-f", "--no-sr", "-U", sock, "memory", "8M")
@@ -251,7 +249,8 @@ func TestClientNbdkit(t *testing.T) {
 	t.Run("hangs", func(t *testing.T) {
 		// Where several of its threads answer who has gone, nbdkit 1.32 may abort itself.
 		spawn(t, sock, "nbdkit", "-f", "-t", "1", "-U", sock, "--filter=delay", "memory", "8M", "rdelay=300")
-		c := dial(t, uri, Options{Timeout: time.Second})
+		c := dial(t, uri, Options{})
+		c.opts.Timeout = time.Second
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
@@ -338,7 +337,7 @@ func TestDialErrors(t *testing.T) {
 		"nbd:///x":                          "HOST",
 		"nbd+unix:///x":                     "socket=PATH",
 		"nbd+unix:///x?socket=/nonexistent": "no such file",
-		"nbd+unix:///?socket=" + filepath.Join(dir, "silent"): "deadline exceeded",
+		"nbd+unix:///?socket=" + filepath.Join(dir, "silent"): "",
 		"nbd://[":            "NBD address",
 		"nbd://127.0.0.1:1/": "refused",
 	} {
@@ -349,7 +348,8 @@ func TestDialErrors(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		_, err := Dial(ctx, uri, Options{})
 		cancel()
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), uri) {
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), uri) ||
+			errors.Is(err, context.DeadlineExceeded) != (want == "") {
 			t.Errorf("%s: %v, want %q", uri, err, want)
 		}
 	}

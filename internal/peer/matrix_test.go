@@ -151,8 +151,9 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%.20s %.20s: %v", c.path, c.say, err)
 		}
 	}
-	short := &Client{Identity: b.id, Timeout: 300 * time.Millisecond}
-	err := short.Call(t.Context(), a.address, "/hang", nil, nil)
+	err := dialled(func(timeout time.Duration) error {
+		return (&Client{Identity: b.id, Timeout: timeout}).Call(t.Context(), a.address, "/hang", nil, nil)
+	}, 300*time.Millisecond)
 	if !errors.Is(err, ErrUnreachable) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "though it takes connections") {
 		t.Error(err)
 	}

@@ -190,6 +190,15 @@ func (r *running) say(w http.ResponseWriter, req *http.Request) {
 	_ = json.NewEncoder(w).Encode(sayOut{Said: in.Say, By: who.String(), IsHost: who.Match("hb.test")})
 }
 
+// dialled asks with more and more time, until that was enough to get a connection: whoever did not run for so long has none.
+func dialled(ask func(time.Duration) error, timeout time.Duration) error {
+	for ; ; timeout *= 2 {
+		if err := ask(timeout); err == nil || timeout > wait || !strings.Contains(err.Error(), "no connection within") {
+			return err
+		}
+	}
+}
+
 // secrets are texts of a key that must be in no log.
 func secrets(t *testing.T, f Files) []string {
 	t.Helper()

@@ -143,7 +143,7 @@ func TestTimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, time.Second)
+			s := newSite(t, 3*time.Second) // what the plugin writes it writes before
 			s.plugin("a", body)
 			var veto *VetoError
 			if err := s.runner.Ask(t.Context(), attach("v1")); !errors.As(err, &veto) || veto.Reason != errTimeout.Error() {

@@ -40,6 +40,7 @@ func connectAsPeer(socket string) {
 		fmt.Println("dial:", err)
 		return
 	}
+	defer c.Close()
 	b := make([]byte, 8)
 	if _, err := io.ReadFull(c, b); err != nil {
 		fmt.Println("refused")

@@ -158,7 +158,7 @@ func (r *rig) stays(t *testing.T, d libvirtx.Domain) error {
 	ctx := t.Context()
 	c, err := r.dial(ctx, r.h.LibvirtSocket(), quick)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer c.Close()
 	text := r.diskXML(t, "stuck", uuid.New(), "vdb", "")

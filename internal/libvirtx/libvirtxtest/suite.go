@@ -82,8 +82,8 @@ func keep(t *testing.T, dial Dial, h *lab.Host, k libvirtx.Keepalive) *rig {
 // conn waits for a connection.
 func (r *rig) conn(t *testing.T) libvirtx.Conn {
 	t.Helper()
-	eventually(t, "a connection", func() bool { c, _ := r.rec.current(); return c != nil })
-	c, _ := r.rec.current()
+	var c libvirtx.Conn
+	eventually(t, "a connection", func() bool { c, _ = r.rec.current(); return c != nil })
 	return c
 }
 
