@@ -52,7 +52,7 @@ type options struct {
 	HydrateRate    string         `help:"Passed to serve as --rate where hydration's throughput is measured." placeholder:"RATE"`
 	Before         string         `help:"Another virt-cow, which part before compares this one with." placeholder:"FILE"`
 	Pairs          int            `default:"60" help:"Pairs of short whiles in parts cacheoff and before."`
-	Moves          int            `default:"12" help:"Migrations each way in part migrate."`
+	Moves          int            `default:"12" help:"Migrations there and back in part migrate."`
 	List           bool           `help:"List cells and peers, measure nothing."`
 	Quick          bool           `help:"A look, not a measurement: 1 round, 1 s, 256M (512M hydrated while a guest works)."`
 }
