@@ -123,6 +123,8 @@ var (
 		select {
 		case <-p.event:
 			return true
+		case <-p.over: // virsh event was too late to see it
+			return p.err == nil
 		default:
 			return false
 		}

@@ -209,5 +209,8 @@ func (h *Host) end(how func(supervisor *exec.Cmd, stdin io.Closer)) {
 		supervisor.Process.Kill()
 		<-done
 	}
+	for _, p := range started { // what they said last goes to a log that may end with its test
+		<-p.done
+	}
 	stdin.Close()
 }
