@@ -75,7 +75,8 @@ type history struct {
 	version atomic.Uint32
 	mu      sync.Mutex
 	sectors map[int64][]porcupine.Operation
-	noTrim  bool // beside snapshots a trim may do nothing: zeroes are made instead
+	hosts   map[int]*site // of clients, where there are several
+	noTrim  bool          // beside snapshots a trim may do nothing: zeroes are made instead
 }
 
 // do makes one request and writes it into the history.
