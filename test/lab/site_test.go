@@ -184,6 +184,7 @@ func TestDisksAreShared(t *testing.T) {
 			}
 		}
 		write(a, "first")
+		run(t, b, "blockdev", "--flushbufs", d.Path) // udev may have looked at it while it was empty
 		// Held open: the page cache of a device lives as long as somebody has it open.
 		if got := read(b, "fullblock"); got != "first" {
 			t.Fatalf("%q", got)

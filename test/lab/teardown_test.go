@@ -146,11 +146,15 @@ func TestCloseOfASiteLeavesNothing(t *testing.T) {
 		spaces = append(spaces, pidNamespace(t, h.pid()))
 	}
 	must(t, s.Close())
-	left := loopsOf(t, s.Dir)
+	var left []string
 	for _, ns := range spaces {
 		left = append(left, traces(t, ns, s.Dir)...)
 	}
-	if len(left) > 0 {
+	loops := loopsOf(t, s.Dir)
+	for deadline := time.Now().Add(time.Minute); len(loops) > 0 && time.Now().Before(deadline); loops = loopsOf(t, s.Dir) {
+		time.Sleep(100 * time.Millisecond) // udev may be looking at them
+	}
+	if left = append(left, loops...); len(left) > 0 {
 		t.Fatalf("left behind: %q", left)
 	}
 }
