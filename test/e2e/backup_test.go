@@ -99,7 +99,7 @@ func newRescueOf(t *testing.T, rc rescueConfig) *rescue {
 	for _, b := range c.beds {
 		dir := b.Path(filepath.Join(filepath.Dir(pluginsDir), "providers.d"))
 		must(t, os.MkdirAll(dir, 0o755))
-		must(t, os.WriteFile(filepath.Join(dir, "luns"), fmt.Appendf(nil, lunProvider, size, luns), 0o755))
+		must(t, lab.WriteProgram(filepath.Join(dir, "luns"), fmt.Appendf(nil, lunProvider, size, luns)))
 		c.configure(t, b.Host, "[backup]\nnode = \"hc-ctl\"\nprovider = \"luns\"\n"+rc.backup)
 		must(t, b.vc.Daemon().Stop(15))
 		_, err := b.vc.StartDaemon(t.Context())

@@ -84,7 +84,7 @@ func install(t *testing.T, program, path string) {
 	t.Helper()
 	b, err := os.ReadFile(program)
 	must(t, err)
-	must(t, os.WriteFile(path+".new", b, 0o755))
+	must(t, lab.WriteProgram(path+".new", b))
 	must(t, os.Rename(path+".new", path))
 }
 

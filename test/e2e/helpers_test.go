@@ -123,7 +123,7 @@ const (
 func (b *bed) plugin(t *testing.T, name, script string) {
 	t.Helper()
 	must(t, os.MkdirAll(b.Path(pluginsDir), 0o755))
-	must(t, os.WriteFile(b.Path(filepath.Join(pluginsDir, name)), []byte("#!/bin/sh\n"+script), 0o755))
+	must(t, lab.WriteProgram(b.Path(filepath.Join(pluginsDir, name)), []byte("#!/bin/sh\n"+script)))
 }
 
 // recordEvents installs a plugin that keeps what it is asked and told.

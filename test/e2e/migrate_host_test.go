@@ -22,7 +22,7 @@ func (c *crossing) fencing(t *testing.T, b *bed) (setFence func(code int), fence
 	setFence(1)
 	command := filepath.Join(c.Dir, "fence")
 	script := fmt.Sprintf("#!/bin/sh\necho \"$1\" >>%s\necho the power switch does not answer\nexit $(cat %s)\n", log, code)
-	must(t, os.WriteFile(command, []byte(script), 0o755))
+	must(t, lab.WriteProgram(command, []byte(script)))
 	must(t, b.vc.Daemon().Stop(syscall.SIGTERM))
 	c.configure(t, b.Host, fmt.Sprintf("[fence]\ncommand = %q\n", command))
 	_, err := b.vc.StartDaemon(t.Context())
@@ -145,7 +145,7 @@ func TestMigrateHostGone(t *testing.T) {
 		t.Errorf("status does not say what the guest waits for: %v\n%s", err, out)
 	}
 	eventually(t, "the fence command is tried, and is no proof", func() bool { return fenced() != was })
-	if s := b.await(t, "v1", "known", func(s *api.VolumeStatus) bool { return s != nil && s.Engine != nil }); s.Engine.Owner.HostName != "ha" {
+	if s := b.await(t, "v1", "known", func(s *api.VolumeStatus) bool { return s != nil && s.Engine != nil && s.Engine.Owner != nil }); s.Engine.Owner.HostName != "ha" {
 		t.Errorf("%s owns the volume without a proof", s.Engine.Owner.HostName)
 	}
 	b.run(t, "host", "fenced", "ha", "--yes")

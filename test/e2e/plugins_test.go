@@ -9,6 +9,7 @@ import (
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/plugin"
+	"github.com/virt-cow/virt-cow/test/lab"
 )
 
 // TestPluginVeto: what a plugin does not allow is refused with its name and reason, and nothing has changed. Told are
@@ -91,7 +92,7 @@ func TestProvider(t *testing.T) {
 	must(t, err)
 	folder, providers := filepath.Join(b.Dir, "exported"), b.Path(plugin.ProvidersDir(pluginsDir))
 	must(t, os.MkdirAll(providers, 0o755))
-	must(t, os.WriteFile(filepath.Join(providers, "nfs"), script, 0o755))
+	must(t, lab.WriteProgram(filepath.Join(providers, "nfs"), script))
 	must(t, os.WriteFile(filepath.Join(providers, "nfs.conf"), []byte("folder="+folder+"\n"), 0o644))
 
 	create := []string{"volume", "create", "p1", "--master", b.master, "--provider", "nfs"}

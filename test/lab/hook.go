@@ -39,7 +39,15 @@ func (h *Host) WriteHook(name, script string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755)
+	return WriteProgram(filepath.Join(dir, name), []byte(script))
+}
+
+// WriteProgram writes what somebody else is to execute. What this program starts meanwhile would have it open, and until it runs nobody
+// could: ETXTBSY.
+func WriteProgram(path string, text []byte) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, text, 0o755)
 }
 
 // ReloadLibvirtd has libvirtd read its configuration again, a moment later.
