@@ -17,7 +17,7 @@ func newQuiet(t *testing.T) *rescue {
 	t.Helper()
 	r := newRescueOf(t, rescueConfig{
 		siteConfig: siteConfig{volumes: []string{"v1", "files"}, made: clones(), guest: lab.GuestConfig{Agent: true}}, snapshots: 2,
-		backup: "hold = \"60s\"\nfreeze_timeout = \"15s\"\nfrozen_for = \"60s\"\n", // it is frozen for as long as the test needs
+		backup: "hold = \"60s\"\nfreeze_timeout = \"20s\"\nfrozen_for = \"60s\"\n", // it is frozen for as long as the test needs
 	})
 	k := r.checkers["files"]
 	_, err := k.Stop(t.Context())
@@ -72,6 +72,9 @@ func (r *rescue) hook(t *testing.T, script string) {
 	in(t, r.guest, fmt.Sprintf("printf '#!/bin/sh\n%s\n' >%[2]s.new && chmod +x %[2]s.new && mv %[2]s.new %[2]s", script, lab.AgentHook))
 }
 
+// untilGo is the end of a hook that goes on once the test has the guest told so.
+const untilGo = "while [ ! -e /run/go ]; do sleep 0.1; done"
+
 // TestBackupAgent: a backup is of grade fs with an agent that is well. With one that hangs, or dies while the guest is frozen, it is of
 // grade crash or refused, as was asked for, and the guest is thawed as soon as there is an agent.
 func TestBackupAgent(t *testing.T) {
@@ -107,17 +110,18 @@ func TestBackupAgent(t *testing.T) {
 	r.nothingLeft(t, 2)
 
 	t.Log("== it freezes too late")
-	r.hook(t, "[ $1 = thaw ] || sleep 15")
+	r.hook(t, "[ $1 = thaw ] || "+untilGo) // whatever the backup takes
 	j = r.backsUp(t, 3, []string{"grade crash", "may not have been frozen"}, "--quiesce", "try")
 	if j.Grade != api.GradeCrash || !r.maybeFrozen(t) {
 		t.Errorf("the job: %+v", j)
 	}
-	in(t, r.guest, "rm "+lab.AgentHook)
+	in(t, r.guest, "rm "+lab.AgentHook+"; touch /run/go")
 	r.thaws(t)
+	in(t, r.guest, "rm /run/go")
 	r.nothingLeft(t, 3)
 
 	t.Log("== it dies while the guest is frozen")
-	r.hook(t, "touch /run/freezing; sleep 2")
+	r.hook(t, "touch /run/freezing; "+untilGo)
 	refused := make(chan struct{})
 	go func() {
 		defer close(refused)
@@ -126,7 +130,7 @@ func TestBackupAgent(t *testing.T) {
 	in(t, r.guest, "while [ ! -e /run/freezing ]; do sleep 0.1; done")
 	engine := r.on().await(t, "v1", "served", attached).PID
 	must(t, r.on().Kill(t.Context(), engine, syscall.SIGSTOP)) // no cut until this goes on
-	in(t, r.guest, `while :; do (touch /mnt/probe; touch /run/probed) & sleep 1; [ -e /run/probed ] || break; rm /run/probed; done >/dev/null 2>&1
+	in(t, r.guest, `touch /run/go; while :; do (touch /mnt/probe; touch /run/probed) & sleep 5; [ -e /run/probed ] || break; rm /run/probed; done >/dev/null 2>&1
 rm `+lab.AgentHook+`; kill -KILL $(cat /run/qemu-ga.pid)`)
 	must(t, r.on().Kill(t.Context(), engine, syscall.SIGCONT))
 	<-refused
