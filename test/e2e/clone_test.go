@@ -76,9 +76,7 @@ func TestMkfsOnAttachedClone(t *testing.T) {
 	b.in(t, "mkfs.ext4 -q -F "+dev+" && mount "+dev+" /mnt && cp /bin/busybox /bin/guest /mnt && sync")
 	b.in(t, "cmp /bin/guest /mnt/guest && umount /mnt && fsck.ext4 -fn "+dev)
 	b.in(t, "echo 3 >/proc/sys/vm/drop_caches; mount "+dev+" /mnt && cmp /bin/guest /mnt/guest && umount /mnt")
-	s, err := b.vc.Volume(t.Context(), "c1")
-	must(t, err)
-	if s.Engine.Hydration.State != api.HydrationPaused {
+	if s := b.await(t, "c1", "attached", attached); s.Engine.Hydration.State != api.HydrationPaused {
 		t.Fatalf("hydration is %s, although it was not asked for", s.Engine.Hydration.State)
 	}
 	b.run(t, "detach", "g1", "c1")

@@ -55,6 +55,8 @@ func TestDoctor(t *testing.T) {
 	if _, err := h.Virsh(t.Context(), "start", "full", "--paused"); err != nil {
 		t.Fatal(err)
 	}
+	_, err := vc.Await(t.Context(), "x", "failed", failed("/nowhere"))
+	must(t, err)
 	found := doctor(t, vc)
 	if f := found["libvirt"]; len(f) != 1 || f[0].Result != "ok" {
 		t.Errorf("libvirt: %+v", f)

@@ -57,7 +57,9 @@ func TestHydrationControl(t *testing.T) {
 		return s != nil && s.PID != pid && s.Engine != nil && s.Engine.Hydration.Rate == 4096
 	})
 	hydrate(false, 0)
-	b.await(t, "c1", "paused", func(s *api.VolumeStatus) bool { return s.Engine.Hydration.State == api.HydrationPaused })
+	b.await(t, "c1", "paused", func(s *api.VolumeStatus) bool {
+		return s != nil && s.Engine != nil && s.Engine.Hydration.State == api.HydrationPaused
+	})
 	hydrate(true, 0)
 	b.await(t, "c1", "cut loose", cutLoose)
 	b.assertMasterUnchanged(t)
@@ -101,6 +103,10 @@ func TestLibvirtdKilled(t *testing.T) {
 	must(t, b.StartLibvirtd(t.Context()))
 	b.awaitWrites(t, 50)
 	log := b.stopWriter(t, dev)
+	eventually(t, "the daemon is connected again", func() bool {
+		s, err := b.vc.Status(t.Context())
+		return err == nil && s.Libvirt.Connected
+	})
 	b.run(t, "detach", "g1", "c1")
 	b.await(t, "c1", "gone", gone)
 	b.verifyOutside(t, store, log)
@@ -112,6 +118,7 @@ func TestPluggedByHand(t *testing.T) {
 	store := b.clone(t, "c1")
 	p, err := b.Start(program, "serve", "--socket", "/run/virt-cow/c1.sock", store)
 	must(t, err)
+	eventually(t, "it serves", func() bool { return listens(b.Path("/run/virt-cow/c1.sock")) })
 	must(t, b.guest.Start(t.Context()))
 	file := filepath.Join(b.Dir, "disk.xml")
 	must(t, os.WriteFile(file, []byte(`<disk type='network' device='disk'><driver name='qemu' type='raw'/>

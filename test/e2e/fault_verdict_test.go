@@ -59,7 +59,7 @@ func (c *cell) settle(t *testing.T) {
 	}
 	c.writeTo(t, c.written())
 	c.assertNoIOErrors(t)
-	c.run(t, "status") // exit code 0: all is well
+	c.isWell(t)
 	c.assertDoctor(t)
 }
 
@@ -169,7 +169,7 @@ func (c *cell) finish(t *testing.T) {
 		c.assertClosed(t, store)
 		c.run(t, "store", "verify", store)
 	}
-	c.run(t, "status")
+	c.isWell(t)
 	c.assertDoctor(t)
 	c.assertMasterUnchanged(t)
 }

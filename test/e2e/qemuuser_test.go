@@ -49,11 +49,9 @@ func TestQEMUUser(t *testing.T) {
 	if out, err := connect(fmt.Sprint(qemuID)); err == nil {
 		t.Errorf("another process of QEMU's user may have the disk: %s", out)
 	}
-	s, err = b.vc.Volume(t.Context(), "c1")
-	must(t, err)
-	if s.Engine.IO.Refused == 0 {
-		t.Error("nothing was refused by the engine")
-	}
+	s = b.await(t, "c1", "served by an engine that has refused somebody", func(s *api.VolumeStatus) bool {
+		return attached(s) && s.Engine.IO.Refused > 0
+	})
 	if out, err := connect("65534"); err == nil || !strings.Contains(out, "Permission denied") {
 		t.Errorf("another user: %v: %s", err, out)
 	}

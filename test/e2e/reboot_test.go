@@ -51,7 +51,7 @@ func TestReboot(t *testing.T) {
 		b.in(t, "dd if="+dev+" of=/dev/null bs=64k")
 	}
 	b.assertNoIOErrors(t)
-	b.run(t, "status") // exit code 0: all is well
+	b.isWell(t)
 	must(t, b.guest.PowerOff(t.Context()))
 	for name, store := range stores {
 		b.await(t, name, "closed", closed)

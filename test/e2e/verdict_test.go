@@ -166,26 +166,31 @@ func (c *crossing) assertNothingLeft(t *testing.T, on *bed) {
 	}
 	for _, b := range c.beds {
 		if b != on {
-			caches, err := filepath.Glob(b.Path("/run/virt-cow/cache/*.cache"))
-			must(t, err)
-			if len(caches) > 0 {
-				t.Errorf("%s has exception caches still: %v", b.Name, caches)
-			}
-			if list, err := b.processes(program, "serve"); err != nil || len(list) > 0 {
-				t.Errorf("%s has engines still: %v %v", b.Name, list, err)
-			}
+			eventually(t, b.Name+" has no exception caches and no engines", func() bool {
+				caches, err := filepath.Glob(b.Path("/run/virt-cow/cache/*.cache"))
+				must(t, err)
+				list, err := b.processes(program, "serve")
+				must(t, err)
+				return len(caches) == 0 && len(list) == 0
+			})
 		}
-		var last string
-		eventually(t, "status of "+b.Name+" is well", func() bool {
-			out, err := b.vc.Run(t.Context(), "status")
-			if err != nil && out != last {
-				last = out
-				t.Logf("%s: %v", b.Name, err)
-			}
-			return err == nil
-		})
+		b.isWell(t)
 		b.assertWell(t)
 	}
+}
+
+// isWell waits until a host's status has nothing to complain of: exit code 0.
+func (b *bed) isWell(t *testing.T) {
+	t.Helper()
+	var last string
+	eventually(t, "status of "+b.Name+" is well", func() bool {
+		out, err := b.vc.Run(t.Context(), "status")
+		if err != nil && out != last {
+			last = out
+			t.Logf("%s: %v", b.Name, err)
+		}
+		return err == nil
+	})
 }
 
 // assertWell fails if `virt-cow doctor` finds something wrong with what is ours; of the lab itself it may complain.
