@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
@@ -61,11 +63,15 @@ func TestEightDisks(t *testing.T) {
 	}
 	b.virsh(t, "undefine", "g1")
 	// One command: a guest that writes to eight disks has no time for more.
-	t.Log(b.in(t, `set -e; cd /tmp
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	out, err := b.guest.Run(ctx, `set -e; cd /tmp
 for d in `+strings.Join(devs, " ")+`; do guest write $d 512 ${d#/dev/} >${d#/dev/}.out 2>&1 & done
 for d in `+strings.Join(devs, " ")+`; do n=${d#/dev/}; until [ "$(cat $n.progress 2>/dev/null || echo 0)" -gt 30 ]; do sleep 0.5; done; done
 for f in *.pid; do kill -TERM $(cat $f); done; wait; cat *.out >&2
-for d in `+strings.Join(devs, " ")+`; do guest verify $d ${d#/dev/}; done`))
+for d in `+strings.Join(devs, " ")+`; do guest verify $d ${d#/dev/}; done`)
+	must(t, err)
+	t.Log(out)
 	b.assertNoIOErrors(t)
 	logs := make([]records.Log, len(names))
 	for i, dev := range devs {
@@ -114,6 +120,7 @@ func TestServedByHand(t *testing.T) {
 	if got := b.wants(t, "g1"); got != "" {
 		t.Errorf("plugged in by hand, and yet in the metadata: %s", got)
 	}
+	b.in(t, "until [ -b /dev/vda ]; do sleep 0.2; done")
 	b.startWriter(t, "/dev/vda")
 	must(t, b.Kill(t.Context(), pid, 9))
 	pid = b.await(t, "c1", "served by a new engine", attachedBut(pid)).PID

@@ -54,7 +54,7 @@ func TestMendedByItself(t *testing.T) {
 	b.virsh(t, "detach-disk", "g1", "vdb")
 	b.await(t, "taken", "attached", attached)
 	b.hasDisks(t, "vda vdb vdc vdd")
-	b.run(t, "status") // exit code 0
+	b.isWell(t)
 
 	// Now all slots are in use, or soon.
 	last := ""
@@ -154,7 +154,8 @@ func TestPausedGuest(t *testing.T) {
 	eventually(t, "nbdkit serves", func() bool { return listens(b.Path("/run/foreign.sock")) })
 	b.virsh(t, "attach-device", "g1", b.diskFile(t, "/run/foreign.sock", "x", "vdx"))
 	foreign := b.in(t, `until [ -b /dev/vdb ]; do sleep 0.2; done; echo /dev/vdb`)
-	b.in(t, "(sleep 2; dd if="+foreign+" of=/dev/null bs=4k count=1 iflag=direct) >/dev/null 2>&1 &") // later: a paused guest answers nothing
+	// Later, a paused guest answers nothing; and again and again, until there is an error to be had.
+	b.in(t, "(sleep 2; while dd if="+foreign+" of=/dev/null bs=4k count=1 iflag=direct; do sleep 1; done) >/dev/null 2>&1 &")
 	must(t, os.WriteFile(fail, nil, 0o644))
 	paused()
 	before := b.counters(t)
@@ -169,7 +170,7 @@ func TestPausedGuest(t *testing.T) {
 	b.virsh(t, "resume", "g1")
 	b.in(t, "dd if="+dev+" of=/dev/null bs=4k count=1 2>&1; guest verify "+dev+" w")
 
-	b.in(t, "(sleep 2; dd if="+dev+" of=/dev/null bs=4k iflag=direct) >/dev/null 2>&1 &")
+	b.in(t, "(sleep 2; while dd if="+dev+" of=/dev/null bs=4k count=1000 iflag=direct; do :; done) >/dev/null 2>&1 &")
 	breakDisk()
 	b.want(t, "g1", wants[1])
 	must(t, os.Rename(store+".away", store))

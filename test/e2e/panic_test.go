@@ -57,7 +57,7 @@ func (c *crossing) owedNothing(t *testing.T) {
 // panic has the guest's kernel panic.
 func (c *crossing) panic(t *testing.T) {
 	t.Helper()
-	in(t, c.guest, "(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+	in(t, c.guest, "(sleep 5; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
 	before := c.panics
 	eventually(t, "the panic is seen", func() bool { c.writes(t, 1); return c.panics > before })
 }
