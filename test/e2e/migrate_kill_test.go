@@ -115,7 +115,7 @@ var (
 	granted = step{"granted", false, func(p *passage) bool { return p.says(p.from, "granted to another host") }}
 	opened  = step{"opened", false, func(p *passage) bool { return p.says(p.to, "volumes are open beside their owner") }}
 	copying = step{"copying", true, func(p *passage) bool {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		return p.c.guest.AwaitMemory(ctx) == nil
 	}}
