@@ -25,11 +25,11 @@ const s3Address = "127.0.0.1:7070"
 func newS3(t *testing.T) *s3 {
 	t.Helper()
 	s := &s3{rescue: newRescue(t, nil, 2, "v1", "v2")}
+	s.data = filepath.Join(s.Dir, "s3") // which goes after the server
+	must(t, os.MkdirAll(filepath.Join(s.data, "backups"), 0o755))
 	var err error
-	s.program, err = gateway.Build(t.Context(), t.TempDir())
+	s.program, err = gateway.Build(t.Context(), s.Dir)
 	must(t, err)
-	s.data = t.TempDir()
-	must(t, os.Mkdir(filepath.Join(s.data, "backups"), 0o755))
 	s.startServer(t)
 	must(t, os.WriteFile(s.node.Path("/etc/virt-cow/s3.credentials"), []byte(gateway.Credentials), 0o600))
 	must(t, s.process.Stop(syscall.SIGTERM))
