@@ -70,7 +70,7 @@ func (h *Host) pid() int {
 }
 
 // libvirtUp bounds how long libvirtd may take to answer for the first time.
-const libvirtUp = 60 * time.Second
+const libvirtUp = 3 * time.Minute
 
 // New makes a host and starts its libvirtd. Close it. An error that wraps ErrMissing says that this machine
 // lacks something.

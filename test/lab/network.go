@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Network is one of the networks of a site.
@@ -155,8 +156,14 @@ func (h *Host) connect(ctx context.Context) error {
 	// A host that was off has its hardware addresses still: the others remember them.
 	cable := func(inside, outside string, n Network, other int) error {
 		mac := fmt.Sprintf("02:77:00:%02x:%02x:%02x", int(n), h.index+1, other+1)
-		return ip(ctx, nil, fmt.Sprintf("link add %s address %s netns %d type veth peer name %s netns %d",
-			inside, mac, h.pid(), outside, admin.pid()))
+		add := fmt.Sprintf("link add %s address %s netns %d type veth peer name %s netns %d", inside, mac, h.pid(), outside, admin.pid())
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+			err := ip(ctx, nil, add)
+			// The kernel takes a dead host's cables away when it finds the time.
+			if err == nil || !strings.Contains(err.Error(), "File exists") || time.Now().After(deadline) {
+				return err
+			}
+		}
 	}
 	port := fmt.Sprintf("host-%d", h.index)
 	if err := cable("mgmt-admin", port, Mgmt, adminAddress-1); err != nil {
