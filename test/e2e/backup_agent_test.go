@@ -127,6 +127,7 @@ func TestBackupAgent(t *testing.T) {
 		defer close(refused)
 		r.on().exits(t, 1, []string{"--quiesce=require", "could not be thawed"}, "backup", "domain", "g1", "--quiesce", "require")
 	}()
+	t.Cleanup(func() { <-refused }) // it says so to the test
 	in(t, r.guest, "while [ ! -e /run/freezing ]; do sleep 0.1; done")
 	engine := r.on().await(t, "v1", "served", attached).PID
 	must(t, r.on().Kill(t.Context(), engine, syscall.SIGSTOP)) // no cut until this goes on
