@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -61,9 +62,13 @@ func TestReboot(t *testing.T) {
 	b.assertMasterUnchanged(t)
 }
 
-// reboot empties the host's /run and gives it another boot ID, as a boot does. Nothing runs.
+// reboot empties the host's /run and gives it another boot ID, as a boot does, once nothing runs any more.
 func (b *bed) reboot(t *testing.T) {
 	t.Helper()
+	eventually(t, "all that was killed has ended", func() bool {
+		_, err := b.Run(t.Context(), "busybox", "kill", "-0", "-1")
+		return err != nil && strings.Contains(err.Error(), "No such process")
+	})
 	id := b.file(t, "boot_id", uuid.NewString()+"\n")
 	for _, command := range []string{
 		"find /run -xdev -mindepth 1 -delete",
