@@ -42,7 +42,7 @@ func TestActiveOnceKept(t *testing.T) {
 			}
 			dev.OnOp = func(int, string, int64, int64) { look() }
 			check(t, v.AddSnapshot(t.Context(), e))
-			check(t, v.Cut(t.Context(), cut, deadline))
+			cutFor(t, v, e, deadline)
 			look()
 			if name == "kept" {
 				keeping.Store(true)

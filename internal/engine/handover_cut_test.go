@@ -155,8 +155,8 @@ func afterCut(t *testing.T, s *shared, state *blockdevtest.Memory, m *mayHave) (
 			}
 			return "", fmt.Errorf("%s: %w", h.name, err)
 		}
-		if grants := again.v.Header().Grants; len(grants) > 0 {
-			err := again.v.EndGrant(context.Background(), grants[0].ID, true) // b's engine is gone for sure
+		if now := again.v.Header(); len(now.Grants) > 0 {
+			err := again.v.EndGrant(context.Background(), now.Grants[0].ID, true) // b's engine is gone for sure
 			if err != nil && again.state() == handover.Given {
 				if err := again.v.Close(); err != nil {
 					return "", err
@@ -167,7 +167,7 @@ func afterCut(t *testing.T, s *shared, state *blockdevtest.Memory, m *mayHave) (
 			if err != nil {
 				return "", err
 			}
-		} else if again.state() == handover.Given {
+		} else if now.Owner.Host != h.host { // handed over, whether or not the engine is in that state yet
 			if err := again.v.Close(); err != nil {
 				return "", err
 			}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -100,6 +101,17 @@ func incoming(g cowfmt.Grant) func(*Options) { return func(o *Options) { o.Incom
 func (h *site) die() {
 	_ = h.v.Abandon()
 	h.v = nil
+}
+
+// busy keeps the goroutine of the engine's hand-overs from doing anything until it is told to go on.
+func (h *site) busy() (goOn func()) {
+	h.tb.Helper()
+	inside, end := make(chan struct{}), make(chan struct{})
+	go func(m *mover) {
+		_ = m.call(context.Background(), func() error { close(inside); <-end; return nil })
+	}(h.v.moving)
+	<-inside
+	return sync.OnceFunc(func() { close(end) })
 }
 
 // close closes this host's volume.

@@ -278,9 +278,10 @@ func TestGuestComesBack(t *testing.T) {
 	check(t, s.b.open(incoming(g)))
 	s.a.guest(handover.GuestStopped)
 	s.a.is(handover.Sealed)
-	s.a.write(0, 4096, 3) // held, reclaimed, reopened
+	s.a.write(0, 4096, 3)   // held, reclaimed, reopened
+	s.a.is(handover.Sealed) // again: it is told still that its guest is stopped
 	s.a.guest(handover.GuestLeaves)
-	s.a.is(handover.Open)
+	s.a.is(handover.Kept)
 	s.b.reads(0, 4096, 3)
 	if err := s.a.v.EndGrant(t.Context(), g.ID, false); !errors.Is(err, ErrGranted) || !strings.Contains(err.Error(), "b has it open") {
 		t.Errorf("ended under the receiver: %v", err)

@@ -446,7 +446,7 @@ func TestCutDeadline(t *testing.T) {
 	if err := v.EndCut(t.Context(), cut, true); !errors.Is(err, ErrResumed) {
 		t.Errorf("kept before the cut: %v", err)
 	}
-	check(t, v.Cut(t.Context(), cut, time.Second))
+	cutFor(t, v, e, time.Second)
 	_, err = v.WriteAt(filled(0, 512, 2), 0) // held until then
 	check(t, err)
 	if err := v.EndCut(context.Background(), cut, true); !errors.Is(err, ErrResumed) {
