@@ -81,6 +81,22 @@ func awaitStopped(pid int) error {
 	}
 }
 
+// goOn has nsenter go on, and waits until it waits for its child again.
+func (p *Process) goOn() error {
+	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		return nil // it has ended, and with it the child
+	}
+	nsenter := fmt.Sprintf("/proc/%d", p.cmd.Process.Pid)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if s := processState(nsenter); s == 'S' || s == 'Z' || s == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("process %d does not go on", p.cmd.Process.Pid)
+		}
+	}
+}
+
 // stands says that what is in this state does nothing until it is told to.
 func stands(state byte) bool { return state == 'T' || state == 'Z' || state == 0 }
 

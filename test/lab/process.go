@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -86,10 +87,12 @@ func (h *Host) Start(name string, args ...string) (*Process, error) {
 func (p *Process) Signal(s syscall.Signal) error {
 	err := syscall.Kill(p.PID, s)
 	switch {
-	case s == syscall.SIGCONT:
-		p.cmd.Process.Signal(s) // nsenter stops along with its child, and does not go on with it
+	// nsenter stops along with its child, and does not go on with it; when it does it has its child go on, which must not be later
+	// than the next signal.
+	case s == syscall.SIGCONT && err == nil:
+		return p.goOn()
 	case s == syscall.SIGSTOP && err == nil:
-		return awaitStopped(p.PID)
+		return errors.Join(awaitStopped(p.PID), awaitStopped(p.cmd.Process.Pid))
 	}
 	return err
 }

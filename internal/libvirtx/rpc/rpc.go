@@ -55,7 +55,11 @@ func DialKeepalive(ctx context.Context, path string, k libvirtx.Keepalive) (libv
 		<-r.Gone()
 		c.Close() // ends whatever the library waits for
 	}()
-	_, err = call(ctx, r, "connect", func() (none struct{}, err error) { return none, r.l.ConnectToURI(libvirt.QEMUSystem) })
+	_, err = call(ctx, r, "connect", func() (none struct{}, err error) {
+		err = r.l.ConnectToURI(libvirt.QEMUSystem)
+		r.socket.read.Add(0) // the library writes, last of all, what it reads once the connection is lost: that comes after this
+		return none, err
+	})
 	if err == nil {
 		err = r.subscribe(ctx)
 	}
