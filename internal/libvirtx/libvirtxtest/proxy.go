@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -19,6 +20,8 @@ type proxy struct {
 	path string
 	mu   sync.Mutex
 	to   net.Conn // the first client
+
+	asked atomic.Int64 // bytes, by the first client
 }
 
 func newProxy(t *testing.T, libvirtd string) *proxy {
@@ -36,27 +39,36 @@ func newProxy(t *testing.T, libvirtd string) *proxy {
 				return
 			}
 			p.mu.Lock()
+			asked := new(atomic.Int64)
 			if p.to == nil {
-				p.to = client
+				p.to, asked = client, &p.asked
 			}
 			p.mu.Unlock()
-			go p.serve(client, libvirtd)
+			go p.serve(client, libvirtd, asked)
 		}
 	}()
 	return p
 }
 
-func (p *proxy) serve(client net.Conn, libvirtd string) {
+func (p *proxy) serve(client net.Conn, libvirtd string, asked *atomic.Int64) {
 	defer client.Close()
 	server, err := net.Dial("unix", libvirtd)
 	if err != nil {
 		return
 	}
 	go func() {
-		io.Copy(server, client)
+		io.Copy(server, io.TeeReader(client, counter{asked}))
 		server.Close()
 	}()
 	p.pass(client, server)
+}
+
+// counter counts what is written to it.
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(b []byte) (int, error) {
+	c.n.Add(int64(len(b)))
+	return len(b), nil
 }
 
 // pass passes packets on, whole.
@@ -104,7 +116,7 @@ func removalFailed(callback uint32, d libvirtx.Domain, alias string) []byte {
 	return b
 }
 
-// injected: an event no guest here can be made to send, and a packet that is none.
+// injected: an event no guest here can be made to send, no call beside the events, and a packet that is none.
 func (r *rig) injected(t *testing.T) {
 	ctx := t.Context()
 	p := newProxy(t, r.h.LibvirtSocket())
@@ -113,6 +125,7 @@ func (r *rig) injected(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	set := p.asked.Load()
 	want := libvirtx.DeviceRemovalFailed{Domain: libvirtx.Domain{Name: "someone", UUID: uuid.New()}, Alias: "ua-virt-cow-a"}
 	for callback := range uint32(4096) { // libvirtd numbered them: only one is this event's
 		if err := p.send(removalFailed(callback, want.Domain, want.Alias)); err != nil {
@@ -124,6 +137,10 @@ func (r *rig) injected(t *testing.T) {
 	}
 	if _, err := c.Version(ctx); err != nil {
 		t.Fatal(err)
+	}
+	// A client that goes while it has subscriptions and a call under way can crash libvirtd.
+	if asked := p.asked.Load(); asked != set {
+		t.Fatalf("%d bytes were asked on the connection with the events since it was set up", asked-set)
 	}
 	if err := p.send([]byte{0, 0, 0, 5, 1, 2, 3, 4, 5, 6, 7, 8}); err != nil {
 		t.Fatal(err)

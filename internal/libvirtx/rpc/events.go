@@ -43,10 +43,10 @@ func event(v any) libvirtx.Event {
 
 // subscribe asks for the events. The subscriptions end with the connection and never before: ending one can
 // lock the library up. What comes is always read.
-func (r *conn) subscribe(ctx context.Context) error {
+func (r *conn) subscribe(ctx context.Context, l *libvirt.Libvirt) error {
 	for _, id := range subscribed {
 		ch, err := call(ctx, r, "subscribe to events", func() (<-chan any, error) {
-			return r.l.SubscribeEvents(context.Background(), id, nil)
+			return l.SubscribeEvents(context.Background(), id, nil)
 		})
 		if err != nil {
 			return err

@@ -8,6 +8,10 @@
 //   - An event between the registration and its stream is lost: who lists after Dial misses nothing.
 //   - It trusts the length of a packet, and panics on one that is too short: frames are checked before it sees them.
 //   - It takes part in nothing after the connection is gone: the socket itself tells of the end.
+//
+// What libvirtd can't take is kept from it: a client that is gone while a call of it ends and that has subscriptions
+// can crash libvirtd 9.0, for two of its threads then end the subscriptions (remoteClientFreePrivateCallbacks). So there are
+// two connections, one for calls and one for events, and on the latter no call is under way once Dial returned.
 package rpc
 
 import (
@@ -16,6 +20,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/digitalocean/go-libvirt"
@@ -24,11 +29,10 @@ import (
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
 )
 
-// conn is a libvirtx.Conn over libvirt's RPC protocol.
+// conn is a libvirtx.Conn over libvirt's RPC protocol. Its session ends with either connection.
 type conn struct {
 	*libvirtx.Session
-	l      *libvirt.Libvirt
-	socket *socket
+	l *libvirt.Libvirt // for calls
 }
 
 // Dial connects to the QEMU driver behind a libvirt socket, "" for this host's, and subscribes.
@@ -44,34 +48,52 @@ func DialKeepalive(ctx context.Context, path string, k libvirtx.Keepalive) (libv
 	if strings.Contains(path, "://") {
 		return nil, fmt.Errorf("libvirt at %s: give the path of libvirt's socket: this program knows URIs only if it was built with the tag libvirt_cgo", path)
 	}
+	r := &conn{Session: libvirtx.NewSession()}
+	if err := r.setUp(ctx, path, k); err != nil {
+		r.End("could not be set up")
+		return nil, fmt.Errorf("libvirt at %s: %w", path, err)
+	}
+	return r, nil
+}
+
+// setUp makes both connections. Who lists after it misses no event.
+func (r *conn) setUp(ctx context.Context, path string, k libvirtx.Keepalive) error {
+	events, heard, err := r.connect(ctx, path)
+	if err != nil {
+		return err
+	}
+	if err := r.subscribe(ctx, events); err != nil {
+		return err
+	}
+	l, answered, err := r.connect(ctx, path)
+	if err != nil {
+		return err
+	}
+	r.l = l
+	go r.Watch(k, func() int64 { return heard.Load() + answered.Load() }, func() {
+		_, err := l.ConnectGetLibVersion()
+		_ = r.known(err) // that it came back is enough
+	})
+	return nil
+}
+
+// connect makes a connection that ends with the session, and counts the bytes that come.
+func (r *conn) connect(ctx context.Context, path string) (*libvirt.Libvirt, *atomic.Int64, error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("libvirt at %s: %w: is libvirtd, or virtqemud, running?", path, err)
+		return nil, nil, fmt.Errorf("%w: is libvirtd, or virtqemud, running?", err)
 	}
-	r := &conn{Session: libvirtx.NewSession()}
-	r.socket = &socket{Conn: c, ended: r.End}
-	r.l = libvirt.NewWithDialer(r.socket)
 	go func() {
 		<-r.Gone()
 		c.Close() // ends whatever the library waits for
 	}()
-	_, err = call(ctx, r, "connect", func() (none struct{}, err error) {
-		err = r.l.ConnectToURI(libvirt.QEMUSystem)
-		r.socket.read.Add(0) // the library writes, last of all, what it reads once the connection is lost: that comes after this
-		return none, err
+	s := &socket{Conn: c, ended: r.End}
+	l := libvirt.NewWithDialer(s)
+	return l, &s.read, do(ctx, r, "connect", func() error {
+		err := l.ConnectToURI(libvirt.QEMUSystem)
+		s.read.Add(0) // the library writes, last of all, what it reads once the connection is lost: that comes after this
+		return err
 	})
-	if err == nil {
-		err = r.subscribe(ctx)
-	}
-	if err != nil {
-		r.End("could not be set up")
-		return nil, fmt.Errorf("libvirt at %s: %w", path, err)
-	}
-	go r.Watch(k, r.socket.read.Load, func() {
-		_, err := r.l.ConnectGetLibVersion()
-		_ = r.known(err) // that it came back is enough
-	})
-	return r, nil
 }
 
 // call runs one call under the session.
@@ -104,7 +126,7 @@ func (r *conn) known(err error) error {
 	return err
 }
 
-// Close drops the connection; libvirtd cleans up after it.
+// Close drops the connections; libvirtd cleans up after them.
 func (r *conn) Close() error {
 	r.End("closed")
 	return nil
