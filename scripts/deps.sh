@@ -61,92 +61,58 @@ install_packages() {
 	as_root apt-get install -y -q --no-install-recommends $missing >&2
 }
 
-kernel_package() {
-	apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
+# fetch unpacks packages into $tmp/tree. None is installed, for some would start a service.
+fetch() {
+	(cd "$tmp" && apt-get -q -o APT::Sandbox::User=root download "$@" >&2) || return 1
+	for d in "$tmp"/*.deb; do dpkg-deb -x "$d" "$tmp/tree" || return 1; done
 }
 
-fetch_kernel() { # into the folder $1
-	k=$(kernel_package)
-	[ -n "$k" ] || return 1
-	say "unpacking $k into $cache/kernel"
-	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download "$k" >&2) || return 1
-	dpkg-deb -x "$1"/linux-image-*.deb "$1/tree"
+# unpack has a command fetch what the cache is to have as $1, with fresh package lists if it fails. $tmp goes with the shell.
+unpack() {
+	say "unpacking $1 into $cache"
+	mkdir -p "$cache"
+	tmp=$(mktemp -d "$cache/$1.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 1' INT TERM
+	shift
+	"$@" || {
+		as_root apt-get update -q >&2
+		"$@" || die "$* failed: is there a Debian mirror in /etc/apt/sources.list*?"
+	}
+}
+
+# The package of that name is empty, and needs the newest kernel's.
+fetch_kernel() {
+	k=$(apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+	[ -n "$k" ] && fetch "$k"
 }
 
 unpack_kernel() {
 	for v in "$cache"/kernel/boot/vmlinuz-*; do
 		[ ! -e "$v" ] || return 0
 	done
-	mkdir -p "$cache"
-	tmp=$(mktemp -d "$cache/kernel.XXXXXX")
-	trap 'rm -rf "$tmp"' EXIT
-	trap 'exit 1' INT TERM
-	fetch_kernel "$tmp" || {
-		as_root apt-get update -q >&2
-		fetch_kernel "$tmp" || die "linux-image-amd64 can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
-	}
+	unpack kernel fetch_kernel
 	rm -rf "$cache/kernel"
 	mv "$tmp/tree" "$cache/kernel"
 }
 
-fetch_promtool() { # into the folder $1; the package would start a server
-	say "unpacking promtool into $cache"
-	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download prometheus >&2) || return 1
-	dpkg-deb -x "$1"/prometheus_*.deb "$1/tree"
-}
-
-unpack_promtool() {
-	[ ! -e "$cache/promtool" ] || return 0
-	mkdir -p "$cache"
-	tmp=$(mktemp -d "$cache/promtool.XXXXXX")
-	trap 'rm -rf "$tmp"' EXIT
-	trap 'exit 1' INT TERM
-	fetch_promtool "$tmp" || {
-		as_root apt-get update -q >&2
-		fetch_promtool "$tmp" || die "prometheus can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
-	}
-	mv "$tmp/tree/usr/bin/promtool" "$cache/promtool"
-}
-
-fetch_iscsi() { # into the folder $1; the package would start a service
-	say "unpacking an iSCSI initiator into $cache/iscsi"
-	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download open-iscsi libopeniscsiusr >&2) || return 1
-	for d in "$1"/*.deb; do dpkg-deb -x "$d" "$1/tree"; done
-}
-
 unpack_iscsi() {
 	[ ! -e "$cache/iscsi" ] || return 0
-	mkdir -p "$cache"
-	tmp=$(mktemp -d "$cache/iscsi.XXXXXX")
-	trap 'rm -rf "$tmp"' EXIT
-	trap 'exit 1' INT TERM
-	fetch_iscsi "$tmp" || {
-		as_root apt-get update -q >&2
-		fetch_iscsi "$tmp" || die "open-iscsi can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
-	}
+	unpack iscsi fetch open-iscsi libopeniscsiusr
 	mkdir "$tmp/files"
 	find "$tmp/tree" \( -name iscsistart -o -name 'libopeniscsiusr.so.*' \) -exec mv -t "$tmp/files" {} +
 	mv "$tmp/files" "$cache/iscsi"
 }
 
-fetch_agent() { # into the folder $1; the package would start a service
-	say "unpacking QEMU's guest agent into $cache"
-	(cd "$1" && apt-get -q -o APT::Sandbox::User=root download qemu-guest-agent >&2) || return 1
-	dpkg-deb -x "$1"/qemu-guest-agent_*.deb "$1/tree"
+# One program of a package.
+unpack_program() { # of the package $1, the program $2
+	name=$(basename "$2")
+	[ ! -e "$cache/$name" ] || return 0
+	unpack "$name" fetch "$1"
+	mv "$tmp/tree/$2" "$cache/$name"
 }
-
-unpack_agent() {
-	[ ! -e "$cache/qemu-ga" ] || return 0
-	mkdir -p "$cache"
-	tmp=$(mktemp -d "$cache/agent.XXXXXX")
-	trap 'rm -rf "$tmp"' EXIT
-	trap 'exit 1' INT TERM
-	fetch_agent "$tmp" || {
-		as_root apt-get update -q >&2
-		fetch_agent "$tmp" || die "qemu-guest-agent can't be downloaded: is there a Debian mirror in /etc/apt/sources.list*?"
-	}
-	mv "$tmp/tree/usr/sbin/qemu-ga" "$cache/qemu-ga"
-}
+unpack_agent() { unpack_program qemu-guest-agent usr/sbin/qemu-ga; }
+unpack_promtool() { unpack_program prometheus usr/bin/promtool; }
 
 # The machine's own mirror of a suite, as apt knows it; else the one of whatever Debian it is, which has all suites.
 mirror() { # of the suite $1
