@@ -6,15 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/virt-cow/virt-cow/internal/archive"
 	"github.com/virt-cow/virt-cow/internal/blockdev"
+	"github.com/virt-cow/virt-cow/internal/local"
 	"github.com/virt-cow/virt-cow/internal/nbd"
 	"github.com/virt-cow/virt-cow/internal/restore"
 )
@@ -89,9 +88,7 @@ func (d *backupDisk) serve(ctx context.Context, env *Env, path string) error {
 	if err != nil {
 		return err
 	}
-	mask := syscall.Umask(0o177)
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	syscall.Umask(mask)
+	l, err := local.Listen(ctx, path, 0o600, -1)
 	if err != nil {
 		return err
 	}

@@ -10,13 +10,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/local"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
 
@@ -88,7 +87,11 @@ func answer(w http.ResponseWriter, out any, err error) {
 // ServeLocal answers commands of this host on NodeSocket in the run folder, and metrics to who scrapes them there, until ctx ends. Only root, and the user that this
 // process runs as, may ask. The caller makes sure that no other node has the folder.
 func (n *Node) ServeLocal(ctx context.Context, runDir string, metrics http.Handler) error {
-	l, err := listenLocal(filepath.Join(runDir, api.NodeSocket))
+	path := filepath.Join(runDir, api.NodeSocket)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l, err := local.Listen(ctx, path, 0o600, -1)
 	if err != nil {
 		return err
 	}
@@ -99,29 +102,7 @@ func (n *Node) ServeLocal(ctx context.Context, runDir string, metrics http.Handl
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second,
 		MaxHeaderBytes: 16 << 10, ErrorLog: stdlog.New(n.config.Log.With().Str("part", "control API").Logger(), "", 0),
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(&ours{l, n.config.Log}) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if s.Shutdown(grace) != nil {
-		s.Close()
-	}
-	return nil
-}
-
-func listenLocal(path string) (*net.UnixListener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	mask := syscall.Umask(0o177) // nobody connects before the permissions are right
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	syscall.Umask(mask)
-	return l, err
+	return api.Serve(ctx, s, &ours{l, n.config.Log})
 }
 
 // ours lets in who may ask, whatever the socket's permissions have become.
@@ -136,22 +117,11 @@ func (o *ours) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		cred, err := credentials(c)
+		cred, err := local.Peer(c)
 		if err == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid()) {
 			return c, nil
 		}
 		o.log.Warn().Any("peer", cred).Err(err).Msg("refused: not root")
 		c.Close()
 	}
-}
-
-func credentials(c *net.UnixConn) (cred *unix.Ucred, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	if failed := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); failed != nil {
-		return nil, failed
-	}
-	return cred, err
 }

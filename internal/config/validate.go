@@ -15,11 +15,9 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
+	"github.com/virt-cow/virt-cow/internal/local"
 	"github.com/virt-cow/virt-cow/internal/peer"
 )
-
-// maxSocketPath is how long the path of a unix socket may be, in bytes.
-const maxSocketPath = 107
 
 // Launchers are the values of engine.launcher.
 var Launchers = []string{"auto", "systemd", "child"}
@@ -34,8 +32,8 @@ func (c Config) Validate() []Problem {
 	v.path("libvirt.socket", c.Libvirt.Socket)
 	v.path("libvirt.run_dir", c.Libvirt.RunDir)
 	v.path("plugins.dir", c.Plugins.Dir)
-	if len(c.Libvirt.Socket) > maxSocketPath {
-		v.add("libvirt.socket", "is %d bytes long, but a socket's path may have %d", len(c.Libvirt.Socket), maxSocketPath)
+	if len(c.Libvirt.Socket) > local.MaxPath {
+		v.add("libvirt.socket", "is %d bytes long, but a socket's path may have %d", len(c.Libvirt.Socket), local.MaxPath)
 	}
 	v.sockets(c.RunDir)
 	v.group("control.group", c.Control.Group)
@@ -183,10 +181,10 @@ func (v *validation) path(key, path string) {
 
 // sockets checks that the longest path in the run folder fits: RUN_DIR/NAME.sock.
 func (v *validation) sockets(runDir string) {
-	room := maxSocketPath - len(runDir) - len("/.sock")
+	room := local.MaxPath - len(runDir) - len("/.sock")
 	switch {
 	case room < len("daemon"):
-		v.add("run_dir", "is %d bytes long: the path of a socket in it would have more than %d", len(runDir), maxSocketPath)
+		v.add("run_dir", "is %d bytes long: the path of a socket in it would have more than %d", len(runDir), local.MaxPath)
 	case room < cowfmt.MaxName:
 		v.warn("run_dir", "is so long (%d bytes) that a volume's name may have %d instead of %d characters", len(runDir), room, cowfmt.MaxName)
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/local"
 )
 
 // peerListener takes connections up to a limit, and notes who is at their other end.
@@ -40,12 +42,8 @@ func (l *peerListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	p := &peerConn{UnixConn: c, free: free}
-	if raw, err := c.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) {
-			if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-				p.cred, p.groups = cred, peerGroups(int(fd))
-			}
-		})
+	if cred, err := local.Peer(c); err == nil {
+		p.cred, p.groups = cred, local.PeerGroups(c)
 	}
 	return p, nil
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -20,6 +20,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/cut"
 	"github.com/virt-cow/virt-cow/internal/inventory"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/internal/local"
 	"github.com/virt-cow/virt-cow/internal/metrics"
 	"github.com/virt-cow/virt-cow/internal/plugin"
 )
@@ -35,17 +36,8 @@ func (d *Daemon) listen() (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	mask := syscall.Umask(0o177) // nobody connects before the permissions are right
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	syscall.Umask(mask)
+	l, err := local.Listen(context.Background(), path, 0o660, cmp.Or(d.config.ControlGroup, -1))
 	if err != nil {
-		return nil, err
-	}
-	if gid := d.config.ControlGroup; gid > 0 {
-		err = os.Chown(path, -1, gid)
-	}
-	if err = errors.Join(err, os.Chmod(path, 0o660)); err != nil {
-		l.Close()
 		return nil, err
 	}
 	return newPeerListener(l, maxConns), nil
@@ -58,19 +50,7 @@ func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
 		ErrorLog: stdlog.New(d.log.With().Str("part", "control API").Logger(), "", 0),
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(l) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if s.Shutdown(grace) != nil {
-		s.Close()
-	}
-	return nil
+	return api.Serve(ctx, s, l)
 }
 
 func (d *Daemon) handler() http.Handler {

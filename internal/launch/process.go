@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/virt-cow/virt-cow/internal/local"
 )
 
 // Process is an engine process, whoever started it.
@@ -43,13 +45,8 @@ func Adopt(controlSocket string) (*Process, error) {
 		return nil, fmt.Errorf("is there an engine: %w", err)
 	}
 	defer c.Close()
-	raw, err := c.(*net.UnixConn).SyscallConn()
+	cred, err := local.Peer(c.(*net.UnixConn))
 	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(cerr, err); err != nil {
 		return nil, fmt.Errorf("%s: who answers: %w", controlSocket, err)
 	}
 	if cred.Pid == 0 {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/virt-cow/virt-cow/internal/api"
 )
 
 // What others may keep busy. Strangers, who have not shown yet who they are, have a few places of their own: they can't
@@ -70,21 +72,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	d := newDoor(l, s, refused)
 	s.Log.Info().Stringer("address", l.Addr()).Msg("listening for other hosts")
-	ended := make(chan error, 1)
-	go func() { ended <- h.Serve(d) }()
 	defer d.wait()
-	select {
-	case err := <-ended:
-		d.Close()
-		return err
-	case <-ctx.Done():
-	}
-	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if h.Shutdown(grace) != nil {
-		h.Close()
-	}
-	return nil
+	return api.Serve(ctx, h, d)
 }
 
 // handler bounds a question, and has the log say who asks.

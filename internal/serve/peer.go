@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/virt-cow/virt-cow/internal/api"
+	"github.com/virt-cow/virt-cow/internal/local"
 )
 
 // errForeign says that a process may not have the volume.
@@ -103,19 +104,10 @@ func admit(c *net.UnixConn, client *api.Peer) error {
 
 // peerOf tells who made a connection, and holds that process's number: nil where there is none any more.
 func peerOf(c *net.UnixConn) (cred *unix.Ucred, process *os.File, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
+	if cred, err = local.Peer(c); err != nil {
 		return nil, nil, err
 	}
-	fd, noFd := -1, error(nil)
-	cerr := raw.Control(func(s uintptr) {
-		if cred, err = unix.GetsockoptUcred(int(s), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			fd, noFd = unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
-		}
-	})
-	if err = errors.Join(cerr, err); err != nil {
-		return nil, nil, err
-	}
+	fd, noFd := local.PeerPIDFD(c)
 	if errors.Is(noFd, unix.ENOPROTOOPT) && cred.Pid != 0 {
 		// Before Linux 6.5. The number can only have become another's if its process ended since it connected,
 		// which was a moment ago.

@@ -17,6 +17,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/blockdev"
 	"github.com/virt-cow/virt-cow/internal/cowfmt"
 	"github.com/virt-cow/virt-cow/internal/engine"
+	"github.com/virt-cow/virt-cow/internal/local"
 	"github.com/virt-cow/virt-cow/internal/nbd"
 	"github.com/virt-cow/virt-cow/internal/store"
 )
@@ -236,7 +237,7 @@ func TestListen(t *testing.T) {
 	if old, err := stale(path); old || err != nil {
 		t.Errorf("gone: %v, %v", old, err)
 	}
-	long := filepath.Join(dir, strings.Repeat("x", maxSocketPath-len(dir)-1))
+	long := filepath.Join(dir, strings.Repeat("x", local.MaxPath-len(dir)-1))
 	if err := checkSocket(long); err != nil {
 		t.Error(err)
 	}

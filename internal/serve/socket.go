@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -8,10 +9,9 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
-)
 
-// maxSocketPath is what a unix socket's address holds, in bytes; see unix(7).
-const maxSocketPath = 107
+	"github.com/virt-cow/virt-cow/internal/local"
+)
 
 // checkSockets says early what would keep the engine from listening.
 func (c *Config) checkSockets() error {
@@ -30,8 +30,8 @@ func (c *Config) checkSockets() error {
 }
 
 func checkSocket(path string) error {
-	if len(path) > maxSocketPath {
-		return fmt.Errorf("socket %s: its path has %d bytes, the kernel allows %d: use a shorter one", path, len(path), maxSocketPath)
+	if len(path) > local.MaxPath {
+		return fmt.Errorf("socket %s: its path has %d bytes, the kernel allows %d: use a shorter one", path, len(path), local.MaxPath)
 	}
 	if st, err := os.Stat(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("socket %s: its folder: %w", path, errors.Unwrap(err))
@@ -66,7 +66,7 @@ func stale(path string) (bool, error) {
 	return false, fmt.Errorf("socket %s: can't tell whether an engine is behind it: %w", path, err)
 }
 
-// listen makes a unix socket with these permissions and, if gid is not -1, this group, in place of a stale one.
+// listen is local.Listen in place of a stale socket.
 // The caller holds the volume's lock: so no two engines of a volume remove each other's.
 func listen(path string, mode os.FileMode, gid int) (net.Listener, error) {
 	old, err := stale(path)
@@ -78,21 +78,5 @@ func listen(path string, mode os.FileMode, gid int) (net.Listener, error) {
 			return nil, err
 		}
 	}
-	mask := syscall.Umask(0o177) // nobody connects before the permissions are right
-	l, err := net.Listen("unix", path)
-	syscall.Umask(mask)
-	if err != nil {
-		return nil, err
-	}
-	if gid >= 0 {
-		err = os.Chown(path, -1, gid)
-	}
-	if err == nil {
-		err = os.Chmod(path, mode)
-	}
-	if err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
+	return local.Listen(context.Background(), path, mode, gid)
 }
