@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,8 +28,8 @@ func TestTwoHostsRace(t *testing.T) {
 	for round := range rounds {
 		var s [2]*server
 		for i := range s {
-			s[i] = b.launchArgs(luns[i], b.path("s"+hosts[i][:4]), "--run-dir", b.path("run"+hosts[i][:4]), "serve",
-				"--socket", b.path("s"+hosts[i][:4]), "--host-uuid", hosts[i], luns[i])
+			sock, run := b.path("s"+strconv.Itoa(i)), b.path("run"+strconv.Itoa(i))
+			s[i] = b.launchArgs(luns[i], sock, "--run-dir", run, "serve", "--socket", sock, "--host-uuid", hosts[i], luns[i])
 		}
 		up := func(i int) bool { _, err := s[i].engine().Status(t.Context()); return err == nil }
 		eventually(t, "one serves, the other is refused", func() bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,46 +19,48 @@ import (
 // At no moment does a header that a power cut could leave list a snapshot as active whose cut is not kept, as it is not before the
 // volume goes on with it, nor ever after its deadline.
 func TestActiveOnceKept(t *testing.T) {
-	for name, deadline := range map[string]time.Duration{"kept": time.Minute, "too late": 2 * time.Second} {
+	for name, deadline := range map[string]time.Duration{"kept": time.Minute, "too late": time.Second} {
 		t.Run(name, func(t *testing.T) {
-			dev, on := blockdevtest.NewCrash(memoryStore(t, snapSize, 4096, 512, true), blockdevtest.CrashOptions{}), shelf{}
-			v := mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
-			cut := uuid.New()
-			m, e, err := newSnapshotStore(v.Header(), 0, sector, cut)
-			check(t, err)
-			on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
-			var keeping atomic.Bool
-			looked := 0
-			look := func() {
-				for state := range dev.States(20) {
-					st, err := store.Open(state)
-					check(t, err)
-					for _, e := range st.Header().Stack {
-						looked++
-						if e.State != cowfmt.StackPending && (!keeping.Load() || v.Suspended()) {
-							t.Errorf("%s, and its cut is not kept", cowfmt.StackStateName(e.State))
+			synctest.Test(t, func(t *testing.T) {
+				dev, on := blockdevtest.NewCrash(memoryStore(t, snapSize, 4096, 512, true), blockdevtest.CrashOptions{}), shelf{}
+				v := mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
+				cut := uuid.New()
+				m, e, err := newSnapshotStore(v.Header(), 0, sector, cut)
+				check(t, err)
+				on[e.UUID] = func() (blockdev.Device, error) { return m, nil }
+				var keeping atomic.Bool
+				looked := 0
+				look := func() {
+					for state := range dev.States(20) {
+						st, err := store.Open(state)
+						check(t, err)
+						for _, e := range st.Header().Stack {
+							looked++
+							if e.State != cowfmt.StackPending && (!keeping.Load() || v.Suspended()) {
+								t.Errorf("%s, and its cut is not kept", cowfmt.StackStateName(e.State))
+							}
 						}
 					}
 				}
-			}
-			dev.OnOp = func(int, string, int64, int64) { look() }
-			check(t, v.AddSnapshot(t.Context(), e))
-			cutFor(t, v, e, deadline)
-			look()
-			if name == "kept" {
-				keeping.Store(true)
-				check(t, v.EndCut(t.Context(), cut, true))
-			} else {
-				eventually(t, "at its deadline", func() bool { return !v.Suspended() })
-				if err := v.EndCut(t.Context(), cut, true); !errors.Is(err, ErrResumed) {
-					t.Errorf("kept after its deadline: %v", err)
+				dev.OnOp = func(int, string, int64, int64) { look() }
+				check(t, v.AddSnapshot(t.Context(), e))
+				check(t, v.Cut(t.Context(), cut, deadline))
+				look()
+				if name == "kept" {
+					keeping.Store(true)
+					check(t, v.EndCut(t.Context(), cut, true))
+				} else {
+					eventually(t, "at its deadline", func() bool { return !v.Suspended() })
+					if err := v.EndCut(t.Context(), cut, true); !errors.Is(err, ErrResumed) {
+						t.Errorf("kept after its deadline: %v", err)
+					}
 				}
-			}
-			dev.OnOp = nil
-			if looked == 0 || (len(v.Header().Stack) == 1) != (name == "kept") {
-				t.Errorf("looked at %d, %v", looked, v.Header().Stack)
-			}
-			check(t, v.Close())
+				dev.OnOp = nil
+				if looked == 0 || (len(v.Header().Stack) == 1) != (name == "kept") {
+					t.Errorf("looked at %d, %v", looked, v.Header().Stack)
+				}
+				check(t, v.Close())
+			})
 		})
 	}
 }

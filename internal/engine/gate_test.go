@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -86,7 +87,9 @@ func TestSuspendDrainsAndHolds(t *testing.T) {
 }
 
 // At its deadline a suspension ends by itself, and the swap it was for is void.
-func TestSuspendDeadline(t *testing.T) {
+func TestSuspendDeadline(t *testing.T) { synctest.Test(t, suspendDeadline) }
+
+func suspendDeadline(t *testing.T) {
 	v, _ := delayed(t)
 	s, err := v.Suspend(context.Background(), 500*time.Millisecond)
 	check(t, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -85,7 +86,9 @@ func TestHandOverOfTheStack(t *testing.T) {
 
 // A receiver that may write, but not the header, and can't save: the guest's write waits until the header is this
 // host's, and then the snapshot is broken.
-func TestReceiverBreaks(t *testing.T) {
+func TestReceiverBreaks(t *testing.T) { synctest.Test(t, receiverBreaks) }
+
+func receiverBreaks(t *testing.T) {
 	fail := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true, Ops: blockdevtest.Writes})
 	sick := new(spell)
 	s, _, _, _ := sharedSnapped(t, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
@@ -163,7 +166,9 @@ func TestStackThatIsNotThere(t *testing.T) {
 
 // A guest that moves on does not wait for a snapshot's device that hangs with what is saved ahead, which nobody else waits for:
 // the snapshot is broken, unless the guest is to wait for it.
-func TestSealedWhileASnapshotHangs(t *testing.T) {
+func TestSealedWhileASnapshotHangs(t *testing.T) { synctest.Test(t, sealedWhileASnapshotHangs) }
+
+func sealedWhileASnapshotHangs(t *testing.T) {
 	var slow *blockdevtest.Delay
 	s, _, _, _ := sharedSnapped(t, func(m *blockdevtest.Memory, e *cowfmt.StackEntry) blockdev.Device {
 		e.Timeout = 500

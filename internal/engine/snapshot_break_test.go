@@ -7,6 +7,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -166,7 +167,9 @@ func TestSnapshotShutOut(t *testing.T) {
 }
 
 // A snapshot's device that hangs is waited for so long and no longer; what it writes late does no harm.
-func TestSnapshotHangs(t *testing.T) {
+func TestSnapshotHangs(t *testing.T) { synctest.Test(t, snapshotHangs) }
+
+func snapshotHangs(t *testing.T) {
 	dev := memoryStore(t, snapSize, 4096, 512, true)
 	var slow *blockdevtest.Delay
 	v, _, want := snapped(t, dev, cowfmt.OnErrorBreakSnapshot, time.Second, func(m *blockdevtest.Memory) blockdev.Device {
@@ -224,7 +227,9 @@ func TestSnapshotRemovedWhileItHangs(t *testing.T) {
 
 // While neither the snapshot nor the header can be written the guest's write waits, and then fails; the cut is held all
 // the time. Once the header can be written the snapshot is broken and the write goes on.
-func TestSnapshotCantBreak(t *testing.T) {
+func TestSnapshotCantBreak(t *testing.T) { synctest.Test(t, snapshotCantBreak) }
+
+func snapshotCantBreak(t *testing.T) {
 	m := memoryStore(t, snapSize, 4096, 512, true)
 	always := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true})
 	header := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true, Ops: blockdevtest.Writes, Length: cowfmt.MetadataSize})
@@ -260,6 +265,10 @@ func TestSnapshotCantBreak(t *testing.T) {
 
 // The same where the header's device does not fail, but hang.
 func TestSnapshotCantBreakWhileTheHeaderHangs(t *testing.T) {
+	synctest.Test(t, snapshotCantBreakWhileTheHeaderHangs)
+}
+
+func snapshotCantBreakWhileTheHeaderHangs(t *testing.T) {
 	m := memoryStore(t, snapSize, 4096, 512, true)
 	slow, sp := blockdevtest.NewDelay(m), new(spell)
 	always := blockdevtest.NewFailure(blockdevtest.Rule{N: 1, Forever: true})
@@ -433,7 +442,9 @@ func TestCutNotKept(t *testing.T) {
 }
 
 // At its deadline a cut is void: the volume goes on by itself, without the snapshot.
-func TestCutDeadline(t *testing.T) {
+func TestCutDeadline(t *testing.T) { synctest.Test(t, cutDeadline) }
+
+func cutDeadline(t *testing.T) {
 	on := shelf{}
 	dev := memoryStore(t, snapSize, 4096, 512, true)
 	v := mustOpen(t, dev, memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
@@ -446,7 +457,7 @@ func TestCutDeadline(t *testing.T) {
 	if err := v.EndCut(t.Context(), cut, true); !errors.Is(err, ErrResumed) {
 		t.Errorf("kept before the cut: %v", err)
 	}
-	cutFor(t, v, e, time.Second)
+	check(t, v.Cut(t.Context(), cut, time.Second))
 	_, err = v.WriteAt(filled(0, 512, 2), 0) // held until then
 	check(t, err)
 	if err := v.EndCut(context.Background(), cut, true); !errors.Is(err, ErrResumed) {
@@ -570,7 +581,9 @@ func TestCutBesideAnotherTarget(t *testing.T) {
 
 // A cut that comes while the engine has the volume suspended for a change of its target waits for that, not longer than its
 // deadline.
-func TestCutWaitsForAnotherTarget(t *testing.T) {
+func TestCutWaitsForAnotherTarget(t *testing.T) { synctest.Test(t, cutWaitsForAnotherTarget) }
+
+func cutWaitsForAnotherTarget(t *testing.T) {
 	on := shelf{}
 	v := mustOpen(t, memoryStore(t, snapSize, 4096, 512, true), memoryMaster(snapSize, true, 0, snapSize), uuid.New(), "", on.option)
 	cut := uuid.New()

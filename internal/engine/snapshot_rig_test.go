@@ -63,17 +63,6 @@ func snap(tb testing.TB, v *Volume, on shelf, chunk int64, change ...func(*block
 	return dev, e.UUID
 }
 
-// cutFor makes the cut of an entry that was added with a deadline, with a longer one where that is over before the cut is made.
-func cutFor(tb testing.TB, v *Volume, e cowfmt.StackEntry, deadline time.Duration) {
-	tb.Helper()
-	for err := v.Cut(context.Background(), e.CutID, deadline); err != nil; err = v.Cut(context.Background(), e.CutID, deadline) {
-		if deadline *= 4; deadline > time.Minute {
-			tb.Fatal(err)
-		}
-		check(tb, v.AddSnapshot(context.Background(), e))
-	}
-}
-
 // readSnapshot reads a part of the volume as of the cut, in the order of docs/BACKUP.md: frozen table, origin, saved table,
 // saved data. Bytes below the cursor are left as they are. Nobody writes meanwhile: then no zero is read too early.
 func readSnapshot(snapshot, origin blockdev.Device, master func(p []byte, off int64) error, cursor int64, p []byte, off int64) error {
