@@ -98,16 +98,28 @@ func TestHookWithBrokenConfiguration(t *testing.T) {
 func TestHookComesUp(t *testing.T) {
 	b := newHookBed(t)
 	down, up := b.daemon(t, "down", "no socket", false), b.daemon(t, "up", "", false)
-	r := b.hook(t.Context(), down.dir, "120s", b.ours(down, "web1"), b.script, "g1", "prepare", "begin", "-")
-	if err := r.Start(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(500 * time.Millisecond) // it has found nobody
-	if err := os.Symlink(filepath.Join(up.dir, "daemon.sock"), filepath.Join(down.dir, "daemon.sock")); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Wait(); err != nil || r.stderr.Len() > 0 || len(up.called()) != 1 {
-		t.Fatalf("%v, calls %q\n%s", err, up.called(), &r.stderr)
+	socket := filepath.Join(down.dir, "daemon.sock")
+	for end := time.Now().Add(patience); ; {
+		begun := time.Now()
+		r := b.hook(t.Context(), down.dir, "120s", b.ours(down, "web1"), b.script, "g1", "prepare", "begin", "-")
+		if err := r.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(500 * time.Millisecond) // it has found nobody
+		if err := os.Symlink(filepath.Join(up.dir, "daemon.sock"), socket); err != nil {
+			t.Fatal(err)
+		}
+		err := r.Wait()
+		if err == nil && r.stderr.Len() == 0 && len(up.called()) == 1 {
+			return
+		}
+		// It waits for five seconds, which may be over before the daemon has come.
+		if len(up.called()) > 0 || time.Since(begun) < 5*time.Second || time.Now().After(end) {
+			t.Fatalf("%v, calls %q\n%s", err, up.called(), &r.stderr)
+		}
+		if err := os.Remove(socket); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

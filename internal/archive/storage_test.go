@@ -193,22 +193,32 @@ func TestUnmounted(t *testing.T) {
 	same(t, a, finish(t, w), "vda", vdb)
 }
 
+// unmounts is a storage that goes away with the first write. The first attempt at each blob fails, as it may have been under way then.
+type unmounts struct {
+	blob.Storage
+	first func()
+	tried sync.Map
+	back  atomic.Bool
+}
+
+func (u *unmounts) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, o blob.PutOptions) error {
+	u.first()
+	if _, again := u.tried.LoadOrStore(id, true); !again && !u.back.Load() {
+		return fmt.Errorf("somewhere: %w", syscall.ESTALE)
+	}
+	return u.Storage.PutBlob(ctx, id, data, o)
+}
+
 // TestUnmountedAmidWrites takes the repository away in the middle of a blob's write: it is not written into the folder beneath when
 // that is tried again.
 func TestUnmountedAmidWrites(t *testing.T) {
 	c := fresh(t)
 	a := open(t, c)
 	gone := make(chan error, 1)
-	unmounted := sync.OnceValue(func() time.Time {
+	u := &unmounts{Storage: a.st.Storage, first: sync.OnceFunc(func() {
 		gone <- errors.Join(os.Rename(c.URI, c.URI+".away"), os.Mkdir(c.URI, 0o700))
-		return time.Now()
-	})
-	a.st.Storage = &failing{Storage: a.st.Storage, fail: func(int64) error {
-		if time.Since(unmounted()) > 500*time.Millisecond { // else it was under way at that moment
-			return nil
-		}
-		return fmt.Errorf("somewhere: %w", syscall.ESTALE)
-	}}
+	})}
+	a.st.Storage = u
 	vda := pieces("abc", SmallPiece, SmallPiece)
 	w := begin(t, a, meta("g1"))
 	var all sync.WaitGroup
@@ -227,6 +237,7 @@ func TestUnmountedAmidWrites(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(c.URI), os.Rename(c.URI+".away", c.URI)); err != nil {
 		t.Fatal(err)
 	}
+	u.back.Store(true)
 	all.Wait()
 	same(t, a, finish(t, w), "vda", vda)
 }

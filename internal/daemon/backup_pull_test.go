@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -36,17 +35,6 @@ func identityOf(t *testing.T, a *pki.Authority, names ...string) peer.Files {
 	return peer.Files{CA: dir + "/" + pki.CACert, Cert: dir + "/" + pki.ServerCert, Key: dir + "/" + pki.ServerKey}
 }
 
-// freePort is one that was free just now.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // The image node gets a volume as of the cut, and nobody else does, while the engine goes on.
 func TestPull(t *testing.T) {
 	d, n, _ := newBackupDaemon(t)
@@ -54,8 +42,8 @@ func TestPull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := freePort(t)
-	d.config.Backup.Pull = PullConfig{Listen: "127.0.0.1", From: port, To: port + 40, Files: identityOf(t, a, "127.0.0.1")}
+	const from, to = 20000, 29999 // some are free, and the kernel gives them nobody who asks it for any
+	d.config.Backup.Pull = PullConfig{Listen: "127.0.0.1", From: from, To: to, Files: identityOf(t, a, "127.0.0.1")}
 	d.config.Backup.Node = "node:16590"
 	id := peer.NewIdentity(identityOf(t, a, "node"), zerolog.Nop())
 
@@ -111,8 +99,14 @@ func TestPull(t *testing.T) {
 
 	open := func() (*api.PullAnswer, *nbd.Client) {
 		t.Helper()
-		answer, code, body := call("node", api.PathPeerPull, ask)
-		if code != http.StatusOK || answer.Error != "" || answer.Port < port || answer.Port > port+40 || !answer.Owned || answer.Epoch != disk.Epoch {
+		var answer *api.PullAnswer
+		var code int
+		var body string
+		eventually(t, "the export before has ended", func() bool {
+			answer, code, body = call("node", api.PathPeerPull, ask)
+			return code != http.StatusConflict
+		})
+		if code != http.StatusOK || answer.Error != "" || answer.Port < from || answer.Port > to || !answer.Owned || answer.Epoch != disk.Epoch {
 			t.Fatalf("%d %s", code, body)
 		}
 		at := fmt.Sprintf("127.0.0.1:%d", answer.Port)

@@ -181,14 +181,16 @@ func idleBackupDaemon(t *testing.T) (*Daemon, *node, *agent) {
 	return d, n, a
 }
 
-// snapshotsNow are how many the stacks have, and how many stores there are.
+// snapshotsNow are how many the stacks have, and how many stores there are. An engine that is busy is asked again.
 func (d *Daemon) snapshotsNow(t *testing.T) (listed, stores int) {
 	t.Helper()
 	for _, name := range []string{"one", "two"} {
-		s, err := d.engineStatus(t.Context(), d.volumeNamed(name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		var s *api.EngineStatus
+		eventually(t, "the engine answers", func() bool {
+			var err error
+			s, err = d.engineStatus(t.Context(), d.volumeNamed(name))
+			return err == nil
+		})
 		for _, e := range s.Stack {
 			if e.State == api.SnapshotActive {
 				listed++

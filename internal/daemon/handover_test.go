@@ -573,11 +573,13 @@ func TestFencedWhileAGuestWaits(t *testing.T) {
 			Handover: &api.Handover{Role: api.RoleReceiver, State: "active", PeerState: "open", Grant: grant},
 		})
 		eventually(t, "the owner is asked", func() bool { return asked.Load() > 0 })
+		silent := time.Now().Add(patience) // just now, however long the test takes
 		if c.silent {
-			d.mu.Lock()
-			v.incoming.silent = time.Now().Add(-fenceAfter)
-			d.mu.Unlock()
+			silent = time.Now().Add(-fenceAfter)
 		}
+		d.mu.Lock()
+		v.incoming.silent = silent
+		d.mu.Unlock()
 		already := asked.Load()
 		eventually(t, "what came of an answer is done", func() bool { return asked.Load() > already+1 })
 		if _, err := os.Stat(fenced); c.fence != (err == nil) {

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/virt-cow/virt-cow/internal/api"
 	"github.com/virt-cow/virt-cow/internal/launch"
 	"github.com/virt-cow/virt-cow/internal/libvirtx"
+	"github.com/virt-cow/virt-cow/test/lab"
 )
 
 // patience bounds what a test waits for.
@@ -86,13 +86,10 @@ func (d *Daemon) create(t *testing.T, name string) api.VolumeInfo {
 	return v
 }
 
-// script makes a program. No other may be started meanwhile: it would have the file open for writing until it runs, and "text file
-// busy" be all that comes of this one.
+// script makes a program.
 func script(t *testing.T, path, text string) {
 	t.Helper()
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+	if err := lab.WriteProgram(path, []byte("#!/bin/sh\n"+text+"\n")); err != nil {
 		t.Fatal(err)
 	}
 }
