@@ -178,10 +178,16 @@ func whyEnded(name string, pid int) string {
 		return said
 	}
 	defer c.Close()
-	if s, err := stateOf(ctx, c, name); err == nil && s.last == pid {
-		return s.ended() + "; " + said
+	for {
+		s, err := stateOf(ctx, c, name)
+		if err != nil || s.last != pid {
+			return said
+		}
+		if s.main != pid {
+			return s.ended() + "; " + said
+		}
+		time.Sleep(10 * time.Millisecond) // systemd has not heard of its end yet
 	}
-	return said
 }
 
 // Gone drops the device rules and what systemd remembers of a failed unit. It stops the unit if it isn't: an engine that

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/virt-cow/virt-cow/test/lab"
 )
@@ -24,6 +25,29 @@ func doctor(t *testing.T, vc *lab.VirtCow) map[string][]finding {
 		found[f.Check] = append(found[f.Check], f)
 	}
 	return found
+}
+
+// assertSound waits until doctor finds nothing wrong by these checks, and returns what it finds: who is busy may not answer it at once.
+func assertSound(t *testing.T, vc *lab.VirtCow, checks ...string) map[string][]finding {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		found := doctor(t, vc)
+		var wrong []finding
+		for _, check := range checks {
+			for _, f := range found[check] {
+				if f.Result == "problem" || f.Result == "warning" && check != "certificates" { // the lab's are good for a day
+					wrong = append(wrong, f)
+				}
+			}
+		}
+		if len(wrong) == 0 {
+			return found
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("doctor still says after a minute: %+v", wrong)
+			return found
+		}
+	}
 }
 
 // fullQ35 is a guest with a disk of ours to come and no port left to plug it into: QEMU and libvirt give it one root

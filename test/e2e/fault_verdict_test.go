@@ -24,9 +24,11 @@ func (c *cell) writeTo(t *testing.T, volume string) {
 		w.dev = c.disk(t, c.stores[hot])
 	}
 	w = startWriter(t, c.guest, w.dev, w.name, c.seed)
-	var err error
-	c.qemu, err = c.guestProcess()
-	must(t, err)
+	eventually(t, "the guest has one process", func() bool { // libvirtd may be asking another QEMU what it can
+		var err error
+		c.qemu, err = c.guestProcess()
+		return err == nil
+	})
 	c.writer = &w
 }
 
@@ -107,9 +109,11 @@ func (c *cell) up(t *testing.T) (died bool) {
 			err = c.guest.WaitUp(ctx)
 			cancel()
 		}
+		pid := 0
 		if err == nil {
-			pid, err := c.guestProcess()
-			must(t, err)
+			pid, err = c.guestProcess()
+		}
+		if err == nil {
 			if c.writer != nil && pid != c.qemu && !died {
 				t.Fatalf("QEMU is process %d and was %d: who has started it?", pid, c.qemu)
 			}
@@ -136,15 +140,11 @@ func (c *cell) verifyLive(t *testing.T, volume string, log records.Log) {
 // assertDoctor fails if `virt-cow doctor` finds something wrong with what is ours; of the lab itself it may complain.
 func (c *cell) assertDoctor(t *testing.T) {
 	t.Helper()
-	all := doctor(t, c.vc)
-	for _, check := range []string{"libvirt", "daemon", "hook", "engines", "orphans", "exception caches", "stores"} {
+	checks := []string{"libvirt", "daemon", "hook", "engines", "orphans", "exception caches", "stores"}
+	all := assertSound(t, c.vc, checks...)
+	for _, check := range checks {
 		if len(all[check]) == 0 {
 			t.Errorf("doctor does not look at %s", check)
-		}
-		for _, f := range all[check] {
-			if f.Result == "problem" || f.Result == "warning" {
-				t.Errorf("doctor: %+v", f)
-			}
 		}
 	}
 }

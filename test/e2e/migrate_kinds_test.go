@@ -84,6 +84,7 @@ func TestMigrateKinds(t *testing.T) {
 	foreign, err := from.Define(t.Context(), lab.GuestConfig{Name: "foreign"})
 	must(t, err)
 	must(t, foreign.Start(t.Context()))
+	must(t, foreign.HurryMigration(t.Context()))
 	if out, err := foreign.Migrate(t.Context(), to.Host); err != nil {
 		t.Errorf("a guest without volumes: %v: %s", err, out)
 	}

@@ -196,14 +196,7 @@ func (b *bed) isWell(t *testing.T) {
 // assertWell fails if `virt-cow doctor` finds something wrong with what is ours; of the lab itself it may complain.
 func (b *bed) assertWell(t *testing.T) {
 	t.Helper()
-	all := doctor(t, b.vc)
-	for _, check := range []string{"libvirt", "daemon", "hook", "engines", "orphans", "exception caches", "stores", "snapshots", "certificates", "other hosts"} {
-		for _, f := range all[check] {
-			if f.Result == "problem" || f.Result == "warning" && check != "certificates" { // the lab's are good for a day
-				t.Errorf("doctor on %s: %+v", b.Name, f)
-			}
-		}
-	}
+	assertSound(t, b.vc, "libvirt", "daemon", "hook", "engines", "orphans", "exception caches", "stores", "snapshots", "certificates", "other hosts")
 }
 
 // died is what must be on the volumes of a guest that is dead.

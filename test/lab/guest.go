@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"text/template"
@@ -171,8 +172,30 @@ func (h *Host) DefineXML(ctx context.Context, xml string) error {
 	return err
 }
 
-// Virsh runs virsh on the host and returns what it printed, trimmed. An error quotes what it complained of.
+// impatient are libvirt's words for what a busy machine has not done in time: a TPM's emulator has one second to come up, a QEMU that
+// was killed five to end. Those of ended come when it has ended since.
+var (
+	impatient = []string{"swtpm socket did not show up", "Failed to terminate process"}
+	ended     = []string{"domain is not running", "failed to get domain"}
+)
+
+// Virsh runs virsh on the host and returns what it printed, trimmed. An error quotes what it complained of. What libvirt was only
+// too impatient for is tried again.
 func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
+	out, err := h.virsh(ctx, args...)
+	for deadline := time.Now().Add(stateChange); says(err, impatient) && ctx.Err() == nil && time.Now().Before(deadline); {
+		if out, err = h.virsh(ctx, args...); args[0] == "destroy" && says(err, ended) {
+			err = nil
+		}
+	}
+	return out, err
+}
+
+func says(err error, words []string) bool {
+	return err != nil && slices.ContainsFunc(words, func(s string) bool { return strings.Contains(err.Error(), s) })
+}
+
+func (h *Host) virsh(ctx context.Context, args ...string) (string, error) {
 	var stderr strings.Builder
 	cmd := h.Command(ctx, "virsh", append([]string{"-c", "qemu:///system"}, args...)...)
 	cmd.Stderr = &stderr

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/virt-cow/virt-cow/internal/api"
@@ -54,21 +55,23 @@ func deb(t testing.TB, dir string) string {
 	return path
 }
 
-// built makes sure of the programs in bin, which go into the package.
-func built(t testing.TB) {
-	t.Helper()
+// built makes sure of the programs in bin, which go into the package: once, for one test would pack what another just writes.
+var built = sync.OnceValue(func() error {
 	cmd := exec.Command("make", "-s", "build")
-	cmd.Dir = source(t)
+	cmd.Dir = "../.."
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("make build: %v: %s", err, out)
+		return fmt.Errorf("make build: %w: %s", err, out)
 	}
-}
+	return nil
+})
 
 // installed is a machine with this test binary and the package at hand, the package not yet installed.
 func installed(t *testing.T, c machine.Config) (m *machine.Machine, pkg string) {
 	t.Helper()
 	if _, err := machine.Tree(); err == nil {
-		built(t)
+		if err := built(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	m = machine.For(t, c)
 	self, err := os.Executable()

@@ -154,14 +154,27 @@ func (g frozenGuest) hooks(c libvirtx.Conn) {
 	g.run("rm " + lab.AgentHook + "; echo y >/mnt/y; sync")
 }
 
-// slowHook: a freeze that was given up takes effect all the same, and a thaw that is tried until it succeeds undoes it.
-func (g frozenGuest) slowHook(c libvirtx.Conn) {
-	g.hook("[ $1 = thaw ] || sleep 8")
-	if _, err := c.Freeze(soon(g.t), g.d); !errors.Is(err, libvirtx.ErrAgentHangs) {
+// givesUp freezes with an agent that does not answer in time.
+func (g frozenGuest) givesUp(c libvirtx.Conn) {
+	g.t.Helper()
+	_, err := c.Freeze(soon(g.t), g.d)
+	for range 4 { // on a busy machine libvirt's own word about the agent may come too late
+		if errors.Is(err, libvirtx.ErrNoAnswer) {
+			_, err = c.Freeze(soon(g.t), g.d)
+		}
+	}
+	if !errors.Is(err, libvirtx.ErrAgentHangs) {
 		g.t.Fatal(err)
 	}
+}
+
+// slowHook: a freeze that was given up takes effect all the same, and a thaw that is tried until it succeeds undoes it.
+func (g frozenGuest) slowHook(c libvirtx.Conn) {
+	g.hook("[ $1 = thaw ] || while [ ! -e /run/go ]; do sleep 0.1; done")
+	g.givesUp(c)
+	g.run("touch /run/go")
 	g.thaws(c)
-	g.run("rm " + lab.AgentHook + "; echo y >/mnt/y; sync")
+	g.run("rm /run/go " + lab.AgentHook + "; echo y >/mnt/y; sync")
 }
 
 // thaws tries until a thaw succeeds, and expects that it thaws what a freeze that was given up froze.
@@ -213,15 +226,9 @@ func (g frozenGuest) dies(c libvirtx.Conn) {
 // hangs: a freeze that an agent gets late takes effect late.
 func (g frozenGuest) hangs(c libvirtx.Conn) {
 	g.run("kill -STOP $(cat /run/qemu-ga.pid)")
-	began := time.Now()
-	if _, err := c.Freeze(soon(g.t), g.d); !errors.Is(err, libvirtx.ErrAgentHangs) {
+	g.givesUp(c)
+	if _, err := c.Thaw(g.t.Context(), g.d); !errors.Is(err, libvirtx.ErrAgentHangs) {
 		g.t.Fatal(err)
-	}
-	if _, err := c.Thaw(soon(g.t), g.d); !errors.Is(err, libvirtx.ErrAgentHangs) {
-		g.t.Fatal(err)
-	}
-	if waited := time.Since(began); waited > time.Minute {
-		g.t.Fatal("given up after", waited)
 	}
 	g.run("kill -CONT $(cat /run/qemu-ga.pid)")
 	g.is(c, true)
@@ -294,6 +301,9 @@ func FrozenMove(t *testing.T, dial Dial) {
 	f.prepare(r.conn(t))
 	if n, err := r.conn(t).Freeze(ctx, d); n != 1 || err != nil {
 		t.Fatal(n, err)
+	}
+	if err := g.HurryMigration(ctx); err != nil {
+		t.Fatal(err)
 	}
 	if out, err := g.Migrate(ctx, to); err != nil {
 		t.Fatal(out, err)

@@ -2,6 +2,7 @@ package libvirtxtest
 
 import (
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,7 +76,19 @@ func (r *rig) serve(t *testing.T, volume string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Stop(syscall.SIGTERM) })
-	eventually(t, "the NBD server", func() bool { _, err := os.Stat(r.h.Path(socketOf(volume))); return err == nil })
+	r.listens(t, volume)
+}
+
+// listens waits until somebody does at a volume's socket, which is there a moment before.
+func (r *rig) listens(t *testing.T, volume string) {
+	t.Helper()
+	eventually(t, "the NBD server", func() bool {
+		c, err := net.Dial("unix", r.h.Path(socketOf(volume)))
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 }
 
 // devices: attach and detach with a guest that is up.
@@ -169,7 +182,7 @@ func (r *rig) ioError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Stop(syscall.SIGTERM)
-	eventually(t, "the NBD server", func() bool { _, err := os.Stat(r.h.Path(socketOf("bad"))); return err == nil })
+	r.listens(t, "bad")
 	if err := r.h.DefineXML(ctx, `<domain type='qemu'><name>bad</name><memory unit='MiB'>32</memory>
 <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>`+r.diskXML(t, "bad", uuid.New(), "vda", "")+`</devices></domain>`); err != nil {
 		t.Fatal(err)
