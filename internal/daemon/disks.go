@@ -69,9 +69,6 @@ func (m *domain) takeBack(ctx context.Context, c libvirtx.Conn, name string, dis
 		return errUnfinished
 	}
 	err := c.Detach(ctx, m.ident(), disk.Alias)
-	if errors.Is(err, libvirtx.ErrGone) { // the guest was not asked, as far as is known
-		m.removalOver(disk.Alias)
-	}
 	if err != nil && !errors.Is(err, libvirtx.ErrNoDevice) {
 		// QEMU refuses a second request while the first is on its way: that is no failure.
 		m.d.log.Debug().Err(err).Str("volume", name).Msg("detach")
