@@ -45,7 +45,7 @@ func newShelf(t *testing.T) *shelf {
 			t.Log("what the host's processes said:\n" + log.String())
 		}
 	})
-	_, err := h.Define(t.Context(), lab.GuestConfig{Name: "g1", OS: firmwareXML, Devices: tpmXML + diskXML("vda", "old-vda"), Metadata: metadataOf(t, "vdb", "old-vdb")})
+	_, err := h.Define(t.Context(), lab.GuestConfig{Name: "g1", OS: lab.UEFI(nvramsDir + "/g1_VARS.fd"), Devices: tpmXML + diskXML("vda", "old-vda"), Metadata: metadataOf(t, "vdb", "old-vdb")})
 	must(t, err)
 	_, err = s.vc.StartDaemon(t.Context())
 	must(t, err)

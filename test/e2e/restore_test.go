@@ -14,13 +14,12 @@ import (
 	"github.com/virt-cow/virt-cow/test/lab/records"
 )
 
-// Firmware in flash with an NVRAM beside it, and an emulated TPM. What the firmware is does not matter to what keeps its
-// variables; SeaBIOS leaves them alone.
 const (
-	firmwareXML = `<loader readonly='yes' type='pflash'>/usr/share/seabios/bios-256k.bin</loader>
-    <nvram template='/usr/share/seabios/bios-256k.bin'>/var/lib/libvirt/qemu/nvram/g1_VARS.fd</nvram>`
 	tpmXML    = `<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>`
 	nvramsDir = "/var/lib/libvirt/qemu/nvram"
+
+	// uefiVariable is one that the firmware keeps in its NVRAM, as a file of the guest.
+	uefiVariable = "/sys/firmware/efi/efivars/VirtCow-c9f2a4a0-0f6b-4c3e-9d3b-8a8f7a4e5b61"
 )
 
 // outcome is what `restore domain --json` prints.
@@ -57,18 +56,18 @@ func (b *bed) reads(t *testing.T, archive string) {
 	must(t, f.Close())
 }
 
-// TestRestoreDomain backs a guest up that has an NVRAM and a TPM, restores it beside itself on another host, and then, when it is gone, in
+// TestRestoreDomain backs a guest up that has UEFI and a TPM, restores it beside itself on another host, and then, when it is gone, in
 // its own place there: each time its disks are as at one instant, its state is as it was, and it boots.
 func TestRestoreDomain(t *testing.T) {
 	r := newRescueOf(t, rescueConfig{snapshots: 2, siteConfig: siteConfig{
-		volumes: []string{"v1", "v2"}, made: clones(), guest: lab.GuestConfig{OS: firmwareXML, Devices: tpmXML},
+		volumes: []string{"v1", "v2"}, made: clones(), guest: lab.GuestConfig{OS: lab.UEFI(nvramsDir + "/g1_VARS.fd"), Devices: tpmXML},
 	}})
 	on, to := r.on(), r.other()
 	to.reads(t, filepath.Join(r.node.Dir, "lib/archive"))
 	id := on.virsh(t, "domuuid", "g1")
+	_, err := r.guest.Run(t.Context(), `printf '\7\0\0\0a variable of the guest' >`+uefiVariable)
+	must(t, err)
 	nvram := on.readNVRAM(t, "g1")
-	copy(nvram[4096:], "a variable of the guest")
-	must(t, os.WriteFile(on.Path(nvramsDir+"/g1_VARS.fd"), nvram, 0o600))
 	tpm := on.tpmState(t, id)
 
 	at := r.begins(t)
@@ -85,6 +84,7 @@ func TestRestoreDomain(t *testing.T) {
 	to.isRestored(t, r, o, at, "copy", nvram, tpm)
 	copied := to.CopyOf(r.guest, "copy")
 	must(t, copied.Boot(t.Context()))
+	hasVariable(t, copied)
 	for _, d := range o.Disks {
 		to.await(t, d.Volume, "attached", lab.Attached)
 	}
@@ -107,11 +107,21 @@ func TestRestoreDomain(t *testing.T) {
 	}
 	to.isRestored(t, r, o, at, "g1", nvram, tpm)
 	r.guest.MovedTo(to.Host)
-	must(t, r.guest.Start(t.Context()))
+	must(t, r.guest.Boot(t.Context()))
+	hasVariable(t, r.guest)
 	for _, d := range o.Disks {
 		to.await(t, d.Volume, "attached", lab.Attached)
 	}
 	to.assertWell(t)
+}
+
+// hasVariable fails unless a guest's firmware has what the guest gave it before the backup.
+func hasVariable(t *testing.T, g *lab.Guest) {
+	t.Helper()
+	out, err := g.Run(t.Context(), "tail -c +5 "+uefiVariable)
+	if must(t, err); out != "a variable of the guest" {
+		t.Errorf("the variable is %q", out)
+	}
 }
 
 // readNVRAM is what a domain's has.

@@ -20,9 +20,15 @@ type GuestConfig struct {
 	Name     string
 	Metadata string // XML put inside <metadata>
 	Devices  string // XML put inside <devices>
-	OS       string // XML put inside <os>
+	OS       string // XML put inside <os>, such as UEFI's
 	Ports    int    // free PCI ports for hot-plug, 0 for six, -1 for none
 	Agent    bool   // with QEMU's guest agent in it, and its channel
+}
+
+// UEFI is a guest's firmware, and where it keeps its variables: this file of the host.
+func UEFI(nvram string) string {
+	const firmware = "/usr/share/OVMF/OVMF_"
+	return "<loader readonly='yes' type='pflash'>" + firmware + "CODE_4M.fd</loader><nvram template='" + firmware + "VARS_4M.fd'>" + nvram + "</nvram>"
 }
 
 // Guest is a domain defined on a host. On a site it may move: its methods are about the host it is on, by what the

@@ -15,7 +15,7 @@ import (
 )
 
 // guestModules are loaded at boot, after what they depend on. Those built into the kernel are passed over.
-var guestModules = []string{"virtio_pci", "virtio_blk", "crc32c_generic", "ext4"}
+var guestModules = []string{"virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "efivarfs"}
 
 // guestPrograms are copied from this machine with their libraries.
 var guestPrograms = []string{"mke2fs", "e2fsck", "resize2fs"}
@@ -27,7 +27,10 @@ export PATH=/bin:/sbin
 ln -s /sbin/mke2fs /sbin/mkfs.ext4; ln -s /sbin/e2fsck /sbin/fsck.ext4
 ln -s /proc/mounts /etc/mtab
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
+efi=/sys/firmware/efi
+[ -d $efi ] || sed -i /efivarfs/d /modules
 while read -r m; do insmod "$m" || echo "insmod $m failed"; done </modules
+[ ! -d $efi ] || mount -t efivarfs efivarfs $efi/efivars
 [ ! -x /bin/start-agent ] || start-agent
 echo GUEST-UP
 while :; do /bin/guest agent /dev/ttyS1; sleep 1; done
