@@ -24,7 +24,10 @@ func Listen(ctx context.Context, path string, mode os.FileMode, gid int) (*net.U
 	if err != nil {
 		return nil, err
 	}
-	if err = errors.Join(os.Chown(path, -1, gid), os.Chmod(path, mode)); err != nil {
+	if gid != -1 { // the image node may not even call it
+		err = os.Chown(path, -1, gid)
+	}
+	if err = errors.Join(err, os.Chmod(path, mode)); err != nil {
 		l.Close()
 		return nil, err
 	}
