@@ -56,6 +56,53 @@ func TestOpenAtOnce(t *testing.T) {
 	}
 }
 
+// plain is the archive as `kopia repository connect` would have it, on a storage that knows nothing of us.
+func plain(t *testing.T, c Config) repo.DirectRepository {
+	t.Helper()
+	ctx := t.Context()
+	p, err := parsePlace(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := p.connect(ctx, &c, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "repository.config")
+	if err := repo.Connect(ctx, config, st.Storage, "correct horse", nil); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := repo.Open(ctx, config, "correct horse", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rep.Close(context.Background()) })
+	return rep.(repo.DirectRepository)
+}
+
+// TestPassphraseChanged: what kopia's `repository change-password` did holds at once, caches or not.
+func TestPassphraseChanged(t *testing.T) {
+	t.Parallel()
+	ctx, c := t.Context(), fresh(t)
+	a := open(t, c)
+	id := backup(t, a, meta("g1"), pieces("ab", SmallPiece, 512), SmallPiece)
+	if err := a.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := plain(t, c).FormatManager().ChangePassword(ctx, "another phrase"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(ctx, c); !errors.Is(err, ErrPassphrase) {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.PassphraseFile, []byte("another phrase"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t, c).Get(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestPlainKopia has kopia itself list, verify and restore what was written, through what its commands call.
 func TestPlainKopia(t *testing.T) {
 	t.Parallel()
@@ -75,26 +122,7 @@ func TestPlainKopia(t *testing.T) {
 	id := finish(t, w)
 	other := backup(t, a, meta("g2"), vdb, SmallPiece)
 
-	// As `kopia repository connect` would have it, on a storage that knows nothing of us.
-	ctx := t.Context()
-	st, err := parsePlace(&c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	plain, err := st.connect(ctx, &c, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := filepath.Join(t.TempDir(), "repository.config")
-	if err := repo.Connect(ctx, config, plain.Storage, "correct horse", nil); err != nil {
-		t.Fatal(err)
-	}
-	rep, err := repo.Open(ctx, config, "correct horse", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rep.Close(ctx)
-
+	ctx, rep := t.Context(), plain(t, c)
 	sources, err := snapshot.ListSources(ctx, rep)
 	if err != nil || len(sources) != 2 {
 		t.Fatalf("%v, %v: want one source a domain", sources, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/format"
 	"github.com/rs/zerolog"
 )
 
@@ -100,6 +101,12 @@ func (c *Config) connection(st *storage, id string, second bool) (dir, file stri
 			lc.Caching.MetadataCacheSizeBytes, lc.Caching.MetadataCacheSizeLimitBytes = c.MetadataCache, c.MetadataCache
 			if err := os.MkdirAll(lc.Caching.CacheDirectory, 0o700); err != nil {
 				return "", "", err
+			}
+			// Kopia would believe these for a quarter of an hour, and let the old passphrase in after a change and not the new one.
+			for _, b := range []blob.ID{format.KopiaRepositoryBlobID, format.KopiaBlobCfgBlobID} {
+				if err := os.Remove(filepath.Join(lc.Caching.CacheDirectory, string(b))); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return "", "", err
+				}
 			}
 		}
 	}
