@@ -27,6 +27,18 @@ func (m *model) said(w *world, e *host) Slot {
 	return p.slot
 }
 
+// opener is the host that says in its slot that it has the volume open by the grant of h: all are looked at, for who comes back to
+// a grant that was being ended does not know for whom it was.
+func (m *model) opener(w *world, h int) int8 {
+	for o := range m.hosts {
+		p := &w.h[o]
+		if o != h && !p.fenced && (p.slot == SlotIdle || p.slot == SlotActive) && (p.slotGrant == w.h[h].grant || m.no.sameGrant) {
+			return int8(o)
+		}
+	}
+	return -1
+}
+
 func gives(s State) bool { return s >= Alone && s <= Given }
 
 // engine has the engine look, and decide.
@@ -171,8 +183,8 @@ func (m *model) land(w *world, h int) {
 		}
 	case endRead:
 		e.at = endFree
-		if s := m.said(w, e); (s == SlotIdle || s == SlotActive) && !w.h[e.peer].fenced {
-			e.at = endBack
+		if o := m.opener(w, h); o >= 0 {
+			e.at, e.peer = endBack, o
 		}
 	case endBack:
 		w.grant, w.grantTo = e.grant, e.peer

@@ -97,7 +97,6 @@ func (m *model) restart(w *world, h int) {
 		e.at = ownHeader
 	case w.owner == int8(h) && slot != Absent: // a grant that was being made or ended
 		e.proc, e.grant, e.state, e.at = procRuns, grant, Kept, endRead
-		e.peer = int8(m.other(h))
 	case w.owner == int8(h):
 		e.proc = procRuns
 		m.reset(e, Alone)
@@ -115,9 +114,6 @@ func (m *model) restart(w *world, h int) {
 	}
 	e.flag, e.known = flag, true
 }
-
-// other is the receiver of an unfinished grant: with three hosts the engine looks at all slots, the model has two here.
-func (m *model) other(h int) int { return (h + 1) % m.hosts }
 
 // libvirt has the migration, if any, go on or fail.
 func (s *steps) libvirt() {
